@@ -1,0 +1,1 @@
+"""polywire: one typed contract for the calls between services, over any wire."""
