@@ -1,0 +1,218 @@
+"""The call under way: its deadline, request id, trace, metadata and identity, wherever the code runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+from polywire.clock import SYSTEM_CLOCK, Clock
+
+MetadataValue = str | bytes
+
+
+class Metadata(Mapping[str, MetadataValue]):
+    """Named values that travel beside a request or an answer; names are lower-case and may repeat.
+
+    Values are ASCII text, or bytes where the name ends in `-bin` (gRPC's rule, kept on every wire). `metadata[name]` is
+    the first value; `get_all` has them all, in order.
+    """
+
+    __slots__ = ("_items",)
+
+    def __init__(
+        self, items: Mapping[str, MetadataValue] | Iterable[tuple[str, MetadataValue]] = ()
+    ) -> None:
+        pairs = items.items() if isinstance(items, Mapping) else items
+        self._items: tuple[tuple[str, MetadataValue], ...] = tuple(pairs)
+
+    def __getitem__(self, name: str) -> MetadataValue:
+        for key, value in self._items:
+            if key == name:
+                return value
+        raise KeyError(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(dict.fromkeys(name for name, _ in self._items))
+
+    def __len__(self) -> int:
+        return len({name for name, _ in self._items})
+
+    def get_all(self, name: str) -> list[MetadataValue]:
+        return [value for key, value in self._items if key == name]
+
+    def pairs(self) -> tuple[tuple[str, MetadataValue], ...]:
+        return self._items
+
+    def __repr__(self) -> str:
+        return f"Metadata({sorted(self)})"  # values may be secrets
+
+
+NO_METADATA = Metadata()
+
+
+class Call:
+    """What a handler may know about the call it is answering, and say beside its answer. `current()` returns it."""
+
+    __slots__ = (
+        "_metadata",
+        "_metadata_source",
+        "attempt",
+        "baggage",
+        "caller",
+        "clock",
+        "deadline",
+        "method",
+        "peer",
+        "principal",
+        "request_id",
+        "response_metadata",
+        "traceparent",
+        "tracestate",
+        "trailing_metadata",
+        "wire",
+    )
+
+    def __init__(
+        self,
+        method: str = "",
+        *,
+        deadline: float | None = None,
+        request_id: str = "",
+        metadata: Metadata | None = NO_METADATA,
+        peer: str = "",
+        wire: str = "",
+        clock: Clock = SYSTEM_CLOCK,
+    ) -> None:
+        self.method = method
+        """The full name, `shop.v1.Inventory/CheckStock`."""
+        self.deadline = deadline
+        """When the caller stops waiting, on `clock.monotonic()`; None if it never does."""
+        self.request_id = request_id
+        self.peer = peer
+        """The address on the other end of this hop."""
+        self.wire = wire
+        """`local`, `grpc`, `connect` or `rest`."""
+        self.clock = clock
+        self.attempt = 1
+        """1 for the first attempt of the caller, counted up by its retries."""
+        self.caller: str | None = None
+        """The service proven by token or certificate on this hop, or None."""
+        self.principal: str | None = None
+        """The user acted for, believed only from an authenticated caller."""
+        self.traceparent: str | None = None
+        self.tracestate: str | None = None
+        self.baggage: str | None = None
+        self.response_metadata: list[tuple[str, MetadataValue]] | None = None
+        self.trailing_metadata: list[tuple[str, MetadataValue]] | None = None
+        self._metadata = metadata
+        self._metadata_source: Any = None
+
+    @property
+    def metadata(self) -> Metadata:
+        """What the caller sent beside the request."""
+        if self._metadata is None:
+            self._metadata = self._metadata_source()
+        return self._metadata
+
+    def time_left(self) -> float | None:
+        """Seconds until the deadline, never below 0; None without one."""
+        if self.deadline is None:
+            return None
+        return max(0.0, self.deadline - self.clock.monotonic())
+
+    def respond_with(self, name: str, value: MetadataValue) -> None:
+        """Add metadata before the answer (a response header). Too late once a stream's first message was sent."""
+        self.response_metadata = [*(self.response_metadata or ()), (name.lower(), value)]
+
+    def trail_with(self, name: str, value: MetadataValue) -> None:
+        """Add metadata after the answer (a trailer; on REST a header, as there is no after)."""
+        self.trailing_metadata = [*(self.trailing_metadata or ()), (name.lower(), value)]
+
+
+_current: ContextVar[Call | None] = ContextVar("polywire_call", default=None)
+
+
+def current() -> Call:
+    """The call that the running handler answers.
+
+    Raises LookupError outside of one. Tasks that a handler starts inherit it.
+    """
+    call = _current.get()
+    if call is None:
+        raise LookupError(
+            "current() was asked for outside of a handler: there is no call under way here. "
+            "Use it inside a service's method, or `calling(...)` to describe calls that you make."
+        )
+    return call
+
+
+def current_or_none() -> Call | None:
+    return _current.get()
+
+
+class Calling:
+    """What `calling(...)` asks of the calls made inside it, and what came of the last of them."""
+
+    __slots__ = ("attempts", "endpoint", "headers", "idempotency_key", "metadata", "timeout", "trailers", "wait_for_ready")
+
+    def __init__(
+        self,
+        *,
+        timeout: float | None = None,
+        metadata: Mapping[str, MetadataValue] | None = None,
+        wait_for_ready: bool | None = None,
+        idempotency_key: str | None = None,
+    ) -> None:
+        self.timeout = timeout
+        self.metadata: tuple[tuple[str, MetadataValue], ...] = tuple((metadata or {}).items())
+        self.wait_for_ready = wait_for_ready
+        self.idempotency_key = idempotency_key
+        self.headers = NO_METADATA
+        """Metadata that came before the answer of the last call."""
+        self.trailers = NO_METADATA
+        """Metadata that came after it."""
+        self.attempts = 0
+        self.endpoint = ""
+        """The address that answered."""
+
+
+_calling: ContextVar[Calling | None] = ContextVar("polywire_calling", default=None)
+
+
+@contextmanager
+def calling(
+    *,
+    timeout: float | None = None,
+    metadata: Mapping[str, MetadataValue] | None = None,
+    wait_for_ready: bool | None = None,
+    idempotency_key: str | None = None,
+) -> Iterator[Calling]:
+    """Let the calls made inside the block differ, without changing their signatures.
+
+    *timeout* in seconds replaces the contract's; the deadline of a surrounding call still holds. *metadata* is sent with
+    each. *wait_for_ready* waits for a connection until the deadline instead of failing at once. *idempotency_key* makes
+    a call safe to retry that is not declared idempotent; the handler finds it in its metadata.
+    An inner block adds to an outer one.
+    """
+    if timeout is not None and not timeout > 0:
+        raise ValueError(f"calling(timeout={timeout!r}): a timeout is a positive number of seconds")
+    outer = _calling.get()
+    call = Calling(
+        timeout=timeout, metadata=metadata, wait_for_ready=wait_for_ready, idempotency_key=idempotency_key
+    )
+    if outer is not None:
+        call.timeout = call.timeout if call.timeout is not None else outer.timeout
+        call.metadata = (*outer.metadata, *call.metadata)
+        call.wait_for_ready = call.wait_for_ready if call.wait_for_ready is not None else outer.wait_for_ready
+        call.idempotency_key = call.idempotency_key or outer.idempotency_key
+    token = _calling.set(call)
+    try:
+        yield call
+    finally:
+        _calling.reset(token)
+
+
+def calling_or_none() -> Calling | None:
+    return _calling.get()
