@@ -1,0 +1,321 @@
+"""What a service promises: contracts, their rpcs, and the shape of each call."""
+
+from __future__ import annotations
+
+import collections.abc
+import enum
+import inspect
+import re
+import typing
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar, TypeVar, overload
+
+from polywire.contract.message import Message
+from polywire.contract.rest import Route
+from polywire.errors import ContractError
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+_PACKAGE = re.compile(r"[a-z_][a-z0-9_]*(\.[a-z_][a-z0-9_]*)*\Z", re.IGNORECASE)
+_PREFIX = re.compile(r"(/[A-Za-z0-9._~-]+)+\Z")
+
+
+class Kind(enum.Enum):
+    """How many messages travel each way."""
+
+    UNARY = "unary"
+    CLIENT_STREAM = "client_stream"
+    SERVER_STREAM = "server_stream"
+    BIDIRECTIONAL = "bidirectional"
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Rpc:
+    """One method of a contract, as wires and clients see it. Compared and hashed by identity."""
+
+    attribute: str
+    """The name of the Python method, `check_stock`."""
+    name: str
+    """The name on the wire, `CheckStock`."""
+    service: str
+    """The full name of the service, `shop.v1.Inventory`."""
+    kind: Kind
+    request: type[Message] | None
+    """None where the method takes no argument (google.protobuf.Empty on the wire)."""
+    response: type[Message] | None
+    """None where it returns None."""
+    idempotent: bool
+    timeout: float | None
+    """Seconds for the whole call, all attempts together; None takes the client's default."""
+    attempt_timeout: float | None
+    routes: tuple[Route, ...]
+    doc: str
+
+    @property
+    def full_name(self) -> str:
+        return f"{self.service}/{self.name}"
+
+    @property
+    def path(self) -> str:
+        """Of gRPC and Connect, `/shop.v1.Inventory/CheckStock`."""
+        return f"/{self.service}/{self.name}"
+
+    @property
+    def streams_requests(self) -> bool:
+        return self.kind in (Kind.CLIENT_STREAM, Kind.BIDIRECTIONAL)
+
+    @property
+    def streams_responses(self) -> bool:
+        return self.kind in (Kind.SERVER_STREAM, Kind.BIDIRECTIONAL)
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Service:
+    """A contract read: its names and its rpcs. `service_of(SomeContract)` returns it."""
+
+    contract: type[Contract]
+    name: str
+    """`Inventory`"""
+    package: str
+    """`shop.v1`, or empty."""
+    prefix: str
+    """Before the path of every REST route, `/api/v1`, or empty."""
+    rpcs: dict[str, Rpc]
+    """By the name of the Python method, in the order of declaration."""
+    doc: str
+
+    @property
+    def full_name(self) -> str:
+        return f"{self.package}.{self.name}" if self.package else self.name
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Options:
+    routes: tuple[Route, ...]
+    idempotent: bool
+    timeout: float | None
+    attempt_timeout: float | None
+    name: str | None
+
+
+@overload
+def rpc(function: Function, /) -> Function: ...
+@overload
+def rpc(
+    *routes: Route,
+    idempotent: bool = False,
+    timeout: float | None = None,
+    attempt_timeout: float | None = None,
+    name: str | None = None,
+) -> Callable[[Function], Function]: ...
+def rpc(
+    *arguments: Any,
+    idempotent: bool = False,
+    timeout: float | None = None,
+    attempt_timeout: float | None = None,
+    name: str | None = None,
+) -> Any:
+    """Declare a method of a contract as callable over any wire.
+
+    What streams follows from the signature: an argument or a result annotated `AsyncIterator[M]` is a stream of M. A
+    method with a streamed result is declared `def`, not `async def`.
+
+    *idempotent*: doing it twice is the same as doing it once, so that it may be retried although an earlier attempt
+    perhaps arrived. *timeout*: seconds for the whole call; *attempt_timeout* bounds one attempt inside it. *name* is the
+    name on the wire where it is not the Python name in CamelCase. *routes*: its REST forms, made by `get`, `post`, ...
+    """
+    for label, seconds in (("timeout", timeout), ("attempt_timeout", attempt_timeout)):
+        if seconds is not None and not seconds > 0:
+            raise ContractError(f"@rpc({label}={seconds!r}): a timeout is a positive number of seconds.")
+
+    def mark(function: Function, routes: tuple[Route, ...] = ()) -> Function:
+        options = _Options(
+            routes=routes,
+            idempotent=idempotent,
+            timeout=timeout,
+            attempt_timeout=attempt_timeout,
+            name=name,
+        )
+        function.__rpc__ = options  # type: ignore[attr-defined]  # a plain function takes attributes
+        return function
+
+    if len(arguments) == 1 and not isinstance(arguments[0], Route) and callable(arguments[0]):
+        return mark(arguments[0])
+    for argument in arguments:
+        if not isinstance(argument, Route):
+            raise ContractError(
+                f"@rpc({argument!r}) is no REST route. Write it with get(...), post(...), put(...), patch(...) or "
+                "delete(...), for example @rpc(get('/inventory/{product_id}'))."
+            )
+    return lambda function: mark(function, tuple(arguments))
+
+
+class Contract:
+    """What a service promises. Subclass it with `package=` to declare one, subclass that one to implement it.
+
+    *name* is the name on the wire where it is not the class's own; *prefix* goes before its REST routes, so that two
+    versions can stand side by side. Methods not declared with `@rpc` are helpers and do not travel.
+    """
+
+    __declared__: ClassVar[tuple[str, str, str] | None] = None
+
+    def __init_subclass__(
+        cls, *, package: str | None = None, name: str | None = None, prefix: str = "", **others: Any
+    ) -> None:
+        super().__init_subclass__(**others)
+        declares = Contract in cls.__bases__ or package is not None or name is not None
+        if not declares:
+            if prefix:
+                raise ContractError(
+                    f"{cls.__qualname__} implements a contract and gives prefix={prefix!r}, but a prefix belongs to the "
+                    "contract. Move it there."
+                )
+            return
+        package = package or ""
+        if package and not _PACKAGE.match(package):
+            raise ContractError(
+                f"{cls.__qualname__}: package={package!r} is no package name. Write it like 'shop.v1'."
+            )
+        if prefix and not _PREFIX.match(prefix):
+            raise ContractError(
+                f"{cls.__qualname__}: prefix={prefix!r} is no path prefix. Write it like '/api/v1', without a slash at the end."
+            )
+        cls.__declared__ = (package, name or cls.__name__, prefix)
+
+
+_services: dict[type[Contract], Service] = {}
+
+
+def contracts_of(cls: type) -> tuple[type[Contract], ...]:
+    """The contracts that *cls* declares or implements, nearest first."""
+    return tuple(
+        base
+        for base in cls.__mro__
+        if isinstance(base, type) and issubclass(base, Contract) and "__declared__" in vars(base) and base is not Contract
+    )
+
+
+def service_of(contract: type[Contract]) -> Service:
+    """Read a contract's rpcs from its methods. Raises ContractError where a signature could not travel."""
+    known = _services.get(contract)
+    if known is not None:
+        return known
+    if "__declared__" not in vars(contract) or contract is Contract:
+        raise ContractError(
+            f"{contract.__qualname__} is no contract of its own. A contract is a direct subclass of Contract, "
+            f"`class {contract.__name__}(Contract, package='...')`."
+        )
+    declared = contract.__declared__
+    assert declared is not None  # noqa: S101 - set together with the class attribute tested above
+    package, name, prefix = declared
+    full_name = f"{package}.{name}" if package else name
+    rpcs: dict[str, Rpc] = {}
+    spelled: dict[str, str] = {}
+    for base in reversed(contract.__mro__):
+        for attribute, function in vars(base).items():
+            options = getattr(function, "__rpc__", None)
+            if options is not None:
+                read = _read(contract, full_name, attribute, function, options)
+                if read.name in spelled and spelled[read.name] != attribute:
+                    raise ContractError(
+                        f"{full_name} has two methods called {read.name!r} on the wire: {spelled[read.name]} and "
+                        f"{attribute}. Give one of them @rpc(name=...)."
+                    )
+                spelled[read.name] = attribute
+                rpcs[attribute] = read
+    service = Service(
+        contract=contract,
+        name=name,
+        package=package,
+        prefix=prefix,
+        rpcs=rpcs,
+        doc=inspect.cleandoc(contract.__doc__ or "") if "__doc__" in vars(contract) else "",
+    )
+    _services[contract] = service
+    return service
+
+
+def wire_name(attribute: str) -> str:
+    """`check_stock` as `CheckStock`."""
+    return "".join(part[:1].upper() + part[1:] for part in attribute.split("_"))
+
+
+def _read(
+    contract: type[Contract], service: str, attribute: str, function: Callable[..., Any], options: _Options
+) -> Rpc:
+    where = f"{contract.__qualname__}.{attribute}"
+    request, streams_requests = _request_of(where, function)
+    response, streams_responses = _response_of(where, function)
+    if streams_responses and inspect.iscoroutinefunction(function):
+        raise ContractError(
+            f"{where} returns a stream but is declared `async def`, which has another type. "
+            "Declare it `def ... -> AsyncIterator[...]`."
+        )
+    if not streams_responses and not inspect.iscoroutinefunction(function):
+        raise ContractError(f"{where} has to be declared `async def`, as it returns one answer.")
+    if streams_requests and any(route.verb == "GET" for route in options.routes):
+        raise ContractError(f"{where} takes a stream, which a GET route cannot carry. Use post(...).")
+    kind = {
+        (False, False): Kind.UNARY,
+        (True, False): Kind.CLIENT_STREAM,
+        (False, True): Kind.SERVER_STREAM,
+        (True, True): Kind.BIDIRECTIONAL,
+    }[streams_requests, streams_responses]
+    return Rpc(
+        attribute=attribute,
+        name=options.name or wire_name(attribute),
+        service=service,
+        kind=kind,
+        request=request,
+        response=response,
+        idempotent=options.idempotent,
+        timeout=options.timeout,
+        attempt_timeout=options.attempt_timeout,
+        routes=options.routes,
+        doc=inspect.cleandoc(function.__doc__ or ""),
+    )
+
+
+def _request_of(where: str, function: Callable[..., Any]) -> tuple[type[Message] | None, bool]:
+    parameters = list(inspect.signature(function).parameters.values())[1:]
+    if not parameters:
+        return None, False
+    if len(parameters) > 1:
+        names = ", ".join(parameter.name for parameter in parameters)
+        raise ContractError(
+            f"{where} takes {len(parameters)} arguments ({names}); an rpc takes one message or none. "
+            "Put them into a Message."
+        )
+    return _message(where, f"its argument {parameters[0].name!r}", _hints(where, function).get(parameters[0].name))
+
+
+def _response_of(where: str, function: Callable[..., Any]) -> tuple[type[Message] | None, bool]:
+    hints = _hints(where, function)
+    if "return" not in hints:
+        raise ContractError(f"{where} does not say what it returns. Annotate it with a Message, or with None.")
+    if hints["return"] is type(None):
+        return None, False
+    return _message(where, "what it returns", hints["return"])
+
+
+def _hints(where: str, function: Callable[..., Any]) -> dict[str, Any]:
+    try:
+        return typing.get_type_hints(function, include_extras=True)
+    except NameError as error:
+        raise ContractError(
+            f"{where} names a type that its module does not have: {error}. "
+            "Import it outside of `if TYPE_CHECKING`, at the top of the module."
+        ) from error
+
+
+def _message(where: str, what: str, hint: Any) -> tuple[type[Message], bool]:
+    streamed = False
+    if typing.get_origin(hint) in (collections.abc.AsyncIterator, collections.abc.AsyncIterable, AsyncIterator):
+        (hint,) = typing.get_args(hint)
+        streamed = True
+    if isinstance(hint, type) and issubclass(hint, Message):
+        return hint, streamed
+    raise ContractError(
+        f"{where}: {what} is annotated {getattr(hint, '__qualname__', hint)!r}. An rpc takes and returns a subclass of "
+        "Message, AsyncIterator of one, or nothing."
+    )
