@@ -29,9 +29,9 @@ class Route:
     """Of a success; by default 200, or 204 where the rpc returns nothing."""
     location: str | None = None
     """A `Location` header for the answer, with `{field}` taken from the response."""
-    headers: Mapping[str, str] = field(default=_NOTHING)
+    headers: Mapping[str, str] = field(default_factory=dict)
     """Request fields that come from headers: field name to header name."""
-    response_headers: Mapping[str, str] = field(default=_NOTHING)
+    response_headers: Mapping[str, str] = field(default_factory=dict)
     """Response fields that are also sent as headers: field name to header name."""
 
     @property
