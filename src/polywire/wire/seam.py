@@ -1,0 +1,297 @@
+"""What a wire is: at a client a way to reach one endpoint, at a server whatever calls a `Dispatcher`.
+
+A wire turns messages into its own frames and back, and its own failures into `CallError`s. It does not retry, pick
+endpoints, count or log: the client above it and the dispatcher above it do that, the same for every wire.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import sys
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
+from typing import Any, Protocol
+
+from polywire.context import Call, Metadata, MetadataValue
+from polywire.contract import Message, Rpc, Service
+from polywire.errors import CallError, InvalidArgument, Unavailable
+from polywire.net.stream import Field, StreamClosed
+
+# The names that polywire itself puts beside a call, the same on every wire unless the wire's own protocol has one.
+REQUEST_ID = "x-request-id"
+TIMEOUT = "polywire-timeout"
+"""Seconds left, as a decimal number; on REST. gRPC has `grpc-timeout`, Connect `connect-timeout-ms`."""
+PREVIOUS_ATTEMPTS = "grpc-previous-rpc-attempts"
+PUSHBACK = "grpc-retry-pushback-ms"
+"""With an error, on every wire: milliseconds to wait before a retry, negative: do not (gRFC A6)."""
+REACHED = "polywire-reached"
+"""With `unavailable`, on every wire: `no` where the service turned the call away before any handler saw it."""
+PRINCIPAL = "polywire-principal"
+IDEMPOTENCY_KEY = "idempotency-key"
+
+MAX_REQUEST_ID = 128
+
+# What belongs to a protocol or to polywire and is therefore not metadata of the caller.
+_OWNED = frozenset(
+    {
+        "accept-encoding", "connection", "content-encoding", "content-length", "content-type", "expect", "host",
+        "keep-alive", "te", "trailer", "transfer-encoding", "upgrade", "user-agent", "date", "server",
+        "traceparent", "tracestate", "baggage", REQUEST_ID, TIMEOUT, PUSHBACK, REACHED, PRINCIPAL,
+    }
+)  # fmt: skip
+_OWNED_PREFIXES = ("grpc-", "connect-", ":")
+
+
+class Outgoing:
+    """One attempt of one call, as a client hands it to a wire; the wire fills in what came beside the answer."""
+
+    __slots__ = (
+        "attempt",
+        "authorization",
+        "baggage",
+        "deadline",
+        "headers",
+        "metadata",
+        "principal",
+        "request_id",
+        "rpc",
+        "timeout",
+        "traceparent",
+        "tracestate",
+        "trailers",
+    )
+
+    def __init__(
+        self,
+        rpc: Rpc,
+        *,
+        deadline: float | None = None,
+        timeout: float | None = None,
+        request_id: str = "",
+        metadata: Sequence[tuple[str, MetadataValue]] = (),
+        attempt: int = 1,
+    ) -> None:
+        self.rpc = rpc
+        self.deadline = deadline
+        """On the client's `clock.monotonic()`, or None."""
+        self.timeout = timeout
+        """Seconds left when the attempt starts; what is put on the wire."""
+        self.request_id = request_id
+        self.metadata = metadata
+        self.attempt = attempt
+        self.authorization: str | None = None
+        """The whole value of the `authorization` header, or None."""
+        self.principal: str | None = None
+        self.traceparent: str | None = None
+        self.tracestate: str | None = None
+        self.baggage: str | None = None
+        self.headers: Metadata | None = None
+        """Set by the wire: metadata before the answer."""
+        self.trailers: Metadata | None = None
+        """Set by the wire: metadata after it."""
+
+
+class ClientStream(Protocol):
+    """A streaming call at its client. One task sends, one receives.
+
+    After an error every method raises that error. Dropping the object resets the stream.
+    """
+
+    async def send(self, message: Message | None) -> None:
+        """Send one request message; waits while the peer holds us back. Raises CallError if the call is over: a call
+        that the server ended early with success raises `StopAsyncIteration`-free, by ending `receive` (send then does
+        nothing)."""
+
+    def end_requests(self) -> None:
+        """No more request messages. May be called twice."""
+
+    async def receive(self) -> Message | None:
+        """The next response message. Raises StopAsyncIteration after the last one, a CallError if the call failed.
+        For methods that answer None the message is None."""
+
+    def cancel(self) -> None:
+        """Give the call up, both directions: the handler is cancelled. May be called at any time, twice."""
+
+
+class EndpointWire(Protocol):
+    """One endpoint (an address of a target) reached over one wire. `polywire.testing.WireSuite` checks all of this.
+
+    * Errors are CallErrors. `Unavailable.reached` is "no" only where no handler can have seen the request.
+    * The deadline of the Outgoing is kept by the wire: at that moment the call fails with DeadlineExceeded and the other
+      side is told. Nothing ever hangs past it, connecting included.
+    * Cancelling `unary`, or cancelling or dropping a stream, gives the connection back and cancels the handler. No
+      reply meant for one call is ever handed to another.
+    * `close` may be called twice, and while calls are under way: they fail with Unavailable.
+    """
+
+    name: str
+    """`local`, `grpc`, `connect` or `rest`."""
+    address: str
+    in_flight: int
+    """Calls under way; what balancing looks at."""
+
+    @property
+    def usable(self) -> bool:
+        """False while connecting failed and is backing off: other endpoints are better."""
+
+    def encode(self, rpc: Rpc, request: Message | None) -> Any:
+        """The request as this wire sends it, once for all attempts. Raises InvalidArgument where it violates its
+        contract."""
+
+    async def unary(self, outgoing: Outgoing, encoded: Any, *, wait_for_ready: bool = False) -> Message | None:
+        """One request, one answer; *encoded* comes from `encode`."""
+
+    async def stream(self, outgoing: Outgoing, *, wait_for_ready: bool = False) -> ClientStream:
+        """Open a streaming call of any kind; back once a connection took it."""
+
+    async def drain(self) -> None:
+        """Take no more calls and close once those under way have ended."""
+
+    async def close(self) -> None: ...
+
+
+class Handler:
+    """One rpc of one service object, ready to be called."""
+
+    __slots__ = ("function", "memo", "rpc", "service")
+
+    def __init__(self, rpc: Rpc, function: Callable[..., Any], service: Service) -> None:
+        self.rpc = rpc
+        self.function = function
+        """The bound method of the service object."""
+        self.service = service
+        self.memo: Any = None
+        """For the server wire's own use."""
+
+
+class Dispatcher(Protocol):
+    """What server wires call into; `polywire.server` implements it, once for all wires.
+
+    A wire parses its own headers into a `Call`, then runs exactly one of the three coroutines below as the call's task
+    (made by `start_task`), and writes what comes out. They check deadline, identity and draining before any work,
+    decode, run the handler with `current()` set, end it at its deadline, translate what it raises (only
+    CallErrors and CancelledError come out), count and log. They are to be cancelled through `cancel`.
+    """
+
+    handlers: Mapping[str, Handler]
+    """By path, both spellings: `/shop.v1.Inventory/CheckStock` and `/shop.v1.Inventory/check_stock`."""
+    services: Mapping[str, Service]
+    """By full name."""
+    max_message_bytes: int
+    """Of one request message after decompression; wires answer `resource_exhausted` beyond."""
+    stream_idle_timeout: float
+    """Seconds without a message in either direction, after which a stream without a deadline is ended."""
+
+    async def unary(self, handler: Handler, call: Call, decode: Callable[[bytes], Any], body: bytes) -> Any:
+        """The answer to one encoded request."""
+
+    async def collect(self, handler: Handler, call: Call, requests: AsyncIterator[Any]) -> Any:
+        """The answer to a stream of requests. *requests* raises CallErrors for what cannot be decoded."""
+
+    async def stream(
+        self,
+        handler: Handler,
+        call: Call,
+        request: Callable[[], Any] | AsyncIterator[Any],
+        send: Callable[[Any], Coroutine[Any, Any, None] | None],
+    ) -> None:
+        """Send each message of a streamed answer. *request* is the stream of requests, or decodes the only one.
+        *send* encodes and writes; it returns something to wait for where the peer holds us back."""
+
+    def rejected(self, call: Call, error: CallError) -> None:
+        """Count and log a call that the wire itself refused (unknown method, malformed headers, ...)."""
+
+    def cancel(self, call: Call, task: asyncio.Task[Any]) -> None:
+        """The caller has gone: cancel the handler, as Cancelled and not as a failure."""
+
+
+if sys.version_info >= (3, 12):
+
+    def start_task(
+        loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, None]
+    ) -> asyncio.Task[None]:
+        """Run a call's coroutine as a task, at once up to its first suspension."""
+        return asyncio.Task(coroutine, loop=loop, eager_start=True)
+
+else:
+
+    def start_task(
+        loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, None]
+    ) -> asyncio.Task[None]:
+        """Run a call's coroutine as a task."""
+        return loop.create_task(coroutine)
+
+
+def is_metadata(name: str) -> bool:
+    """Whether a header of this (lower-case) name is the caller's metadata, and not a protocol's or polywire's own."""
+    return name not in _OWNED and not name.startswith(_OWNED_PREFIXES)
+
+
+def metadata_from_fields(fields: Iterable[Field]) -> Metadata:
+    """The caller's metadata among the headers of a message. Values of `-bin` names that are not base64 are left out."""
+    pairs: list[tuple[str, MetadataValue]] = []
+    for raw_name, raw_value in fields:
+        name = raw_name.decode("ascii", "replace")
+        if not is_metadata(name):
+            continue
+        if not name.endswith("-bin"):
+            pairs.append((name, raw_value.decode("latin-1")))
+            continue
+        for part in raw_value.split(b","):
+            try:
+                pairs.append((name, decode_binary(part)))
+            except ValueError:
+                continue
+    return Metadata(pairs)
+
+
+def fields_from_metadata(pairs: Iterable[tuple[str, MetadataValue]], *, prefix: str = "") -> list[Field]:
+    """Metadata as headers. Raises InvalidArgument for what no header can carry."""
+    return [(prefix.encode() + field[0], field[1]) for field in map(_field, pairs)]
+
+
+def _field(pair: tuple[str, MetadataValue]) -> Field:
+    name, value = pair
+    name = name.lower()
+    if not name or not all(c.isascii() and (c.isalnum() or c in "-_.") for c in name) or not is_metadata(name):
+        raise InvalidArgument(
+            f"The metadata {name!r} was not sent: that name is reserved, or has characters that a header may not have. "
+            "Use letters, digits, '-', '_' and '.', and no name of HTTP, gRPC or polywire."
+        )
+    if isinstance(value, bytes) != name.endswith("-bin"):
+        raise InvalidArgument(
+            f"The metadata {name!r} was not sent: bytes need a name that ends in '-bin', and text one that does not."
+        )
+    if isinstance(value, bytes):
+        return name.encode(), base64.b64encode(value).rstrip(b"=")
+    if not value.isascii() or not value.isprintable() or value != value.strip():
+        raise InvalidArgument(
+            f"The metadata {name!r} was not sent: its value has characters other than printable ASCII, or white space "
+            "around it. Give it a name that ends in '-bin' and send bytes."
+        )
+    return name.encode(), value.encode()
+
+
+def decode_binary(value: bytes) -> bytes:
+    """A `-bin` value, padded or not. Raises ValueError."""
+    value = value.strip()
+    try:
+        return base64.b64decode(value + b"=" * (-len(value) % 4), validate=True)
+    except binascii.Error as error:
+        raise ValueError("not base64") from error
+
+
+def request_id_from(value: bytes | None) -> str:
+    """A request id that came from outside, or an empty string where it is missing, too long or not printable."""
+    if value is None or not 0 < len(value) <= MAX_REQUEST_ID:
+        return ""
+    text = value.decode("latin-1")
+    return text if text.isascii() and text.isprintable() and " " not in text else ""
+
+
+def unavailable(error: StreamClosed, address: str) -> Unavailable:
+    """A lost exchange as the caller sees it."""
+    return Unavailable(
+        f"{address} did not answer: {error.reason}.", reached="maybe" if error.reached else "no"
+    )
