@@ -21,9 +21,7 @@ class Metadata(Mapping[str, MetadataValue]):
 
     __slots__ = ("_items",)
 
-    def __init__(
-        self, items: Mapping[str, MetadataValue] | Iterable[tuple[str, MetadataValue]] = ()
-    ) -> None:
+    def __init__(self, items: Mapping[str, MetadataValue] | Iterable[tuple[str, MetadataValue]] = ()) -> None:
         pairs = items.items() if isinstance(items, Mapping) else items
         self._items: tuple[tuple[str, MetadataValue], ...] = tuple(pairs)
 
@@ -62,6 +60,7 @@ class Call:
         "baggage",
         "caller",
         "clock",
+        "credentials",
         "deadline",
         "method",
         "peer",
@@ -97,6 +96,8 @@ class Call:
         self.clock = clock
         self.attempt = 1
         """1 for the first attempt of the caller, counted up by its retries."""
+        self.credentials: str | None = None
+        """The raw `authorization` of the request, for the authenticator; never logged."""
         self.caller: str | None = None
         """The service proven by token or certificate on this hop, or None."""
         self.principal: str | None = None
@@ -155,7 +156,16 @@ def current_or_none() -> Call | None:
 class Calling:
     """What `calling(...)` asks of the calls made inside it, and what came of the last of them."""
 
-    __slots__ = ("attempts", "endpoint", "headers", "idempotency_key", "metadata", "timeout", "trailers", "wait_for_ready")
+    __slots__ = (
+        "attempts",
+        "endpoint",
+        "headers",
+        "idempotency_key",
+        "metadata",
+        "timeout",
+        "trailers",
+        "wait_for_ready",
+    )
 
     def __init__(
         self,
@@ -191,17 +201,15 @@ def calling(
 ) -> Iterator[Calling]:
     """Let the calls made inside the block differ, without changing their signatures.
 
-    *timeout* in seconds replaces the contract's; the deadline of a surrounding call still holds. *metadata* is sent with
-    each. *wait_for_ready* waits for a connection until the deadline instead of failing at once. *idempotency_key* makes
-    a call safe to retry that is not declared idempotent; the handler finds it in its metadata.
+    *timeout* in seconds replaces the contract's; the deadline of a surrounding call still holds. *metadata* is sent
+    with each. *wait_for_ready* waits for a connection until the deadline instead of failing at once. *idempotency_key*
+    makes a call safe to retry that is not declared idempotent; the handler finds it in its metadata.
     An inner block adds to an outer one.
     """
     if timeout is not None and not timeout > 0:
         raise ValueError(f"calling(timeout={timeout!r}): a timeout is a positive number of seconds")
     outer = _calling.get()
-    call = Calling(
-        timeout=timeout, metadata=metadata, wait_for_ready=wait_for_ready, idempotency_key=idempotency_key
-    )
+    call = Calling(timeout=timeout, metadata=metadata, wait_for_ready=wait_for_ready, idempotency_key=idempotency_key)
     if outer is not None:
         call.timeout = call.timeout if call.timeout is not None else outer.timeout
         call.metadata = (*outer.metadata, *call.metadata)

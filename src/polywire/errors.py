@@ -67,9 +67,7 @@ class CallError(PolywireError):
     http_status: ClassVar[int] = 500
     """The HTTP twin, as google/rpc/code.proto maps it."""
 
-    def __init__(
-        self, message: str = "", *, details: Sequence[Any] = (), retry_after: float | None = None
-    ) -> None:
+    def __init__(self, message: str = "", *, details: Sequence[Any] = (), retry_after: float | None = None) -> None:
         super().__init__(message)
         self.message = message
         self.details: tuple[Any, ...] = tuple(details)

@@ -116,9 +116,7 @@ def patch(
     response_headers: Mapping[str, str] = _NOTHING,
 ) -> Route:
     """`PATCH path`: change some fields."""
-    return Route(
-        verb="PATCH", path=path, body=body, status=status, headers=headers, response_headers=response_headers
-    )
+    return Route(verb="PATCH", path=path, body=body, status=status, headers=headers, response_headers=response_headers)
 
 
 def delete(
@@ -130,6 +128,4 @@ def delete(
     response_headers: Mapping[str, str] = _NOTHING,
 ) -> Route:
     """`DELETE path`: 204 where the rpc returns nothing."""
-    return Route(
-        verb="DELETE", path=path, body=body, status=status, headers=headers, response_headers=response_headers
-    )
+    return Route(verb="DELETE", path=path, body=body, status=status, headers=headers, response_headers=response_headers)

@@ -121,8 +121,8 @@ def rpc(
     method with a streamed result is declared `def`, not `async def`.
 
     *idempotent*: doing it twice is the same as doing it once, so that it may be retried although an earlier attempt
-    perhaps arrived. *timeout*: seconds for the whole call; *attempt_timeout* bounds one attempt inside it. *name* is the
-    name on the wire where it is not the Python name in CamelCase. *routes*: its REST forms, made by `get`, `post`, ...
+    perhaps arrived. *timeout*: seconds for the whole call; *attempt_timeout* bounds one attempt inside it. *name* is
+    the name on the wire where it is not the Python name in CamelCase. *routes*: its REST forms, made by `get`, ...
     """
     for label, seconds in (("timeout", timeout), ("attempt_timeout", attempt_timeout)):
         if seconds is not None and not seconds > 0:
@@ -167,18 +167,17 @@ class Contract:
         if not declares:
             if prefix:
                 raise ContractError(
-                    f"{cls.__qualname__} implements a contract and gives prefix={prefix!r}, but a prefix belongs to the "
-                    "contract. Move it there."
+                    f"{cls.__qualname__} implements a contract and gives prefix={prefix!r}, but a prefix belongs to "
+                    "the contract. Move it there."
                 )
             return
         package = package or ""
         if package and not _PACKAGE.match(package):
-            raise ContractError(
-                f"{cls.__qualname__}: package={package!r} is no package name. Write it like 'shop.v1'."
-            )
+            raise ContractError(f"{cls.__qualname__}: package={package!r} is no package name. Write it like 'shop.v1'.")
         if prefix and not _PREFIX.match(prefix):
             raise ContractError(
-                f"{cls.__qualname__}: prefix={prefix!r} is no path prefix. Write it like '/api/v1', without a slash at the end."
+                f"{cls.__qualname__}: prefix={prefix!r} is no path prefix. "
+                "Write it like '/api/v1', without a slash at the end."
             )
         cls.__declared__ = (package, name or cls.__name__, prefix)
 
@@ -191,7 +190,10 @@ def contracts_of(cls: type) -> tuple[type[Contract], ...]:
     return tuple(
         base
         for base in cls.__mro__
-        if isinstance(base, type) and issubclass(base, Contract) and "__declared__" in vars(base) and base is not Contract
+        if isinstance(base, type)
+        and issubclass(base, Contract)
+        and "__declared__" in vars(base)
+        and base is not Contract
     )
 
 

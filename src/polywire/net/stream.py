@@ -58,7 +58,7 @@ class Headers:
         self.fields: tuple[Field, ...] = tuple(fields)
 
 
-class StreamClosed(Exception):  # noqa: N818 - an event of the stream, translated by every wire into a CallError
+class StreamClosed(Exception):
     """The exchange ended before it was complete.
 
     *reached* says whether the request may have been seen by the other side's application: False only where that is

@@ -99,9 +99,8 @@ class ClientStream(Protocol):
     """
 
     async def send(self, message: Message | None) -> None:
-        """Send one request message; waits while the peer holds us back. Raises CallError if the call is over: a call
-        that the server ended early with success raises `StopAsyncIteration`-free, by ending `receive` (send then does
-        nothing)."""
+        """Send one request message; waits while the peer holds us back. Raises the CallError that the call failed
+        with. Where the server ended the call early with success it does nothing."""
 
     def end_requests(self) -> None:
         """No more request messages. May be called twice."""
@@ -118,8 +117,8 @@ class EndpointWire(Protocol):
     """One endpoint (an address of a target) reached over one wire. `polywire.testing.WireSuite` checks all of this.
 
     * Errors are CallErrors. `Unavailable.reached` is "no" only where no handler can have seen the request.
-    * The deadline of the Outgoing is kept by the wire: at that moment the call fails with DeadlineExceeded and the other
-      side is told. Nothing ever hangs past it, connecting included.
+    * The deadline of the Outgoing is kept by the wire: at that moment the call fails with DeadlineExceeded and the
+      other side is told. Nothing ever hangs past it, connecting included.
     * Cancelling `unary`, or cancelling or dropping a stream, gives the connection back and cancels the handler. No
       reply meant for one call is ever handed to another.
     * `close` may be called twice, and while calls are under way: they fail with Unavailable.
@@ -208,17 +207,13 @@ class Dispatcher(Protocol):
 
 if sys.version_info >= (3, 12):
 
-    def start_task(
-        loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, None]
-    ) -> asyncio.Task[None]:
+    def start_task(loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Run a call's coroutine as a task, at once up to its first suspension."""
         return asyncio.Task(coroutine, loop=loop, eager_start=True)
 
 else:
 
-    def start_task(
-        loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, None]
-    ) -> asyncio.Task[None]:
+    def start_task(loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Run a call's coroutine as a task."""
         return loop.create_task(coroutine)
 
@@ -292,6 +287,4 @@ def request_id_from(value: bytes | None) -> str:
 
 def unavailable(error: StreamClosed, address: str) -> Unavailable:
     """A lost exchange as the caller sees it."""
-    return Unavailable(
-        f"{address} did not answer: {error.reason}.", reached="maybe" if error.reached else "no"
-    )
+    return Unavailable(f"{address} did not answer: {error.reason}.", reached="maybe" if error.reached else "no")
