@@ -1,0 +1,320 @@
+"""Accepts connections for one application: HTTP/1.1 and HTTP/2 on one port, TCP and Unix sockets, plain and TLS."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import os
+import socket
+import stat
+from collections.abc import Sequence
+from importlib import import_module
+from typing import Any, Protocol, cast
+
+from polywire.errors import SetupError
+from polywire.net.address import Address, parse_addresses
+from polywire.net.http1 import Dateline, HeadReader, Http1ServerProtocol
+from polywire.net.stream import Application, Limits
+from polywire.net.tls import ServerTls
+
+_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+_BACKLOG = 1024
+_DRAIN_TICK = 0.05
+"""Seconds between sweeps while draining: how long a connection that was just active may still bring a request."""
+
+
+class Member(Protocol):
+    """A connection, as the listener looks after it."""
+
+    def tick(self, now: float) -> None:
+        """Enforce the limits of time."""
+
+    def drain(self) -> None:
+        """Finish what is under way, then close."""
+
+    def close(self) -> None:
+        """Close now."""
+
+
+class Listener:
+    """Serves *application* on one or more addresses until it is drained or closed."""
+
+    def __init__(
+        self,
+        application: Application,
+        *,
+        limits: Limits | None = None,
+        tls: ServerTls | None = None,
+        reuse_port: bool = False,
+    ) -> None:
+        self._application = application
+        self._limits = limits or Limits()
+        self._tls = tls.context() if tls is not None else None
+        self._reuse_port = reuse_port
+        self._servers: list[asyncio.AbstractServer] = []
+        self._socket_files: list[tuple[str, int]] = []
+        self._members: set[Member] = set()
+        self._reader = HeadReader(self._limits)
+        self._date = Dateline()
+        self._sweep: asyncio.TimerHandle | None = None
+        self._draining = False
+        self._empty: asyncio.Event = asyncio.Event()
+
+    @property
+    def connections(self) -> int:
+        """How many are open now."""
+        return len(self._members)
+
+    async def start(self, address: str | Sequence[str]) -> str:
+        """Listen on *address*, several of them with commas. Returns the same with the ports that were chosen for 0.
+
+        Raises SetupError, saying which address cannot be listened on, and why; then none of them is.
+        """
+        bound: list[str] = []
+        try:
+            for place in parse_addresses(address):
+                bound.append(await self._listen(place))
+        except BaseException:
+            self.close()
+            raise
+        self._schedule_sweep()
+        return ",".join(bound)
+
+    async def _listen(self, place: Address) -> str:
+        if place.resolve:
+            raise SetupError(f"cannot listen on {place}: dns:/// is for clients. Write the host and port to bind.")
+        try:
+            if place.path:
+                return await self._listen_unix(place)
+            return await self._listen_tcp(place)
+        except OSError as error:
+            raise SetupError(f"cannot listen on {place}: {_explain(error, place)}") from error
+
+    async def _listen_tcp(self, place: Address) -> str:
+        server = await asyncio.get_running_loop().create_server(
+            self._sniffer,
+            place.host,
+            place.port,
+            ssl=self._tls,
+            ssl_handshake_timeout=self._limits.header_timeout if self._tls else None,
+            reuse_address=True,
+            reuse_port=self._reuse_port or None,
+            backlog=_BACKLOG,
+        )
+        self._servers.append(server)
+        port = server.sockets[0].getsockname()[1]
+        return str(Address(host=place.host, port=port))
+
+    async def _listen_unix(self, place: Address) -> str:
+        _remove_stale(place.path)
+        server = await asyncio.get_running_loop().create_unix_server(
+            self._sniffer,
+            place.path,
+            ssl=self._tls,
+            ssl_handshake_timeout=self._limits.header_timeout if self._tls else None,
+            backlog=_BACKLOG,
+        )
+        self._servers.append(server)
+        self._socket_files.append((place.path, os.stat(place.path).st_ino))
+        return str(place)
+
+    # --- connections
+
+    def _sniffer(self) -> asyncio.Protocol:
+        return Sniffer(self)
+
+    def admit(self, member: Member) -> bool:
+        """Count a connection in. False if there are too many, or no more are wanted."""
+        if self._draining or len(self._members) >= self._limits.max_connections:
+            return False
+        self._members.add(member)
+        return True
+
+    def replace(self, old: Member, new: Member) -> None:
+        """*new* speaks on the connection of *old* from now on."""
+        self._members.discard(old)
+        self._members.add(new)
+        if self._draining:
+            new.drain()
+
+    def lost(self, member: Member) -> None:
+        """The connection of *member* is gone."""
+        self._members.discard(member)
+        if not self._members:
+            self._empty.set()
+
+    def http1(self) -> Http1ServerProtocol:
+        return Http1ServerProtocol(
+            self._application, self._limits, reader=self._reader, date=self._date, lost=self.lost
+        )
+
+    def http2(self) -> Any:
+        engine: Any = import_module("polywire.net.http2")
+        return engine.Http2ServerProtocol(self._application, self._limits, lost=self.lost)
+
+    @property
+    def limits(self) -> Limits:
+        return self._limits
+
+    # --- time
+
+    def _interval(self) -> float:
+        if self._draining:
+            return _DRAIN_TICK
+        limits = self._limits
+        return min(1.0, min(limits.header_timeout, limits.body_timeout, limits.idle_timeout) / 4)
+
+    def _schedule_sweep(self) -> None:
+        if self._sweep is not None:
+            self._sweep.cancel()
+        self._sweep = asyncio.get_running_loop().call_later(self._interval(), self._tick)
+
+    def _tick(self) -> None:
+        # One timer for all connections: an idle one costs nothing between two sweeps.
+        self._date.refresh()
+        now = asyncio.get_running_loop().time()
+        for member in list(self._members):
+            member.tick(now)
+        self._schedule_sweep()
+
+    # --- ending
+
+    async def drain(self, grace: float) -> None:
+        """Accept no more connections, finish what is under way, and close what is left after *grace* seconds."""
+        self._draining = True
+        self._stop_accepting()
+        for member in list(self._members):
+            member.drain()
+        if self._sweep is not None:
+            self._schedule_sweep()
+        try:
+            async with asyncio.timeout(grace):
+                await self._wait_until_empty()
+        except TimeoutError:
+            pass
+        finally:
+            self.close()
+        # What was closed forcibly is reported lost at the next turn of the loop.
+        await self._wait_until_empty()
+
+    async def _wait_until_empty(self) -> None:
+        while self._members:
+            self._empty.clear()
+            await self._empty.wait()
+
+    def close(self) -> None:
+        """Close everything now. May be called twice."""
+        self._draining = True
+        self._stop_accepting()
+        for member in list(self._members):
+            member.close()
+        if self._sweep is not None:
+            self._sweep.cancel()
+            self._sweep = None
+
+    def _stop_accepting(self) -> None:
+        servers, self._servers = self._servers, []
+        for server in servers:
+            server.close()
+        files, self._socket_files = self._socket_files, []
+        for path, inode in files:
+            with contextlib.suppress(FileNotFoundError):
+                if os.stat(path).st_ino == inode:
+                    os.unlink(path)
+
+
+class Sniffer(asyncio.Protocol):
+    """Waits for the first bytes of a connection to learn which HTTP it speaks."""
+
+    __slots__ = ("_buffer", "_listener", "_since", "_transport")
+
+    def __init__(self, listener: Listener) -> None:
+        self._listener = listener
+        self._buffer = b""
+        self._since: float | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        if not self._listener.admit(self):
+            self._transport.abort()
+            return
+        tls: Any = transport.get_extra_info("ssl_object")
+        chosen = tls.selected_alpn_protocol() if tls is not None else None
+        if chosen == "h2":
+            self._become(self._listener.http2())
+        elif chosen is not None:
+            self._become(self._listener.http1())
+
+    def data_received(self, data: bytes) -> None:
+        data = self._buffer + data
+        if data.startswith(_PREFACE):
+            self._become(self._listener.http2(), data)
+        elif _PREFACE.startswith(data):
+            self._buffer = data
+        else:
+            self._become(self._listener.http1(), data)
+
+    def _become(self, protocol: Any, data: bytes = b"") -> None:
+        self._transport.set_protocol(protocol)
+        self._listener.replace(self, protocol)
+        protocol.connection_made(self._transport)
+        if data:
+            protocol.data_received(data)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._listener.lost(self)
+
+    def tick(self, now: float) -> None:
+        limits = self._listener.limits
+        limit = limits.header_timeout if self._buffer else limits.idle_timeout
+        if self._since is None:
+            self._since = now
+        elif now - self._since >= limit:
+            self._transport.abort()
+
+    def drain(self) -> None:
+        self._transport.close()
+
+    def close(self) -> None:
+        self._transport.abort()
+
+
+def _remove_stale(path: str) -> None:
+    """Remove the socket file of a process that is gone. Raises OSError if one is there that must stay."""
+    try:
+        mode = os.stat(path).st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(mode):
+        raise OSError(errno.EEXIST, "not a socket")
+    with socket.socket(socket.AF_UNIX) as probe:
+        # A live listener takes it at once, or its queue is full: both mean that someone is there.
+        probe.setblocking(False)
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            os.unlink(path)
+            return
+        except BlockingIOError:
+            pass
+    raise OSError(errno.EADDRINUSE, "in use")
+
+
+def _explain(error: OSError, place: Address) -> str:
+    what = "socket" if place.path else "port"
+    if error.errno == errno.EADDRINUSE:
+        return f"the {what} is in use by another process. Stop it, or set `listen` of the service to another address."
+    if error.errno == errno.EEXIST:
+        return "a file that is not a socket is there. Remove it, or choose another path."
+    if error.errno in (errno.EACCES, errno.EPERM):
+        if place.path:
+            return "permission denied. Choose a directory that this user may write to."
+        return "permission denied. Ports below 1024 need privileges; choose a higher one."
+    if isinstance(error, socket.gaierror):
+        return f"the host {place.host!r} cannot be resolved. 127.0.0.1 is this machine alone, 0.0.0.0 every interface."
+    if error.errno == errno.EADDRNOTAVAIL:
+        return "this machine has no such address. 127.0.0.1 is this machine alone, 0.0.0.0 every interface."
+    if error.errno == errno.ENOENT:
+        return "the directory does not exist. Create it, or choose another path."
+    return f"{(error.strerror or str(error)).lower()}."
