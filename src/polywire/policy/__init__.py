@@ -1,1 +1,1 @@
-"""(to be written)"""
+"""Decisions about calls: deadlines, retries, balance. Nothing here opens, sends or waits."""

@@ -1,0 +1,43 @@
+"""Which of several endpoints gets the next call."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import Protocol, TypeVar
+
+
+class Candidate(Protocol):
+    @property
+    def in_flight(self) -> int: ...
+
+    @property
+    def usable(self) -> bool: ...
+
+
+Endpoint = TypeVar("Endpoint", bound=Candidate)
+
+
+def choose(endpoints: Sequence[Endpoint], dice: float, tried: Collection[Endpoint] = ()) -> Endpoint:
+    """Power of two choices: of two endpoints drawn at random, the one with fewer calls under way.
+
+    Endpoints that earlier attempts of the same call have *tried*, and those that are not usable, count only where there
+    are no others. *dice* is in [0, 1). *endpoints* is not empty. (Mitzenmacher, "The Power of Two Choices in Randomized
+    Load Balancing", 2001.)
+    """
+    count = len(endpoints)
+    if count == 1:
+        return endpoints[0]
+    best = [endpoint for endpoint in endpoints if endpoint.usable and endpoint not in tried]
+    if not best:
+        best = [endpoint for endpoint in endpoints if endpoint not in tried] or list(endpoints)
+    count = len(best)
+    if count == 1:
+        return best[0]
+    # One throw serves both draws: its integer part picks the first, what is left of it the second among the others.
+    throw = dice * count
+    first = int(throw)
+    second = int((throw - first) * (count - 1))
+    if second >= first:
+        second += 1
+    one, other = best[first], best[second]
+    return one if one.in_flight <= other.in_flight else other

@@ -1,0 +1,79 @@
+"""When a call has to be over, and a cheap alarm for very many of them."""
+
+from __future__ import annotations
+
+import heapq
+from typing import Protocol
+
+from polywire.clock import SYSTEM_CLOCK, Clock, Timer
+
+SLOTS_PER_SECOND = 256
+"""The alarm's precision: it is never early, and late by at most one slot (4 ms)."""
+
+
+class Expiring(Protocol):
+    def expire(self) -> None:
+        """The deadline has come. Must not raise."""
+
+
+class Deadlines:
+    """Alarms for calls, of which nearly all are over before their time.
+
+    A timer of the event loop for each call costs more than the rest of its book-keeping. Here an alarm is one entry in
+    the set of its time slot, and there is a single timer for the earliest slot. Use one per event loop.
+    """
+
+    def __init__(self, clock: Clock = SYSTEM_CLOCK) -> None:
+        self._clock = clock
+        self._slots: dict[int, set[Expiring]] = {}
+        self._order: list[int] = []
+        self._timer: Timer | None = None
+        self._armed = 0
+
+    def add(self, deadline: float, item: Expiring) -> int:
+        """Call `item.expire()` at *deadline* on the clock's monotonic scale. Returns the slot for `discard`."""
+        slot = int(deadline * SLOTS_PER_SECOND) + 1
+        items = self._slots.get(slot)
+        if items is None:
+            self._slots[slot] = {item}
+            heapq.heappush(self._order, slot)
+            if self._timer is None or slot < self._armed:
+                self._arm(slot)
+        else:
+            items.add(item)
+        return slot
+
+    def discard(self, slot: int, item: Expiring) -> None:
+        """Take an alarm back; nothing happens if it has gone off."""
+        items = self._slots.get(slot)
+        if items is not None:
+            items.discard(item)
+
+    def __len__(self) -> int:
+        return sum(len(items) for items in self._slots.values())
+
+    def close(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._slots.clear()
+        self._order.clear()
+
+    def _arm(self, slot: int) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._armed = slot
+        delay = slot / SLOTS_PER_SECOND - self._clock.monotonic()
+        self._timer = self._clock.call_later(max(0.0, delay), self._ring)
+
+    def _ring(self) -> None:
+        self._timer = None
+        now = self._clock.monotonic() * SLOTS_PER_SECOND
+        while self._order and self._order[0] <= now:
+            # An item may add or discard others while it expires, so the slot is taken out whole first.
+            for item in self._slots.pop(heapq.heappop(self._order)):
+                item.expire()
+        while self._order and not self._slots[self._order[0]]:
+            del self._slots[heapq.heappop(self._order)]
+        if self._order and self._timer is None:
+            self._arm(self._order[0])
