@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -56,12 +57,14 @@ class Call:
     __slots__ = (
         "_metadata",
         "_metadata_source",
+        "_task",
         "attempt",
         "baggage",
         "caller",
         "clock",
         "credentials",
         "deadline",
+        "ended_by",
         "method",
         "peer",
         "principal",
@@ -109,6 +112,9 @@ class Call:
         self.trailing_metadata: list[tuple[str, MetadataValue]] | None = None
         self._metadata = metadata
         self._metadata_source: Any = None
+        self._task: asyncio.Task[Any] | None = None
+        self.ended_by: str | None = None
+        """Why the handler was cancelled: `deadline`, `caller`, `idle` or `shutdown`; None while it may go on."""
 
     @property
     def metadata(self) -> Metadata:
@@ -122,6 +128,17 @@ class Call:
         if self.deadline is None:
             return None
         return max(0.0, self.deadline - self.clock.monotonic())
+
+    def expire(self) -> None:
+        """The deadline has come: cancel the handler."""
+        self.end("deadline")
+
+    def end(self, reason: str) -> None:
+        """Cancel the handler, once, for *reason*."""
+        if self.ended_by is None:
+            self.ended_by = reason
+            if self._task is not None:
+                self._task.cancel()
 
     def respond_with(self, name: str, value: MetadataValue) -> None:
         """Add metadata before the answer (a response header). Too late once a stream's first message was sent."""

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from polywire.context import Call, Metadata, MetadataValue
 from polywire.contract import Message, Rpc, Service
-from polywire.errors import CallError, InvalidArgument, Unavailable
+from polywire.errors import CallError, DeadlineExceeded, InvalidArgument, Unavailable
 from polywire.net.stream import Field, StreamClosed
 
 # The names that polywire itself puts beside a call, the same on every wire unless the wire's own protocol has one.
@@ -153,12 +153,14 @@ class EndpointWire(Protocol):
 class Handler:
     """One rpc of one service object, ready to be called."""
 
-    __slots__ = ("function", "memo", "rpc", "service")
+    __slots__ = ("function", "internal", "memo", "rpc", "service")
 
-    def __init__(self, rpc: Rpc, function: Callable[..., Any], service: Service) -> None:
+    def __init__(self, rpc: Rpc, function: Callable[..., Any], service: Service, *, internal: bool = False) -> None:
         self.rpc = rpc
         self.function = function
         """The bound method of the service object."""
+        self.internal = internal
+        """True for health and reflection: exempt from authentication and from the idle limit, not logged."""
         self.service = service
         self.memo: Any = None
         """For the server wire's own use."""
@@ -182,11 +184,20 @@ class Dispatcher(Protocol):
     stream_idle_timeout: float
     """Seconds without a message in either direction, after which a stream without a deadline is ended."""
 
-    async def unary(self, handler: Handler, call: Call, decode: Callable[[bytes], Any], body: bytes) -> Any:
-        """The answer to one encoded request."""
+    async def unary(
+        self,
+        handler: Handler,
+        call: Call,
+        decode: Callable[[Any], Any],
+        body: Any,
+        encode: Callable[[Any], Any],
+    ) -> Any:
+        """The encoded answer to one encoded request. What *encode* raises is the handler's fault: `internal`."""
 
-    async def collect(self, handler: Handler, call: Call, requests: AsyncIterator[Any]) -> Any:
-        """The answer to a stream of requests. *requests* raises CallErrors for what cannot be decoded."""
+    async def collect(
+        self, handler: Handler, call: Call, requests: AsyncIterator[Any], encode: Callable[[Any], Any]
+    ) -> Any:
+        """The encoded answer to a stream of requests. *requests* raises CallErrors for what cannot be decoded."""
 
     async def stream(
         self,
@@ -201,7 +212,7 @@ class Dispatcher(Protocol):
     def rejected(self, call: Call, error: CallError) -> None:
         """Count and log a call that the wire itself refused (unknown method, malformed headers, ...)."""
 
-    def cancel(self, call: Call, task: asyncio.Task[Any]) -> None:
+    def cancel(self, call: Call) -> None:
         """The caller has gone: cancel the handler, as Cancelled and not as a failure."""
 
 
@@ -288,3 +299,12 @@ def request_id_from(value: bytes | None) -> str:
 def unavailable(error: StreamClosed, address: str) -> Unavailable:
     """A lost exchange as the caller sees it."""
     return Unavailable(f"{address} did not answer: {error.reason}.", reached="maybe" if error.reached else "no")
+
+
+def not_in_time(outgoing: Outgoing) -> DeadlineExceeded:
+    """What a caller gets when its own clock says that the time is up."""
+    timeout = outgoing.timeout or 0.0
+    return DeadlineExceeded(
+        f"{outgoing.rpc.full_name} did not answer within {timeout:.4g} s. It may still be running there: "
+        "make it idempotent before retrying, or raise `timeout=` in the contract or with `calling(timeout=...)`."
+    )
