@@ -1,0 +1,417 @@
+"""The server side of a call, the same for every wire: admit it, run its handler, translate what it raises, count it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping
+from typing import Any, Protocol
+
+from polywire.clock import SYSTEM_CLOCK, Clock
+from polywire.context import Call, _current
+from polywire.contract import Rpc, Service, contracts_of, service_of
+from polywire.errors import (
+    CallError,
+    Cancelled,
+    DeadlineExceeded,
+    Internal,
+    SetupError,
+    Unauthenticated,
+    Unavailable,
+    Unimplemented,
+)
+from polywire.policy.deadline import Deadlines
+from polywire.wire.seam import Handler
+
+log = logging.getLogger("polywire.server")
+
+MAX_MESSAGE_BYTES = 4 * 1024 * 1024
+"""Of one message, after decompression; gRPC's customary limit."""
+STREAM_IDLE_TIMEOUT = 300.0
+
+
+class Authenticator(Protocol):
+    """Turns the credentials of a call into the identity of its caller."""
+
+    def caller_of(self, call: Call) -> str | None:
+        """The service that `call.credentials` prove, or None where they are missing or wrong.
+
+        Called before every handler, so it must not block; tokens are compared in constant time.
+        """
+
+
+class AccessLog(Protocol):
+    """Where one line per call goes."""
+
+    def record(self, call: Call, code: str, duration: float) -> None:
+        """*code* is `ok` or an error's code; *duration* in seconds."""
+
+
+class Counters:
+    """What one method did so far, in plain numbers; a collector reads them."""
+
+    __slots__ = ("codes", "seconds")
+
+    def __init__(self) -> None:
+        self.codes: dict[str, int] = {"ok": 0}
+        self.seconds = 0.0
+
+
+class Services:
+    """The services of one process, ready to be called over any wire. It is the wires' `Dispatcher`.
+
+    *services* are instances of classes that implement contracts. Every rpc of those contracts gets a handler; one that
+    the class does not override answers `unimplemented`.
+    """
+
+    def __init__(
+        self,
+        services: Iterable[object],
+        *,
+        internal: Iterable[object] = (),
+        authenticator: Authenticator | None = None,
+        public: bool = False,
+        access_log: AccessLog | None = None,
+        clock: Clock = SYSTEM_CLOCK,
+        max_message_bytes: int = MAX_MESSAGE_BYTES,
+        stream_idle_timeout: float = STREAM_IDLE_TIMEOUT,
+    ) -> None:
+        self.max_message_bytes = max_message_bytes
+        self.stream_idle_timeout = stream_idle_timeout
+        self.clock = clock
+        self.public = public
+        self.deadlines = Deadlines(clock)
+        self.counters: dict[str, Counters] = {}
+        self._authenticator = None if public else authenticator
+        self._access_log = access_log
+        self._now = clock.monotonic
+        self._running: set[Call] = set()
+        self._idle: asyncio.Event | None = None
+        self._closed = False
+        self._services: dict[str, Service] = {}
+        self._handlers: dict[str, Handler] = {}
+        for instance in services:
+            self._add(instance, internal=False)
+        for instance in internal:
+            self._add(instance, internal=True)
+
+    @property
+    def handlers(self) -> Mapping[str, Handler]:
+        return self._handlers
+
+    @property
+    def services(self) -> Mapping[str, Service]:
+        return self._services
+
+    @property
+    def in_flight(self) -> int:
+        return len(self._running)
+
+    def _add(self, instance: object, *, internal: bool) -> None:
+        contracts = contracts_of(type(instance))
+        if not contracts:
+            raise SetupError(
+                f"{type(instance).__qualname__} cannot be served: it implements no contract. "
+                "Derive it from one, `class StockService(Inventory): ...`."
+            )
+        for contract in contracts:
+            service = service_of(contract)
+            if service.full_name in self._services:
+                raise SetupError(
+                    f"{service.full_name} is implemented twice: by {type(instance).__qualname__} and by another "
+                    "service of the same process. Serve one of them elsewhere."
+                )
+            self._services[service.full_name] = service
+            for attribute, rpc in service.rpcs.items():
+                function = getattr(instance, attribute)
+                if getattr(type(instance), attribute) is getattr(contract, attribute):
+                    function = _missing(rpc)
+                handler = Handler(rpc, function, service, internal=internal)
+                self._handlers[rpc.path] = handler
+                self._handlers[f"/{service.full_name}/{attribute}"] = handler
+
+    # The three ways to run a handler. Each is the body of one call's task.
+
+    async def unary(
+        self,
+        handler: Handler,
+        call: Call,
+        decode: Callable[[Any], Any],
+        body: Any,
+        encode: Callable[[Any], Any],
+    ) -> Any:
+        started = self._begin(call)
+        code = "ok"
+        slot = 0
+        try:
+            # The hot path of every unary call: `_admit` is written out here where it is usually nothing at all.
+            if call.deadline is not None:
+                if call.deadline <= started:
+                    raise _too_late(call)
+                slot = self.deadlines.add(call.deadline, call)
+            if self._authenticator is not None or self._closed or call.ended_by is not None:
+                self._admit(handler, call)
+            if handler.rpc.request is None:
+                decode(body)
+                answer = await handler.function()
+            else:
+                answer = await handler.function(decode(body))
+            return self._encode(call, encode, answer)
+        except BaseException as error:
+            code = "cancelled"
+            failure = self._failure(call, error)
+            code = failure.code
+            if failure is error:
+                raise
+            raise failure from None
+        finally:
+            if slot:
+                self.deadlines.discard(slot, call)
+            self._end(handler, call, code, started)
+
+    async def collect(
+        self, handler: Handler, call: Call, requests: AsyncIterator[Any], encode: Callable[[Any], Any]
+    ) -> Any:
+        async def run() -> Any:
+            return self._encode(call, encode, await handler.function(requests))
+
+        return await self._run(handler, call, run())
+
+    async def stream(
+        self,
+        handler: Handler,
+        call: Call,
+        request: Callable[[], Any] | AsyncIterator[Any],
+        send: Callable[[Any], Coroutine[Any, Any, None] | None],
+    ) -> None:
+        watch = _IdleWatch(self.deadlines, call, self.stream_idle_timeout)
+
+        async def run() -> None:
+            answers = handler.function(*_arguments(handler.rpc, request, watch))
+            try:
+                async for answer in answers:
+                    watch.touch()
+                    waiting = self._encode(call, send, answer)
+                    if waiting is not None:
+                        await waiting
+                        watch.touch()
+            finally:
+                await _close_iterator(answers)
+
+        if call.deadline is None and not handler.internal:
+            watch.start()
+        try:
+            await self._run(handler, call, run())
+        finally:
+            watch.stop()
+
+    async def _run(self, handler: Handler, call: Call, body: Coroutine[Any, Any, Any]) -> Any:
+        """Admission, translation and accounts around *body*, as `unary` has them written out."""
+        started = self._begin(call)
+        code = "ok"
+        slot = 0
+        try:
+            if call.deadline is not None:
+                if call.deadline <= started:
+                    raise _too_late(call)
+                slot = self.deadlines.add(call.deadline, call)
+            self._admit(handler, call)
+            return await body
+        except BaseException as error:
+            code = "cancelled"
+            body.close()
+            failure = self._failure(call, error)
+            code = failure.code
+            if failure is error:
+                raise
+            raise failure from None
+        finally:
+            if slot:
+                self.deadlines.discard(slot, call)
+            self._end(handler, call, code, started)
+
+    def _begin(self, call: Call) -> float:
+        call._task = asyncio.current_task()
+        _current.set(call)
+        self._running.add(call)
+        return self._now()
+
+    def _end(self, handler: Handler, call: Call, code: str, started: float) -> None:
+        self._running.discard(call)
+        call._task = None
+        if self._idle is not None and not self._running:
+            self._idle.set()
+        if not handler.internal:
+            self._account(call, code, self._now() - started)
+
+    def _admit(self, handler: Handler, call: Call) -> None:
+        if call.ended_by is not None:
+            raise Cancelled(f"{call.method} was not started: its caller had gone.")
+        if self._closed:
+            raise Unavailable(f"{call.method} was not started: the service is shutting down.", reached="no")
+        if self._authenticator is None or handler.internal:
+            return
+        caller = self._authenticator.caller_of(call)
+        if caller is None:
+            if call.credentials is None:
+                raise Unauthenticated(
+                    f"{call.method} needs credentials. Send `authorization: Bearer <token>`, in polywire with "
+                    "`token` of the calling service in the system file or `connect(..., token=...)`."
+                )
+            raise Unauthenticated(f"{call.method} was refused: the credentials are not valid here.")
+        call.caller = caller
+
+    def _encode(self, call: Call, encode: Callable[[Any], Any], answer: Any) -> Any:
+        try:
+            return encode(answer)
+        except (CallError, TypeError, ValueError) as error:
+            # The handler broke its own contract. The caller can do nothing about it and must not be blamed for it.
+            log.error(
+                "%s returned an answer that its contract does not allow: %s (request id %s)",
+                call.method, error, call.request_id,
+            )  # fmt: skip
+            raise _internal(call) from error
+
+    def _failure(self, call: Call, error: BaseException) -> CallError:
+        """What the caller is told of *error*. Raises what is not the call's own business to end."""
+        if isinstance(error, CallError):
+            if isinstance(error, Unavailable) and error.reached == "no" and not self._closed:
+                # A nested call did not get through, but this one reached its handler.
+                error.reached = "maybe"
+            return error
+        if isinstance(error, asyncio.CancelledError):
+            return self._cancelled(call, error)
+        if not isinstance(error, Exception):
+            raise error
+        log.error(
+            "%s failed with an exception that is no error of its contract (request id %s)",
+            call.method, call.request_id, exc_info=error,
+        )  # fmt: skip
+        return _internal(call)
+
+    def _cancelled(self, call: Call, error: asyncio.CancelledError) -> CallError:
+        if call.ended_by is None:
+            raise error
+        if call._task is not None:
+            call._task.uncancel()  # the cancellation ends here: the wire still has an answer to write
+        if call.ended_by == "deadline":
+            return DeadlineExceeded(f"{call.method} was stopped at its deadline. It may have done part of its work.")
+        if call.ended_by == "idle":
+            return Cancelled(
+                f"{call.method} was ended: no message went either way for {self.stream_idle_timeout:g} s. "
+                "Open the stream again, or give it a deadline."
+            )
+        if call.ended_by == "shutdown":
+            return Unavailable(f"{call.method} was stopped: the service is shutting down.", reached="maybe")
+        return Cancelled(f"{call.method} was cancelled by its caller.")
+
+    def _account(self, call: Call, code: str, duration: float) -> None:
+        counters = self.counters.get(call.method)
+        if counters is None:
+            counters = self.counters[call.method] = Counters()
+        counters.seconds += duration
+        counters.codes[code] = counters.codes.get(code, 0) + 1
+        if self._access_log is not None:
+            self._access_log.record(call, code, duration)
+
+    def rejected(self, call: Call, error: CallError) -> None:
+        if call.method not in self._handlers:
+            # A peer chooses these names: one counter for all of them keeps their number bounded.
+            call.method = "unknown"
+        self._account(call, error.code, 0.0)
+
+    def cancel(self, call: Call) -> None:
+        call.end("caller")
+
+    async def finish(self, grace: float) -> None:
+        """Wait until no call is under way, at most *grace* seconds; then end those that are left."""
+        if self._running and grace > 0:
+            self._idle = asyncio.Event()
+            try:
+                async with asyncio.timeout(grace):
+                    await self._idle.wait()
+            except TimeoutError:
+                log.warning("%d calls were still running after %g s and are stopped", len(self._running), grace)
+        self._closed = True
+        tasks = [call._task for call in self._running if call._task is not None]
+        for call in tuple(self._running):
+            call.end("shutdown")
+        if tasks:
+            await asyncio.wait(tasks, timeout=1.0)
+        self.deadlines.close()
+
+
+def _missing(rpc: Rpc) -> Callable[..., Any]:
+    def unimplemented() -> Unimplemented:
+        return Unimplemented(f"{rpc.full_name} is in the contract, but the service does not implement it.")
+
+    async def single(*_arguments: Any) -> Any:
+        raise unimplemented()
+
+    async def streamed(*_arguments: Any) -> AsyncIterator[Any]:
+        raise unimplemented()
+        yield  # makes it a generator, as the contract says
+
+    return streamed if rpc.streams_responses else single
+
+
+def _arguments(rpc: Rpc, request: Callable[[], Any] | AsyncIterator[Any], watch: _IdleWatch) -> tuple[Any, ...]:
+    if rpc.streams_requests:
+        assert not callable(request) or hasattr(request, "__anext__")  # noqa: S101 - the wire's side of the seam
+        return (_watched(request, watch),)  # type: ignore[arg-type]  # narrowed by rpc.streams_requests
+    decoded = request()  # type: ignore[operator]  # narrowed by rpc.streams_requests
+    return () if rpc.request is None else (decoded,)
+
+
+async def _watched(requests: AsyncIterator[Any], watch: _IdleWatch) -> AsyncIterator[Any]:
+    async for request in requests:
+        watch.touch()
+        yield request
+
+
+async def _close_iterator(iterator: Any) -> None:
+    """Run the `finally` blocks of a handler's generator now, in its own task and context."""
+    close = getattr(iterator, "aclose", None)
+    if close is not None:
+        await close()
+
+
+def _too_late(call: Call) -> DeadlineExceeded:
+    return DeadlineExceeded(f"{call.method} was not started: its deadline had passed when it arrived.")
+
+
+def _internal(call: Call) -> Internal:
+    return Internal(f"internal error, request id {call.request_id}")
+
+
+class _IdleWatch:
+    """Ends a stream that has no deadline once nothing moved on it for a while."""
+
+    __slots__ = ("_call", "_deadlines", "_last", "_now", "_slot", "_timeout")
+
+    def __init__(self, deadlines: Deadlines, call: Call, timeout: float) -> None:
+        self._deadlines = deadlines
+        self._call = call
+        self._timeout = timeout
+        self._now = call.clock.monotonic
+        self._last = 0.0
+        self._slot = 0
+
+    def start(self) -> None:
+        self._last = self._now()
+        self._slot = self._deadlines.add(self._last + self._timeout, self)
+
+    def touch(self) -> None:
+        if self._slot:
+            self._last = self._now()
+
+    def stop(self) -> None:
+        if self._slot:
+            self._deadlines.discard(self._slot, self)
+
+    def expire(self) -> None:
+        due = self._last + self._timeout
+        if due <= self._now():
+            self._call.end("idle")
+        else:
+            self._slot = self._deadlines.add(due, self)
