@@ -1,23 +1,60 @@
 """What is promised: messages, contracts and their rpcs."""
 
+from polywire.contract.fields import (
+    Double,
+    Field,
+    Fixed32,
+    Fixed64,
+    Float32,
+    Int32,
+    Int64,
+    SFixed32,
+    SFixed64,
+    SInt32,
+    SInt64,
+    UInt32,
+    UInt64,
+    enum_form,
+    is_recognized,
+)
 from polywire.contract.message import Message
 from polywire.contract.rest import Route, delete, get, patch, post, put
 from polywire.contract.rpc import Contract, Kind, Rpc, Service, contracts_of, rpc, service_of, wire_name
+from polywire.contract.schema import Schema, assign_packages, enum_schema_of, schema_of
 
 __all__ = [
     "Contract",
+    "Double",
+    "Field",
+    "Fixed32",
+    "Fixed64",
+    "Float32",
+    "Int32",
+    "Int64",
     "Kind",
     "Message",
     "Route",
     "Rpc",
+    "SFixed32",
+    "SFixed64",
+    "SInt32",
+    "SInt64",
+    "Schema",
     "Service",
+    "UInt32",
+    "UInt64",
+    "assign_packages",
     "contracts_of",
     "delete",
+    "enum_form",
+    "enum_schema_of",
     "get",
+    "is_recognized",
     "patch",
     "post",
     "put",
     "rpc",
+    "schema_of",
     "service_of",
     "wire_name",
 ]

@@ -2,8 +2,237 @@
 
 from __future__ import annotations
 
+import ast
+import re
+import sys
+import types
+import typing
+import weakref
+from typing import TYPE_CHECKING, Any, dataclass_transform
+
 import msgspec
 
+from polywire.contract.fields import FieldOptions
+from polywire.errors import ContractError
 
-class Message(msgspec.Struct, kw_only=True):
-    """A value that travels. (Being completed.)"""
+NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*\Z")
+PACKAGE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*\Z")
+_FIELD_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
+
+
+class Declaration:
+    """What a Message's class statement says beside its fields, and what was derived from the class since."""
+
+    __slots__ = ("annotations", "cache", "name", "namespace", "package", "reserved", "tag", "transparent")
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        package: str | None,
+        reserved: tuple[int | str | range, ...],
+        transparent: bool,
+        namespace: dict[str, Any],
+        annotations: dict[str, Any],
+    ) -> None:
+        self.annotations = annotations
+        """As they were written; the class's own are rewritten for msgspec when its schema is read."""
+        self.name = name
+        """On the wire; dotted where the message is nested in another."""
+        self.package = package
+        """As declared, or as assigned at start; None until then."""
+        self.reserved = reserved
+        self.transparent = transparent
+        self.namespace = namespace
+        """The local names where the class stands, for annotations that name something local."""
+        self.cache: dict[Any, Any] = {}
+        """Schema and codecs, which live as long as the class."""
+
+
+_messages: weakref.WeakValueDictionary[tuple[str | None, str], Any] = weakref.WeakValueDictionary()
+
+
+def _names_around(body: dict[str, Any]) -> dict[str, Any]:
+    """What is local where a class stands in a function; nothing for a class of a module."""
+    parts = body.get("__qualname__", "").split(".")
+    if "<locals>" not in parts:
+        return {}
+    found: dict[str, Any] = {}
+    for depth in range(len(parts) - parts.count("<locals>") - 1):
+        for key, value in sys._getframe(2 + depth).f_locals.items():
+            # Only what an annotation can name: keeping every local alive would be a leak.
+            if isinstance(value, (type, types.GenericAlias, types.UnionType)) or typing.get_origin(value) is not None:
+                found.setdefault(key, value)
+    return found
+
+
+def _names_given(class_name: str, body: dict[str, Any], namespace: dict[str, Any]) -> dict[str, str]:
+    """The wire names in `Field(name=...)`, which msgspec wants when the class is made, before all types exist."""
+    names = {}
+    for field, hint in body.get("__annotations__", {}).items():
+        for options in _options_in(hint, body.get("__module__", ""), namespace):
+            if options.name is not None:
+                if not _FIELD_NAME.match(options.name):
+                    raise ContractError(
+                        f"{class_name}.{field}: name={options.name!r} is no field name on the wire: letters, digits and "
+                        "underscores, beginning with a letter or underscore."
+                    )
+                names[field] = options.name
+    return names
+
+
+def _options_in(hint: Any, module: str, namespace: dict[str, Any]) -> list[FieldOptions]:
+    if not isinstance(hint, str):
+        return [part for part in getattr(hint, "__metadata__", ()) if isinstance(part, FieldOptions)]
+    if "name" not in hint:
+        return []
+    tree = ast.parse(hint, mode="eval").body
+    if not isinstance(tree, ast.Subscript) or not isinstance(tree.slice, ast.Tuple):
+        return []
+    names = {**vars(sys.modules[module]), **namespace} if module in sys.modules else namespace
+    found = []
+    for part in tree.slice.elts[1:]:
+        if isinstance(part, ast.Call):
+            # The text stands in the user's own class statement, and Python would evaluate it there all the same.
+            value = eval(compile(ast.Expression(part), f"<{module}>", "eval"), names)  # noqa: S307
+            if isinstance(value, FieldOptions):
+                found.append(value)
+    return found
+
+
+def _inherited_package(bases: tuple[type, ...]) -> str | None:
+    for base in bases:
+        declaration = getattr(base, "__polywire__", None)
+        if declaration is not None and declaration.package is not None:
+            package: str = declaration.package
+            return package
+    return None
+
+
+@dataclass_transform(kw_only_default=True, field_specifiers=(msgspec.field,))
+class MessageMeta(msgspec.StructMeta):
+    """Makes every message keyword-only, names its fields for JSON and keeps what the class statement says."""
+
+    __polywire__: Declaration
+
+    def __new__(
+        mcls,
+        class_name: str,
+        bases: tuple[type, ...],
+        body: dict[str, Any],
+        /,
+        *,
+        package: str | None = None,
+        name: str | None = None,
+        reserved: tuple[int | str | range, ...] = (),
+        transparent: bool = False,
+        **options: Any,
+    ) -> MessageMeta:
+        if package is not None and not PACKAGE.match(package):
+            raise ContractError(f"{class_name}: package={package!r} is no package name. Write it like 'shop.v1'.")
+        if name is not None and not NAME.match(name):
+            raise ContractError(f"{class_name}: name={name!r} is no message name. Write it like 'Stock'.")
+        namespace = _names_around(body)
+        renamed = _names_given(class_name, body, namespace)
+        if renamed:
+            options["rename"] = renamed
+        try:
+            cls = super().__new__(mcls, class_name, bases, body, kw_only=True, **options)
+        except (TypeError, ValueError) as error:
+            raise ContractError(f"{class_name} cannot be a Message: {error}.") from error
+        cls.__polywire__ = Declaration(
+            name=name or class_name,
+            package=package if package is not None else _inherited_package(bases),
+            reserved=tuple(reserved) if isinstance(reserved, (tuple, list)) else (reserved,),
+            transparent=transparent,
+            namespace=namespace,
+            annotations=body.get("__annotations__", {}),
+        )
+        _messages[cls.__polywire__.package, cls.__polywire__.name] = cls
+        return cls
+
+
+class Message(msgspec.Struct, metaclass=MessageMeta):
+    """A value that travels: subclass it and annotate fields. Made with keywords, compared by value, checked when decoded.
+
+    Class keywords: *package* and *name* on the wire, where they are not derived (from the contract that uses the
+    message, and from the class); *reserved*, the numbers and names of fields that are gone, which stay free; *tag*, which
+    tells the members of a union apart (`payment: Card | Cash`); *transparent*, for a class of one scalar field that stands
+    for that scalar in a oneof.
+
+    A field without a default has to be there in JSON; in protobuf an absent scalar, list or map is its zero value, and
+    an absent message is refused. Building an object checks nothing; decoding does, and so does sending.
+    """
+
+    if TYPE_CHECKING:
+
+        def __init_subclass__(
+            cls,
+            *,
+            package: str | None = None,
+            name: str | None = None,
+            reserved: tuple[int | str | range, ...] = (),
+            transparent: bool = False,
+            tag: bool | str | int | None = None,
+            tag_field: str | None = None,
+            frozen: bool = False,
+            order: bool = False,
+            **options: Any,
+        ) -> None: ...
+
+    def __repr__(self) -> str:
+        hidden = sensitive_fields(type(self))
+        shown = (
+            f"{name}={'***' if name in hidden else repr(getattr(self, name))}" for name in self.__struct_fields__
+        )
+        return f"{type(self).__name__}({', '.join(shown)})"
+
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
+        hidden = sensitive_fields(type(self))
+        return [(name, "***" if name in hidden else getattr(self, name)) for name in self.__struct_fields__]
+
+
+def sensitive_fields(cls: type[Message]) -> frozenset[str]:
+    """The fields whose values do not belong into logs; all of them if the annotations cannot be read."""
+    cache = cls.__polywire__.cache
+    if "sensitive" not in cache:
+        try:
+            hints = hints_of(cls)
+        except ContractError:
+            return frozenset(cls.__struct_fields__)
+        cache["sensitive"] = frozenset(
+            name
+            for name, hint in hints.items()
+            if any(isinstance(part, FieldOptions) and part.sensitive for part in getattr(hint, "__metadata__", ()))
+        )
+    sensitive: frozenset[str] = cache["sensitive"]
+    return sensitive
+
+
+def hints_of(cls: type[Message]) -> dict[str, Any]:
+    """The annotations of all fields, in order, with every name in them resolved."""
+    hints: dict[str, Any] = {}
+    for base in reversed(cls.__mro__):
+        declaration = base.__dict__.get("__polywire__")
+        if declaration is None:
+            continue
+        module = vars(sys.modules[base.__module__]) if base.__module__ in sys.modules else {}
+        names = {**declaration.namespace, **module, base.__name__: base}
+        for field, hint in declaration.annotations.items():
+            hints[field] = _resolved(base, field, hint, names)
+    return {field: hints[field] for field in cls.__struct_fields__}
+
+
+def _resolved(cls: type, field: str, hint: Any, names: dict[str, Any]) -> Any:
+    def holder() -> None: ...
+
+    holder.__annotations__ = {"hint": hint}
+    try:
+        return typing.get_type_hints(holder, names, names, include_extras=True)["hint"]
+    except NameError as error:
+        raise ContractError(
+            f"{cls.__qualname__}.{field} is annotated {hint!r}, but {error.name!r} is not defined where the class stands. "
+            "Import it outside of `if TYPE_CHECKING`, at the top of the module."
+        ) from error
+    except (SyntaxError, TypeError) as error:
+        raise ContractError(f"{cls.__qualname__}.{field} is annotated {hint!r}, which is no type: {error}.") from error
