@@ -1,0 +1,224 @@
+"""One structured line for every call that a service answered."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable
+from json.encoder import encode_basestring_ascii
+from typing import Literal
+
+from polywire.clock import SYSTEM_CLOCK, Clock, Timer
+from polywire.telemetry import names
+
+LogFormat = Literal["text", "json"]
+Write = Callable[[str], object]
+"""Takes one or more whole lines, each with its end. It must not raise and should not block for long."""
+
+FLUSH_DELAY = 0.05
+"""Seconds that a line may wait for company."""
+FLUSH_COUNT = 256
+"""Lines that may wait."""
+MAX_VALUE = 200
+"""Characters of any one value; a peer chooses some of them."""
+_MAX_REMEMBERED = 4096
+
+_PLAIN = re.compile(r"[A-Za-z0-9._:/@\[\]-]+").fullmatch
+
+
+class AccessLog:
+    """Writes a line per call, in batches, so that a call pays about a microsecond for it.
+
+    Lines wait for at most 50 ms or 255 others; `close` writes what is left. Values that a peer chose are quoted and
+    escaped, so that none can forge a line or reach the terminal raw. What travels in a call never gets here.
+    """
+
+    __slots__ = (
+        "_clock",
+        "_ends",
+        "_format",
+        "_heads",
+        "_lines",
+        "_now",
+        "_service",
+        "_stamp",
+        "_stamped",
+        "_timer",
+        "_waiting",
+        "_write",
+    )
+
+    def __init__(
+        self, write: Write, *, format: LogFormat = "text", service: str = "", clock: Clock = SYSTEM_CLOCK
+    ) -> None:
+        self._write = write
+        self._format = format
+        self._lines = self._json if format == "json" else self._text
+        self._service = service
+        self._clock = clock
+        self._now = clock.time
+        self._waiting: list[_Record] = []
+        self._timer: Timer | None = None
+        self._heads: dict[tuple[str, str, str], str] = {}
+        self._ends: dict[tuple[str, str | None], str] = {}
+        self._stamped = -1
+        self._stamp = ""
+
+    def record(
+        self,
+        method: str,
+        code: str,
+        duration: float,
+        request_id: str = "",
+        peer: str = "",
+        caller: str | None = None,
+        wire: str = "",
+        traceparent: str | None = None,
+        attempt: int = 1,
+    ) -> None:
+        """Log one call that has ended. To be called from the event loop.
+
+        *code* is the canonical name as `CallError.code` has it, `"ok"` for success; *duration* is in seconds.
+        """
+        waiting = self._waiting
+        waiting.append((self._now(), method, code, duration, request_id, peer, caller, wire, traceparent, attempt))
+        if len(waiting) == 1:
+            self._timer = self._clock.call_later(FLUSH_DELAY, self.flush)
+        elif len(waiting) >= FLUSH_COUNT:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write the lines that wait."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        waiting = self._waiting
+        if waiting:
+            self._waiting = []
+            for remembered in (self._heads, self._ends):
+                if len(remembered) > _MAX_REMEMBERED:
+                    remembered.clear()
+            self._write("".join(self._lines(waiting)))
+
+    def close(self) -> None:
+        """Write what is left. It may be called twice, and lines recorded later are written all the same."""
+        self.flush()
+
+    # The two below are the price of a line, so each is one loop: what repeats from call to call is escaped once and
+    # remembered, the rest goes into one f-string.
+
+    def _text(self, records: list[_Record]) -> list[str]:
+        lines = []
+        heads, ends = self._heads, self._ends
+        second, stamp = self._stamped, self._stamp
+        for now, method, code, duration, request_id, peer, caller, wire, traceparent, attempt in records:
+            key = (method, code, wire)
+            head = heads.get(key) or self._text_head(key)
+            who = (peer, caller)
+            end = ends.get(who) or self._text_end(who)
+            if not request_id.isalnum() or not request_id.isascii() or len(request_id) > MAX_VALUE:
+                request_id = plain(request_id)
+            more = self._text_more(traceparent, attempt) if traceparent is not None or attempt != 1 else ""
+            if int(now) != second:
+                second, stamp = self._new_stamp(now)
+            lines.append(
+                f"{stamp}{int((now - second) * 1000):03d}Z {head}{duration * 1000:.2f} ms{end}{request_id}{more}\n"
+            )
+        return lines
+
+    def _json(self, records: list[_Record]) -> list[str]:
+        lines = []
+        heads, ends = self._heads, self._ends
+        second, stamp = self._stamped, self._stamp
+        for now, method, code, duration, request_id, peer, caller, wire, traceparent, attempt in records:
+            key = (method, code, wire)
+            head = heads.get(key) or self._json_head(key)
+            who = (peer, caller)
+            end = ends.get(who) or self._json_end(who)
+            more = self._json_more(traceparent, attempt) if traceparent is not None or attempt != 1 else ""
+            if int(now) != second:
+                second, stamp = self._new_stamp(now)
+            request = encode_basestring_ascii(request_id[:MAX_VALUE])
+            lines.append(f'{stamp}{int((now - second) * 1000):03d}Z"{head}{duration:.6f}{end}{request}{more}}}\n')
+        return lines
+
+    def _new_stamp(self, now: float) -> tuple[int, str]:
+        stamp = time.strftime("%Y-%m-%dT%H:%M:%S.", time.gmtime(now))
+        self._stamped = int(now)
+        self._stamp = f'{{"{names.TIMESTAMP}":"{stamp}' if self._format == "json" else stamp
+        return self._stamped, self._stamp
+
+    def _text_head(self, key: tuple[str, str, str]) -> str:
+        method, code, wire = key
+        head = f"{severity(code):<7} {plain(method)} {code.upper()} "
+        if wire:
+            head += f"{plain(wire)} "
+        self._heads[key] = head
+        return head
+
+    def _text_end(self, who: tuple[str, str | None]) -> str:
+        peer, caller = who
+        end = f" peer={plain(peer)}"
+        if caller is not None:
+            end += f" caller={plain(caller)}"
+        end += " request="
+        self._ends[who] = end
+        return end
+
+    def _text_more(self, traceparent: str | None, attempt: int) -> str:
+        more = f" attempt={attempt}" if attempt != 1 else ""
+        trace = trace_id(traceparent)
+        return f"{more} trace={trace}" if trace else more
+
+    def _json_head(self, key: tuple[str, str, str]) -> str:
+        method, code, wire = key
+        head = f',"{names.SEVERITY}":"{severity(code)}"'
+        if self._service:
+            head += f',"{names.SERVICE}":{quoted(self._service)}'
+        head += f',"{names.METHOD}":{quoted(method)},"{names.STATUS}":{quoted(code.upper())}'
+        if wire:
+            head += f',"{names.WIRE}":{quoted(wire)}'
+        head += f',"{names.DURATION}":'
+        self._heads[key] = head
+        return head
+
+    def _json_end(self, who: tuple[str, str | None]) -> str:
+        peer, caller = who
+        end = f',"{names.PEER}":{quoted(peer)}'
+        if caller is not None:
+            end += f',"{names.CALLER}":{quoted(caller)}'
+        end += f',"{names.REQUEST_ID}":'
+        self._ends[who] = end
+        return end
+
+    def _json_more(self, traceparent: str | None, attempt: int) -> str:
+        more = f',"{names.ATTEMPT}":{attempt}' if attempt != 1 else ""
+        trace = trace_id(traceparent)
+        return f'{more},"{names.TRACE_ID}":"{trace}"' if trace else more
+
+
+_Record = tuple[float, str, str, float, str, str, str | None, str, str | None, int]
+
+
+def severity(code: str) -> str:
+    return "ERROR" if code in names.SERVER_FAULTS else "INFO"
+
+
+def plain(value: str) -> str:
+    """A value as it stands where it is harmless, `-` where it is empty, quoted and escaped otherwise."""
+    if not value:
+        return "-"
+    return value if len(value) <= MAX_VALUE and _PLAIN(value) else quoted(value)
+
+
+def quoted(value: str) -> str:
+    """A value in ASCII as a JSON string, cut to a bounded length."""
+    return encode_basestring_ascii(value if len(value) <= MAX_VALUE else value[: MAX_VALUE - 3] + "...")
+
+
+def trace_id(traceparent: str | None) -> str:
+    """The trace id in a W3C traceparent, empty if there is none."""
+    if traceparent is None or len(traceparent) < 35:
+        return ""
+    found = traceparent[3:35]
+    return found if found.isascii() and found.isalnum() else ""

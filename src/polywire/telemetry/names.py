@@ -1,0 +1,31 @@
+"""Every name that appears in logs, in one place.
+
+Names of OpenTelemetry's semantic conventions (1.44) where they have one, `polywire.` before those that are our own.
+"""
+
+from __future__ import annotations
+
+TIMESTAMP = "timestamp"
+"""RFC 3339, UTC."""
+SEVERITY = "severity"
+MESSAGE = "message"
+LOGGER = "logger"
+EXCEPTION = "exception.stacktrace"
+SERVICE = "service.name"
+METHOD = "rpc.method"
+"""Fully qualified, `shop.v1.Inventory/CheckStock`."""
+STATUS = "rpc.status_code"
+"""The canonical code in capitals, `OK`, `NOT_FOUND`."""
+DURATION = "duration"
+"""Seconds."""
+WIRE = "polywire.wire"
+"""`local`, `grpc`, `connect` or `rest`."""
+PEER = "network.peer.address"
+CALLER = "polywire.caller"
+"""The service proven by its credentials."""
+ATTEMPT = "polywire.attempt"
+REQUEST_ID = "request_id"
+TRACE_ID = "trace_id"
+
+SERVER_FAULTS = frozenset({"unknown", "deadline_exceeded", "unimplemented", "internal", "unavailable", "data_loss"})
+"""The codes that count as a fault of the server; the rest are answers that the caller has to live with."""
