@@ -1,0 +1,402 @@
+"""Keeps connections to one endpoint: opens them when they are needed, and again, later and later, when that fails."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import ssl
+from collections import deque
+from collections.abc import Callable
+from enum import StrEnum
+from typing import Literal, Protocol, cast
+
+from polywire.clock import SYSTEM_CLOCK, Clock, Timer
+from polywire.net.address import Address, parse_address
+from polywire.net.http1 import HeadReader, Http1ClientConnection
+from polywire.net.stream import ClientConnection, Limits, StreamClosed
+from polywire.net.tls import ClientTls
+
+Version = Literal["1.1", "2"]
+
+_SHORT_LIFE = 1.0
+"""Seconds. A connection lost sooner, without having answered anything, counts as a failure to connect."""
+
+
+class PoolState(StrEnum):
+    """What can be expected of an endpoint."""
+
+    IDLE = "idle"
+    """No connection, and no reason against trying."""
+    CONNECTING = "connecting"
+    CONNECTED = "connected"
+    BACKING_OFF = "backing off"
+    """Connecting failed; the next attempt is at `Pool.retry_at`."""
+    CLOSED = "closed"
+
+
+class Pooled(ClientConnection, Protocol):
+    """A connection, as the pool looks after it."""
+
+    def tick(self, now: float) -> None:
+        """Enforce the limits of time."""
+
+
+class Pool:
+    """The connections to one endpoint, an *address* with a host or a Unix socket.
+
+    Over HTTP/2 there is one, and another one only while the peer's limit of streams is reached; over HTTP/1.1 there are
+    as many as exchanges are under way, up to *max_connections*. The connection used last is used next.
+
+    *warm* keeps one connection open without being asked, connecting again by itself when it is lost. *on_change* is
+    called whenever `state` may have changed.
+    """
+
+    def __init__(
+        self,
+        address: Address | str,
+        *,
+        version: Version = "2",
+        limits: Limits | None = None,
+        tls: ClientTls | None = None,
+        max_connections: int = 256,
+        max_waiting: int = 4096,
+        connect_timeout: float = 5.0,
+        first_delay: float = 0.1,
+        max_delay: float = 30.0,
+        warm: bool = False,
+        clock: Clock = SYSTEM_CLOCK,
+        on_change: Callable[[], None] | None = None,
+    ) -> None:
+        self.address = parse_address(address) if isinstance(address, str) else address
+        self.version: Version = version
+        self.error: str | None = None
+        """Why the last attempt to connect failed, a sentence; None since the last one that did not."""
+        self.retry_at: float | None = None
+        """When the next attempt is made, on the clock's monotonic scale, while backing off."""
+        self._limits = limits or Limits()
+        self._max_connections = max_connections
+        self._max_waiting = max_waiting
+        self._connect_timeout = connect_timeout
+        self._first_delay = first_delay
+        self._max_delay = max_delay
+        self._warm = warm
+        self._clock = clock
+        self._on_change = on_change
+        secure = tls is not None or self.address.secure
+        self._tls = (tls or ClientTls()).context(version) if secure else None
+        self._server_name = (tls.server_name if tls is not None else None) or self.address.host or "localhost"
+        self._reader = HeadReader(self._limits)
+        self._connections: dict[ClientConnection, float] = {}
+        self._idle: list[ClientConnection] = []
+        self._waiters: deque[_Waiter] = deque()
+        self._attempts: set[asyncio.Task[None]] = set()
+        self._failures = 0
+        self._retry: Timer | None = None
+        self._sweep: Timer | None = None
+        self._closed = False
+
+    # --- what callers use
+
+    def ready(self) -> ClientConnection | None:
+        """A connection that can take an exchange right now, or None. Open the exchange before anything else happens."""
+        idle = self._idle
+        if self.version == "2":
+            for connection in idle:
+                if connection.available:
+                    return connection
+            return None
+        while idle:
+            connection = idle.pop()
+            if connection.available:
+                return connection
+        return None
+
+    async def acquire(self, *, wait_for_ready: bool = False) -> ClientConnection:
+        """Wait for a connection that can take an exchange, connecting if need be. Open the exchange at once.
+
+        Raises StreamClosed(reached=False) where connecting fails, or failed a moment ago; with *wait_for_ready* it
+        goes on trying instead. How long to wait is the caller's business.
+        """
+        while True:
+            connection = self.ready()
+            if connection is not None:
+                return connection
+            self._refuse_if_hopeless(wait_for_ready=wait_for_ready)
+            waiter = _Waiter(wait_for_ready)
+            self._waiters.append(waiter)
+            self._connect_as_needed()
+            try:
+                handed = await waiter.future
+            except asyncio.CancelledError:
+                self._abandon(waiter)
+                raise
+            if handed is not None and handed.available:
+                return handed
+
+    def connect(self) -> None:
+        """Start connecting in the background, if there is no connection and none is being made."""
+        if not self._connections and not self._attempts and not self._closed and not self._backing_off():
+            self._attempt()
+
+    @property
+    def state(self) -> PoolState:
+        if self._closed:
+            return PoolState.CLOSED
+        if self._connections:
+            return PoolState.CONNECTED
+        if self._attempts:
+            return PoolState.CONNECTING
+        return PoolState.BACKING_OFF if self._backing_off() else PoolState.IDLE
+
+    @property
+    def in_flight(self) -> int:
+        """Exchanges under way, on all connections."""
+        return sum(connection.in_flight for connection in self._connections)
+
+    @property
+    def connections(self) -> int:
+        """How many are open."""
+        return len(self._connections)
+
+    async def drain(self) -> None:
+        """Take no more exchanges, let those under way finish, then close."""
+        self._stop("the pool was closed by this side")
+        await asyncio.gather(*(connection.drain() for connection in list(self._connections)))
+
+    def close(self) -> None:
+        """Close now; exchanges under way fail. May be called twice."""
+        self._stop("the pool was closed by this side")
+        for connection in list(self._connections):
+            connection.close()
+
+    # --- waiting
+
+    def _refuse_if_hopeless(self, *, wait_for_ready: bool) -> None:
+        if self._closed:
+            raise StreamClosed("the pool was closed by this side", reached=False)
+        if not wait_for_ready and self.error is not None and self._backing_off():
+            raise StreamClosed(self.error, reached=False)
+        if len(self._waiters) >= self._max_waiting:
+            raise StreamClosed(
+                f"all connections to {self.address} are busy and {self._max_waiting} calls wait for one already",
+                reached=False,
+            )
+
+    def _abandon(self, waiter: _Waiter) -> None:
+        """The caller gave up; what it was given in the meantime goes to someone else."""
+        if waiter in self._waiters:
+            self._waiters.remove(waiter)
+        future = waiter.future
+        if future.done() and not future.cancelled() and future.exception() is None:
+            connection = future.result()
+            if connection is not None and connection.available:
+                self._give(connection)
+
+    def _give(self, connection: ClientConnection) -> None:
+        """An HTTP/1.1 connection is free."""
+        while self._waiters:
+            waiter = self._waiters.popleft()
+            if not waiter.future.done():
+                waiter.future.set_result(connection)
+                return
+        self._idle.append(connection)
+
+    def _wake(self) -> None:
+        """An HTTP/2 connection has room: everyone who waits may look again."""
+        waiters, self._waiters = self._waiters, deque()
+        for waiter in waiters:
+            if not waiter.future.done():
+                waiter.future.set_result(None)
+
+    def released(self, connection: ClientConnection) -> None:
+        """An exchange is over and *connection* can take another one."""
+        if self.version == "2":
+            if self._waiters:
+                self._wake()
+        elif self._waiters:
+            self._give(connection)
+        else:
+            self._idle.append(connection)
+
+    # --- connecting
+
+    def _connect_as_needed(self) -> None:
+        if self._closed or self._backing_off():
+            return
+        room = self._max_connections - len(self._connections) - len(self._attempts)
+        wanted = len(self._waiters) if self.version == "1.1" else min(len(self._waiters), 1)
+        if self._warm and not self._connections:
+            wanted = max(wanted, 1)
+        for _ in range(min(room, wanted - len(self._attempts))):
+            self._attempt()
+
+    def _backing_off(self) -> bool:
+        return self.retry_at is not None and self._clock.monotonic() < self.retry_at
+
+    def _attempt(self) -> None:
+        task = asyncio.get_running_loop().create_task(self._connect())
+        self._attempts.add(task)
+        task.add_done_callback(self._attempts.discard)
+        self._changed()
+
+    async def _connect(self) -> None:
+        made: list[Pooled] = []
+
+        def make() -> asyncio.BaseProtocol:
+            made.append(self._protocol())
+            return cast(asyncio.BaseProtocol, made[-1])
+
+        try:
+            async with asyncio.timeout(self._connect_timeout):
+                await self._open(make)
+                await self._settled(made[-1])
+        except (OSError, TimeoutError, StreamClosed) as error:
+            self._discard(made)
+            self._failed(f"cannot connect to {self.address}: {self._explain(error)}")
+        except BaseException:
+            self._discard(made)
+            raise
+        else:
+            self._connected(made[-1])
+
+    def _protocol(self) -> Pooled:
+        if self.version == "1.1":
+            return Http1ClientConnection(self._limits, reader=self._reader, released=self.released, lost=self._lost)
+        raise NotImplementedError
+
+    async def _open(self, make: Callable[[], asyncio.BaseProtocol]) -> None:
+        loop = asyncio.get_running_loop()
+        name = self._server_name if self._tls is not None else None
+        if self.address.path:
+            await loop.create_unix_connection(make, self.address.path, ssl=self._tls, server_hostname=name)
+            return
+        transport, _ = await loop.create_connection(
+            make, self.address.host, self.address.port, ssl=self._tls, server_hostname=name
+        )
+        connected = transport.get_extra_info("socket")
+        if connected is not None:
+            # HTTP/1.1 has no ping: the kernel notices that a peer is gone.
+            connected.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+
+    async def _settled(self, connection: Pooled) -> None:
+        """Wait until the peer showed that it speaks the protocol."""
+
+    def _discard(self, made: list[Pooled]) -> None:
+        for connection in made:
+            if hasattr(connection, "_transport"):
+                connection.close()
+
+    def _connected(self, connection: Pooled) -> None:
+        if self._closed or connection.closed:
+            connection.close()
+            if not self._closed:
+                self._failed(f"cannot connect to {self.address}: the server closed the connection at once")
+            return
+        self.error = None
+        self.retry_at = None
+        self._connections[connection] = self._clock.monotonic()
+        self._schedule_sweep()
+        if self.version == "1.1":
+            self._give(connection)
+        else:
+            self._idle.append(connection)
+            self._wake()
+        self._changed()
+
+    def _failed(self, reason: str) -> None:
+        self.error = reason
+        self._failures += 1
+        # Full jitter: callers that lost the same server do not come back together.
+        ceiling = min(self._max_delay, self._first_delay * 2.0 ** min(self._failures - 1, 30))
+        delay = ceiling * self._clock.random()
+        self.retry_at = self._clock.monotonic() + delay
+        patient: deque[_Waiter] = deque()
+        for waiter in self._waiters:
+            if waiter.patient or self._connections:
+                patient.append(waiter)
+            elif not waiter.future.done():
+                waiter.future.set_exception(StreamClosed(reason, reached=False))
+        self._waiters = patient
+        if self._retry is not None:
+            self._retry.cancel()
+        self._retry = self._clock.call_later(delay, self._try_again)
+        self._changed()
+
+    def _try_again(self) -> None:
+        self._retry = None
+        self.retry_at = None
+        self._connect_as_needed()
+        self._changed()
+
+    def _lost(self, connection: ClientConnection) -> None:
+        since = self._connections.pop(connection, None)
+        if since is None:
+            return
+        if connection in self._idle:
+            self._idle.remove(connection)
+        if self._clock.monotonic() - since >= _SHORT_LIFE:
+            self._failures = 0
+            self._connect_as_needed()
+        elif not self._closed and self._warm and not self._connections:
+            self._failed(f"cannot keep a connection to {self.address}: the server closed it at once")
+        else:
+            self._connect_as_needed()
+        self._changed()
+
+    def _explain(self, error: Exception) -> str:
+        if isinstance(error, StreamClosed):
+            return error.reason
+        if isinstance(error, ssl.SSLCertVerificationError):
+            return f"its certificate is not accepted: {error.verify_message}"
+        if isinstance(error, ssl.SSLError):
+            return f"the TLS handshake failed: {(error.reason or str(error)).replace('_', ' ').lower()}"
+        if isinstance(error, socket.gaierror):
+            return f"the host {self.address.host!r} cannot be resolved"
+        if isinstance(error, OSError) and error.errno:
+            return os.strerror(error.errno).lower()
+        if isinstance(error, TimeoutError):
+            return f"no answer within {self._connect_timeout:g} s"
+        return str(error) or type(error).__name__
+
+    # --- time and ending
+
+    def _schedule_sweep(self) -> None:
+        if self._sweep is None and not self._closed:
+            interval = min(1.0, self._limits.idle_timeout / 4)
+            self._sweep = self._clock.call_later(interval, self._tick)
+
+    def _tick(self) -> None:
+        self._sweep = None
+        now = self._clock.monotonic()
+        for connection in list(self._connections):
+            cast(Pooled, connection).tick(now)
+        if self._connections:
+            self._schedule_sweep()
+
+    def _changed(self) -> None:
+        if self._on_change is not None:
+            self._on_change()
+
+    def _stop(self, reason: str) -> None:
+        self._closed = True
+        for timer in (self._retry, self._sweep):
+            if timer is not None:
+                timer.cancel()
+        self._retry = self._sweep = None
+        for attempt in list(self._attempts):
+            attempt.cancel()
+        waiters, self._waiters = self._waiters, deque()
+        for waiter in waiters:
+            if not waiter.future.done():
+                waiter.future.set_exception(StreamClosed(reason, reached=False))
+        self._changed()
+
+
+class _Waiter:
+    __slots__ = ("future", "patient")
+
+    def __init__(self, patient: bool) -> None:
+        self.future: asyncio.Future[ClientConnection | None] = asyncio.get_running_loop().create_future()
+        self.patient = patient
+        """It goes on waiting when connecting fails."""
