@@ -21,6 +21,7 @@ from polywire.errors import (
     Unimplemented,
 )
 from polywire.policy.deadline import Deadlines
+from polywire.telemetry.counters import Counters
 from polywire.wire.seam import Handler
 
 log = logging.getLogger("polywire.server")
@@ -45,16 +46,6 @@ class AccessLog(Protocol):
 
     def record(self, call: Call, code: str, duration: float) -> None:
         """*code* is `ok` or an error's code; *duration* in seconds."""
-
-
-class Counters:
-    """What one method did so far, in plain numbers; a collector reads them."""
-
-    __slots__ = ("codes", "seconds")
-
-    def __init__(self) -> None:
-        self.codes: dict[str, int] = {"ok": 0}
-        self.seconds = 0.0
 
 
 class Services:
@@ -309,8 +300,7 @@ class Services:
         counters = self.counters.get(call.method)
         if counters is None:
             counters = self.counters[call.method] = Counters()
-        counters.seconds += duration
-        counters.codes[code] = counters.codes.get(code, 0) + 1
+        counters.count(code, duration)
         if self._access_log is not None:
             self._access_log.record(call, code, duration)
 

@@ -1,0 +1,21 @@
+"""What happened, in plain numbers that a collector reads; counting must cost next to nothing."""
+
+from __future__ import annotations
+
+
+class Counters:
+    """What one method did so far, on one side."""
+
+    __slots__ = ("codes", "retries", "seconds")
+
+    def __init__(self) -> None:
+        self.codes: dict[str, int] = {"ok": 0}
+        """Finished calls by code: `ok`, or an error's code."""
+        self.retries = 0
+        self.seconds = 0.0
+        """The sum of the durations of all finished calls."""
+
+    def count(self, code: str, seconds: float) -> None:
+        self.seconds += seconds
+        codes = self.codes
+        codes[code] = codes.get(code, 0) + 1
