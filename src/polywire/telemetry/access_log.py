@@ -9,6 +9,7 @@ from json.encoder import encode_basestring_ascii
 from typing import Literal
 
 from polywire.clock import SYSTEM_CLOCK, Clock, Timer
+from polywire.context import Call
 from polywire.telemetry import names
 
 LogFormat = Literal["text", "json"]
@@ -64,24 +65,24 @@ class AccessLog:
         self._stamped = -1
         self._stamp = ""
 
-    def record(
-        self,
-        method: str,
-        code: str,
-        duration: float,
-        request_id: str = "",
-        peer: str = "",
-        caller: str | None = None,
-        wire: str = "",
-        traceparent: str | None = None,
-        attempt: int = 1,
-    ) -> None:
+    def record(self, call: Call, code: str, duration: float) -> None:
         """Log one call that has ended. To be called from the event loop.
 
         *code* is the canonical name as `CallError.code` has it, `"ok"` for success; *duration* is in seconds.
         """
+        traceparent = call.traceparent
+        if traceparent is not None and not (
+            len(traceparent) == 55 and traceparent[3:35].isalnum() and traceparent.isascii()
+        ):
+            traceparent = None
         waiting = self._waiting
-        waiting.append((self._now(), method, code, duration, request_id, peer, caller, wire, traceparent, attempt))
+        # Taken out now: the call itself must not be kept alive, nor change before its line is written.
+        waiting.append(
+            (
+                self._now(), call.method, code, duration, call.request_id, call.peer, call.caller, call.wire,
+                traceparent, call.attempt,
+            )
+        )  # fmt: skip
         if len(waiting) == 1:
             self._timer = self._clock.call_later(FLUSH_DELAY, self.flush)
         elif len(waiting) >= FLUSH_COUNT:
@@ -110,7 +111,7 @@ class AccessLog:
     def _text(self, records: list[_Record]) -> list[str]:
         lines = []
         heads, ends = self._heads, self._ends
-        second, stamp = self._stamped, self._stamp
+        tick, stamp = self._stamped, self._stamp
         for now, method, code, duration, request_id, peer, caller, wire, traceparent, attempt in records:
             key = (method, code, wire)
             head = heads.get(key) or self._text_head(key)
@@ -118,34 +119,37 @@ class AccessLog:
             end = ends.get(who) or self._text_end(who)
             if not request_id.isalnum() or not request_id.isascii() or len(request_id) > MAX_VALUE:
                 request_id = plain(request_id)
-            more = self._text_more(traceparent, attempt) if traceparent is not None or attempt != 1 else ""
-            if int(now) != second:
-                second, stamp = self._new_stamp(now)
-            lines.append(
-                f"{stamp}{int((now - second) * 1000):03d}Z {head}{duration * 1000:.2f} ms{end}{request_id}{more}\n"
-            )
+            more = f" trace={traceparent[3:35]}" if traceparent is not None else ""
+            if attempt != 1:
+                more += f" attempt={attempt}"
+            if int(now * 1000) != tick:
+                tick, stamp = self._new_stamp(now)
+            lines.append(f"{stamp}{head}{duration * 1000:.2f} ms{end}{request_id}{more}\n")
         return lines
 
     def _json(self, records: list[_Record]) -> list[str]:
         lines = []
         heads, ends = self._heads, self._ends
-        second, stamp = self._stamped, self._stamp
+        tick, stamp = self._stamped, self._stamp
         for now, method, code, duration, request_id, peer, caller, wire, traceparent, attempt in records:
             key = (method, code, wire)
             head = heads.get(key) or self._json_head(key)
             who = (peer, caller)
             end = ends.get(who) or self._json_end(who)
-            more = self._json_more(traceparent, attempt) if traceparent is not None or attempt != 1 else ""
-            if int(now) != second:
-                second, stamp = self._new_stamp(now)
+            more = f',"{names.TRACE_ID}":"{traceparent[3:35]}"' if traceparent is not None else ""
+            if attempt != 1:
+                more += f',"{names.ATTEMPT}":{attempt}'
+            if int(now * 1000) != tick:
+                tick, stamp = self._new_stamp(now)
             request = encode_basestring_ascii(request_id[:MAX_VALUE])
-            lines.append(f'{stamp}{int((now - second) * 1000):03d}Z"{head}{duration:.6f}{end}{request}{more}}}\n')
+            lines.append(f"{stamp}{head}{duration:.6f}{end}{request}{more}}}\n")
         return lines
 
     def _new_stamp(self, now: float) -> tuple[int, str]:
-        stamp = time.strftime("%Y-%m-%dT%H:%M:%S.", time.gmtime(now))
-        self._stamped = int(now)
-        self._stamp = f'{{"{names.TIMESTAMP}":"{stamp}' if self._format == "json" else stamp
+        """The time as lines begin with it, and the millisecond for which that holds."""
+        self._stamped = int(now * 1000)
+        text = stamp(self._stamped)
+        self._stamp = f'{{"{names.TIMESTAMP}":"{text}"' if self._format == "json" else text + " "
         return self._stamped, self._stamp
 
     def _text_head(self, key: tuple[str, str, str]) -> str:
@@ -164,11 +168,6 @@ class AccessLog:
         end += " request="
         self._ends[who] = end
         return end
-
-    def _text_more(self, traceparent: str | None, attempt: int) -> str:
-        more = f" attempt={attempt}" if attempt != 1 else ""
-        trace = trace_id(traceparent)
-        return f"{more} trace={trace}" if trace else more
 
     def _json_head(self, key: tuple[str, str, str]) -> str:
         method, code, wire = key
@@ -191,11 +190,6 @@ class AccessLog:
         self._ends[who] = end
         return end
 
-    def _json_more(self, traceparent: str | None, attempt: int) -> str:
-        more = f',"{names.ATTEMPT}":{attempt}' if attempt != 1 else ""
-        trace = trace_id(traceparent)
-        return f'{more},"{names.TRACE_ID}":"{trace}"' if trace else more
-
 
 _Record = tuple[float, str, str, float, str, str, str | None, str, str | None, int]
 
@@ -216,9 +210,6 @@ def quoted(value: str) -> str:
     return encode_basestring_ascii(value if len(value) <= MAX_VALUE else value[: MAX_VALUE - 3] + "...")
 
 
-def trace_id(traceparent: str | None) -> str:
-    """The trace id in a W3C traceparent, empty if there is none."""
-    if traceparent is None or len(traceparent) < 35:
-        return ""
-    found = traceparent[3:35]
-    return found if found.isascii() and found.isalnum() else ""
+def stamp(milliseconds: int) -> str:
+    """A moment since the epoch in RFC 3339, UTC."""
+    return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(milliseconds // 1000))}.{milliseconds % 1000:03d}Z"

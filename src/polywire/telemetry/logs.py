@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import logging
-import time
 import traceback
 from collections.abc import Callable
 from json.encoder import encode_basestring_ascii
 
 from polywire.context import current_or_none
 from polywire.telemetry import names
-from polywire.telemetry.access_log import LogFormat, Write, plain, quoted, trace_id
+from polywire.telemetry.access_log import LogFormat, Write, plain, quoted, stamp
 
 MAX_MESSAGE = 8 * 1024
 """Characters of a message, and of a traceback."""
@@ -42,12 +41,13 @@ class LogHandler(logging.Handler):
             self.handleError(record)
 
     def _text(self, record: logging.LogRecord) -> str:
-        line = f"{stamp(record.created)} {record.levelname:<7} {_one_line(record.getMessage())} ({plain(record.name)})"
+        message = _one_line(record.getMessage())
+        line = f"{stamp(int(record.created * 1000))} {record.levelname:<7} {message} ({plain(record.name)})"
         call = current_or_none()
         if call is not None:
             line += f" method={plain(call.method)} request={plain(call.request_id)}"
-            trace = trace_id(call.traceparent)
-            line += f" trace={trace}" if trace else ""
+            if call.traceparent is not None:
+                line += f" trace={plain(call.traceparent[3:35])}"
         raised = _traceback(record)
         if raised:
             line += "".join(f"\n    {_one_line(part)}" for part in raised.splitlines())
@@ -55,15 +55,17 @@ class LogHandler(logging.Handler):
 
     def _json(self, record: logging.LogRecord) -> str:
         message = encode_basestring_ascii(_cut(record.getMessage()))
-        line = f'{{"{names.TIMESTAMP}":"{stamp(record.created)}","{names.SEVERITY}":{quoted(record.levelname)}'
+        line = (
+            f'{{"{names.TIMESTAMP}":"{stamp(int(record.created * 1000))}","{names.SEVERITY}":{quoted(record.levelname)}'
+        )
         if self._service:
             line += f',"{names.SERVICE}":{quoted(self._service)}'
         line += f',"{names.MESSAGE}":{message},"{names.LOGGER}":{quoted(record.name)}'
         call = current_or_none()
         if call is not None:
             line += f',"{names.METHOD}":{quoted(call.method)},"{names.REQUEST_ID}":{quoted(call.request_id)}'
-            trace = trace_id(call.traceparent)
-            line += f',"{names.TRACE_ID}":"{trace}"' if trace else ""
+            if call.traceparent is not None:
+                line += f',"{names.TRACE_ID}":{quoted(call.traceparent[3:35])}'
         raised = _traceback(record)
         if raised:
             line += f',"{names.EXCEPTION}":{encode_basestring_ascii(raised)}'
@@ -89,11 +91,6 @@ def configure(
     root.addHandler(handler)
     root.setLevel(level)
     return handler
-
-
-def stamp(seconds: float) -> str:
-    """RFC 3339 with milliseconds, UTC."""
-    return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(seconds))}.{int(seconds % 1 * 1000):03d}Z"
 
 
 def _cut(text: str) -> str:
