@@ -1,0 +1,688 @@
+"""One HTTP/2 connection without I/O: the frames of RFC 9113 and the states they lead to, the same in both roles."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from polywire.net.hpack import Decoder, HeaderListTooLarge, HpackError, Lead
+from polywire.net.http2 import messages
+from polywire.net.http2.frames import (
+    ACK,
+    CONTINUATION,
+    DATA,
+    DEFAULT_FRAME_SIZE,
+    DEFAULT_WINDOW,
+    ENABLE_PUSH,
+    END_HEADERS,
+    END_STREAM,
+    FRAME_HEADER_SIZE,
+    GOAWAY,
+    HEADER_TABLE_SIZE,
+    HEADERS,
+    INITIAL_WINDOW_SIZE,
+    LARGEST_FRAME_SIZE,
+    LARGEST_STREAM,
+    LARGEST_WINDOW,
+    MAX_CONCURRENT_STREAMS,
+    MAX_FRAME_SIZE,
+    MAX_HEADER_LIST_SIZE,
+    PADDED,
+    PING,
+    PRIORITISED,
+    PRIORITY,
+    PUSH_PROMISE,
+    RST_STREAM,
+    SETTINGS,
+    WINDOW_UPDATE,
+    ConnectionFault,
+    ErrorCode,
+    StreamFault,
+    code_name,
+    frame,
+    iter_settings,
+    pack_setting,
+    pack_u32,
+    unpack_header,
+    unpack_u32,
+)
+from polywire.net.http2.guards import Allowance
+from polywire.net.http2.outbound import Outbound
+from polywire.net.http2.stream import Http2Stream
+from polywire.net.stream import Field, Limits, StreamClosed
+
+MAX_CONTINUATIONS = 32
+"""Frames of one header block. A block of the permitted size needs a handful."""
+MAX_REMEMBERED = 4096
+"""Streams that we reset and whose frames may still be on their way."""
+DRAIN_PING = b"polydrai"
+ALIVE_PING = b"polyping"
+
+
+class Http2Connection(Outbound):
+    """What both roles share. `receive` takes bytes and calls receivers, `take` gives bytes, `tick` is told the time.
+
+    Nothing a peer sends makes `receive` raise: it ends in RST_STREAM, or in GOAWAY and *finished*, and the receivers
+    concerned are told. Once *finished*, the transport is to be closed as soon as the last bytes were taken.
+    """
+
+    peer = ""
+    secure = False
+    peer_certificate: dict[str, Any] | None = None
+
+    def __init__(self, limits: Limits, *, now: Callable[[], float], on_output: Callable[[], None]) -> None:
+        super().__init__(limits, on_output)
+        self.now = now
+        self.streams: dict[int, Http2Stream] = {}
+        self.finished = False
+        self.draining = False
+        """No more exchanges are begun; those under way may end."""
+        self.peer_settings_seen = False
+        self.peer_max_streams = LARGEST_STREAM
+        self.stream_window = limits.stream_window
+        self.stream_step = max(limits.stream_window // 2, 1)
+        # Until our SETTINGS are acknowledged, the peer may go by the default.
+        self.receive_room = max(limits.stream_window, DEFAULT_WINDOW)
+        self._room = max(limits.connection_window, DEFAULT_WINDOW)
+        self._credit = 0
+        self._credit_step = self._room // 2
+        self._partial = bytearray()
+        self._needed = 0
+        # A rule about which frame must come next: SETTINGS at first, CONTINUATION within a block.
+        self._strict = True
+        self._block: bytearray | None = None
+        self._block_stream = 0
+        self._block_ends_stream = False
+        self._block_fault: StreamFault | None = None
+        self._block_frames = 0
+        self._max_block = 4 * limits.max_header_bytes
+        self._decoder = Decoder(limits.max_header_bytes, limits.max_header_count)
+        self._recent: dict[int, None] = {}
+        self._unacknowledged_settings = 1
+        self._early: list[Http2Stream] = []
+        self._nuisance = Allowance("frames that carry nothing", burst=10_000, per_second=1_000, now=now)
+        self._faults = Allowance("faulty streams", burst=500, per_second=50, now=now)
+        self._resets = Allowance(
+            "streams that were reset", burst=max(1_000, 2 * limits.max_concurrent_streams), per_second=500, now=now
+        )
+        self._work_seen = 0
+        self._opened_seen = 0
+        self.opened = 0
+        """Streams so far."""
+        self.heard = True
+        """Something arrived since the last tick."""
+        self._started = self._heard_at = self._idle_since = now()
+        self._ticks_opened = 0
+        self._ping_sent_at: float | None = None
+        self._block_since: float | None = None
+
+    # What a role adds.
+
+    def _header_list(self, sid: int, lead: Lead, rest: tuple[Field, ...], ended: bool) -> None:
+        raise NotImplementedError
+
+    def _too_large(self, sid: int, ended: bool) -> None:
+        raise NotImplementedError
+
+    def _is_idle(self, sid: int) -> bool:
+        """True for a stream that nobody has opened yet."""
+        raise NotImplementedError
+
+    def _goaway_received(self, last: int, code: int, reason: str) -> None:
+        raise NotImplementedError
+
+    def _last_peer_stream(self) -> int:
+        raise NotImplementedError
+
+    def _was_sent(self, sid: int) -> bool:
+        """False where the other side cannot have seen anything of stream *sid*."""
+        raise NotImplementedError
+
+    def _drain_acknowledged(self) -> None:
+        """The peer has seen our first GOAWAY."""
+
+    # From bytes to frames.
+
+    def receive(self, data: bytes) -> None:
+        self.quiet = False
+        if self.finished:
+            return
+        self.heard = True
+        partial = self._partial
+        if partial:
+            partial += data
+            if len(partial) < self._needed:
+                return
+            data = bytes(partial)
+            partial.clear()
+        try:
+            rest = self._frames(data)
+        except ConnectionFault as fault:
+            self.die(fault.code, fault.reason)
+            return
+        if rest < len(data) and not self.finished:
+            partial += data[rest:]
+
+    def _frames(self, data: bytes) -> int:
+        """Handle all complete frames in *data*; returns where the first incomplete one starts."""
+        pos = 0
+        available = len(data)
+        while available - pos >= FRAME_HEADER_SIZE:
+            word, flags, sid = unpack_header(data, pos)
+            size = word >> 8
+            if size > DEFAULT_FRAME_SIZE:
+                raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, f"a frame of {size} bytes")
+            start = pos + FRAME_HEADER_SIZE
+            end = start + size
+            if end > available:
+                self._needed = FRAME_HEADER_SIZE + size
+                return pos
+            pos = end
+            kind = word & 0xFF
+            sid &= LARGEST_STREAM
+            if self._strict:
+                self._check_turn(kind, flags)
+            try:
+                if kind == DATA:
+                    self._data(data, start, end, flags, sid)
+                elif kind == HEADERS:
+                    self._headers(data, start, end, flags, sid)
+                else:
+                    self._other(kind, data[start:end], flags, sid)
+            except StreamFault as fault:
+                self._stream_fault(sid, fault)
+            if self.finished:
+                return available
+        self._needed = FRAME_HEADER_SIZE
+        return pos
+
+    def _check_turn(self, kind: int, flags: int) -> None:
+        if self._block is not None:
+            if kind != CONTINUATION:
+                raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "a header block was interrupted by another frame")
+        elif kind != SETTINGS or flags & ACK:
+            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "the first frame is not SETTINGS")
+        else:
+            self._strict = False
+            self.peer_settings_seen = True
+
+    def _other(self, kind: int, payload: bytes, flags: int, sid: int) -> None:
+        if kind == WINDOW_UPDATE:
+            self._window_update(payload, sid)
+        elif kind == RST_STREAM:
+            self._rst_stream(payload, sid)
+        elif kind == PING:
+            self._ping(payload, flags, sid)
+        elif kind == SETTINGS:
+            self._settings(payload, flags, sid)
+        elif kind == CONTINUATION:
+            self._continuation(payload, flags, sid)
+        elif kind == GOAWAY:
+            self._goaway(payload, sid)
+        elif kind == PRIORITY:
+            self._priority(payload, sid)
+        elif kind == PUSH_PROMISE:
+            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "PUSH_PROMISE, which nobody allowed")
+        else:
+            self._spend(1)
+
+    # DATA.
+
+    def _data(self, data: bytes, start: int, end: int, flags: int, sid: int) -> None:
+        size = end - start
+        self._room -= size
+        if self._room < 0:
+            raise ConnectionFault(ErrorCode.FLOW_CONTROL_ERROR, "more data than the connection's window")
+        stream = self.streams.get(sid)
+        if stream is None or not stream.remote_open:
+            self._stray_data(stream, sid, size)
+            return
+        if size > stream.room:
+            self.give_back(size)
+            raise StreamFault(ErrorCode.FLOW_CONTROL_ERROR, "more data than the stream's window")
+        stream.room -= size
+        stream.held += size
+        stream.moved = True
+        self.data_frames += 1
+        if flags & PADDED:
+            start, end = self._without_padding(data, start, end, stream)
+        ended = flags & END_STREAM
+        if stream.expected >= 0:
+            stream.expected -= end - start
+            if stream.expected < 0 or (ended and stream.expected):
+                raise messages.malformed("the body is not as long as content-length said")
+        if ended:
+            stream.remote_open = False
+            if not stream.local_open:
+                self.forget(stream)
+            if end > start:
+                stream.receiver.data_received(data[start:end])
+            stream.receiver.ended(())
+        elif end > start:
+            stream.receiver.data_received(data[start:end])
+        else:
+            self._spend(1)
+
+    def _without_padding(self, data: bytes, start: int, end: int, stream: Http2Stream) -> tuple[int, int]:
+        if start == end or data[start] >= end - start:
+            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "a frame is all padding and more")
+        padding = data[start]
+        stream.consumed(padding + 1)
+        return start + 1, end - padding
+
+    def _stray_data(self, stream: Http2Stream | None, sid: int, size: int) -> None:
+        """DATA for a stream that takes none. It counts for the connection's window all the same."""
+        if stream is None and (not sid or self._is_idle(sid)):
+            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, f"DATA on stream {sid}, which is not open")
+        self.give_back(size)
+        if stream is None and sid in self._recent:
+            self._spend(1 if size < 64 else 0)
+            return
+        raise StreamFault(ErrorCode.STREAM_CLOSED, "DATA after the end of the stream")
+
+    # HEADERS and CONTINUATION.
+
+    def _headers(self, data: bytes, start: int, end: int, flags: int, sid: int) -> None:
+        fault = None
+        if flags & (PADDED | PRIORITISED):
+            start, end, fault = self._unwrap(data, start, end, flags, sid)
+        if flags & END_HEADERS and fault is None:
+            self._block_complete(sid, data[start:end], bool(flags & END_STREAM))
+            return
+        self._block_stream = sid
+        self._block_ends_stream = bool(flags & END_STREAM)
+        self._block_fault = fault
+        self._block_frames = 0
+        self._block = bytearray(data[start:end])
+        self._strict = True
+        if flags & END_HEADERS:
+            self._end_block()
+
+    def _unwrap(self, data: bytes, start: int, end: int, flags: int, sid: int) -> tuple[int, int, StreamFault | None]:
+        """Where the header block is inside a frame with padding or priority, and what else is wrong with it."""
+        padding = 0
+        if flags & PADDED:
+            if start == end:
+                raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "HEADERS too short for its padding")
+            padding = data[start]
+            start += 1
+        fault = None
+        if flags & PRIORITISED:
+            if end - start < 5:
+                raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "HEADERS too short for its priority")
+            if unpack_u32(data, start)[0] & LARGEST_STREAM == sid:
+                # Told after the block was decoded: the table has to see it in any case.
+                fault = StreamFault(ErrorCode.PROTOCOL_ERROR, "a stream that depends on itself")
+            start += 5
+        if padding > end - start:
+            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "a frame is all padding and more")
+        return start, end - padding, fault
+
+    def _continuation(self, payload: bytes, flags: int, sid: int) -> None:
+        block = self._block
+        if block is None or sid != self._block_stream:
+            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "CONTINUATION of nothing")
+        self._block_frames += 1
+        block += payload
+        if len(block) > self._max_block or self._block_frames > MAX_CONTINUATIONS:
+            raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "a header block without end")
+        if flags & END_HEADERS:
+            self._end_block()
+
+    def _end_block(self) -> None:
+        block, fault = self._block, self._block_fault
+        self._block = self._block_fault = self._block_since = None
+        self._strict = False
+        if block is None:
+            return
+        if fault is None:
+            self._block_complete(self._block_stream, bytes(block), self._block_ends_stream)
+            return
+        self._decode(self._block_stream, bytes(block), self._block_ends_stream)
+        raise fault
+
+    def _block_complete(self, sid: int, block: bytes, ended: bool) -> None:
+        decoded = self._decode(sid, block, ended)
+        if decoded is not None:
+            self._header_list(sid, decoded[0], decoded[1], ended)
+
+    def _decode(self, sid: int, block: bytes, ended: bool) -> tuple[Lead, tuple[Field, ...]] | None:
+        try:
+            return self._decoder.decode(block)
+        except HpackError as error:
+            raise ConnectionFault(ErrorCode.COMPRESSION_ERROR, str(error)) from error
+        except HeaderListTooLarge:
+            self._too_large(sid, ended)
+            return None
+
+    def _trailers(self, stream: Http2Stream, lead: Lead, rest: tuple[Field, ...], ended: bool) -> None:
+        if not ended:
+            raise messages.malformed("trailers that do not end the stream")
+        if stream.expected > 0:
+            raise messages.malformed("the body is not as long as content-length said")
+        self._end_remote(stream, messages.trailers(lead, rest))
+
+    def _end_remote(self, stream: Http2Stream, trailers: tuple[Field, ...]) -> None:
+        stream.remote_open = False
+        stream.moved = True
+        if not stream.local_open:
+            self.forget(stream)
+        stream.receiver.ended(trailers)
+
+    def _stray_headers(self, sid: int) -> None:
+        """HEADERS for a stream that is closed. The table has seen them; nobody else needs to."""
+        if sid not in self._recent:
+            raise ConnectionFault(ErrorCode.STREAM_CLOSED, f"HEADERS on stream {sid}, which is closed")
+        self._spend(1)
+
+    # The other frames.
+
+    def _window_update(self, payload: bytes, sid: int) -> None:
+        if len(payload) != 4:
+            raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "WINDOW_UPDATE is not 4 bytes long")
+        size = unpack_u32(payload)[0] & LARGEST_WINDOW
+        self._spend(1)
+        stream = self.streams.get(sid)
+        if sid and stream is None:
+            if self._is_idle(sid):
+                raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, f"WINDOW_UPDATE on stream {sid}, which is not open")
+            return
+        if not size:
+            if stream is None:
+                raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "WINDOW_UPDATE of nothing")
+            raise StreamFault(ErrorCode.PROTOCOL_ERROR, "WINDOW_UPDATE of nothing")
+        self.widen(stream, size)
+
+    def _rst_stream(self, payload: bytes, sid: int) -> None:
+        if len(payload) != 4:
+            raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "RST_STREAM is not 4 bytes long")
+        if self._is_idle(sid):
+            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, f"RST_STREAM on stream {sid}, which is not open")
+        stream = self.streams.get(sid)
+        if stream is None:
+            self._spend(1)
+            return
+        # Each stream that was opened and not reset makes good for one that was.
+        self._resets.spend(1, earned=max(self.opened - self._opened_seen - 1, 0))
+        self._opened_seen = self.opened
+        code: int = unpack_u32(payload)[0]
+        self.forget(stream)
+        reached = code != ErrorCode.REFUSED_STREAM
+        stream.fail(StreamClosed(f"the peer reset the stream: {code_name(code)}", reached=reached, code=code))
+
+    def _ping(self, payload: bytes, flags: int, sid: int) -> None:
+        if sid:
+            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "PING on a stream")
+        if len(payload) != 8:
+            raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "PING is not 8 bytes long")
+        self._spend(1)
+        if not flags & ACK:
+            self.answer(frame(PING, ACK, 0, payload))
+            return
+        if payload == ALIVE_PING:
+            self._ping_sent_at = None
+        elif payload == DRAIN_PING:
+            self._drain_acknowledged()
+
+    def _settings(self, payload: bytes, flags: int, sid: int) -> None:
+        if sid:
+            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "SETTINGS on a stream")
+        if flags & ACK:
+            if payload:
+                raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "an acknowledgement of SETTINGS with a payload")
+            if self._unacknowledged_settings:
+                self._unacknowledged_settings -= 1
+                self.receive_room = self.stream_window
+            return
+        if len(payload) % 6:
+            raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "SETTINGS is not a multiple of 6 bytes long")
+        # A new window size is work for every open stream.
+        self._spend(10 + len(payload) // 6 + len(self.streams) // 10)
+        for setting, value in iter_settings(payload):
+            self._apply(setting, value)
+        self.answer(frame(SETTINGS, ACK, 0))
+
+    def _apply(self, setting: int, value: int) -> None:
+        if setting == INITIAL_WINDOW_SIZE:
+            self._resize_windows(value)
+        elif setting == HEADER_TABLE_SIZE:
+            self._encoder.set_table_size(value)
+        elif setting == MAX_CONCURRENT_STREAMS:
+            self.peer_max_streams = value
+        elif setting == MAX_FRAME_SIZE:
+            # We never send more than the default, which each peer must take.
+            if not DEFAULT_FRAME_SIZE <= value <= LARGEST_FRAME_SIZE:
+                raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, f"a SETTINGS_MAX_FRAME_SIZE of {value}")
+        elif setting == ENABLE_PUSH and value > self._most_push():
+            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, f"a SETTINGS_ENABLE_PUSH of {value}")
+
+    def _most_push(self) -> int:
+        """A client may say 1 or 0, a server 0 alone."""
+        raise NotImplementedError
+
+    def _resize_windows(self, size: int) -> None:
+        if size > LARGEST_WINDOW:
+            raise ConnectionFault(ErrorCode.FLOW_CONTROL_ERROR, f"a SETTINGS_INITIAL_WINDOW_SIZE of {size}")
+        difference = size - self.peer_initial_window
+        self.peer_initial_window = size
+        for stream in self.streams.values():
+            stream.send_window += difference
+            if stream.send_window > LARGEST_WINDOW:
+                raise ConnectionFault(ErrorCode.FLOW_CONTROL_ERROR, "a stream's window overflows")
+            self.enqueue(stream)
+
+    def _priority(self, payload: bytes, sid: int) -> None:
+        if not sid:
+            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "PRIORITY of the connection")
+        self._spend(1)
+        if len(payload) != 5:
+            raise StreamFault(ErrorCode.FRAME_SIZE_ERROR, "PRIORITY is not 5 bytes long")
+        if unpack_u32(payload)[0] & LARGEST_STREAM == sid:
+            raise StreamFault(ErrorCode.PROTOCOL_ERROR, "a stream that depends on itself")
+
+    def _goaway(self, payload: bytes, sid: int) -> None:
+        if sid:
+            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "GOAWAY on a stream")
+        if len(payload) < 8:
+            raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "GOAWAY is less than 8 bytes long")
+        self._spend(10)
+        last = unpack_u32(payload)[0] & LARGEST_STREAM
+        code: int = unpack_u32(payload, 4)[0]
+        words = payload[8:72].decode("ascii", "replace")
+        reason = "the peer ends the connection: " + code_name(code) + (f" ({words!r})" if words else "")
+        self._goaway_received(last, code, reason)
+
+    # Credit and streams.
+
+    def give_back(self, size: int) -> None:
+        """*size* bytes no longer take up room in the connection's window."""
+        self._credit += size
+        if self._credit >= self._credit_step:
+            self.send_window_update(0, self._credit)
+            self._room += self._credit
+            self._credit = 0
+
+    def forget(self, stream: Http2Stream) -> None:
+        """*stream* is closed on both sides."""
+        self.streams.pop(stream.id, None)
+        if stream.held:
+            held = stream.held
+            stream.held = 0
+            self.give_back(held)
+        if self.draining and not self.streams:
+            self._last_stream_ended()
+
+    def _last_stream_ended(self) -> None:
+        self.finished = True
+        if self.quiet:
+            self.rouse()
+
+    def answered_early(self, stream: Http2Stream) -> None:
+        """We are done with *stream*, the peer is not: it is asked to stop, once what arrived with this was read."""
+        self._early.append(stream)
+        if self.quiet:
+            self.rouse()
+
+    def reset_stream(self, stream: Http2Stream, code: int) -> None:
+        self._close(stream)
+        self.remember(stream.id)
+        self.send_reset(stream.id, code)
+        stream.void(StreamClosed("this side gave the exchange up", reached=True, code=code))
+
+    def _close(self, stream: Http2Stream) -> None:
+        stream.local_open = stream.remote_open = False
+        self.forget(stream)
+
+    def remember(self, sid: int) -> None:
+        """We reset *sid*: what the peer sent before it knew is not an error."""
+        if len(self._recent) >= MAX_REMEMBERED:
+            del self._recent[next(iter(self._recent))]
+        self._recent[sid] = None
+
+    def _stream_fault(self, sid: int, fault: StreamFault) -> None:
+        stream = self.streams.get(sid)
+        if self._is_idle(sid):
+            # RST_STREAM is not for streams that nobody opened; a PRIORITY frame may name one.
+            self._spend(10)
+            return
+        try:
+            self._faults.spend()
+        except ConnectionFault as calm:
+            self.die(calm.code, calm.reason)
+            return
+        self.remember(sid)
+        self.send_reset(sid, fault.code)
+        if stream is not None:
+            self.forget(stream)
+            stream.fail(StreamClosed(f"the peer sent {fault.reason}", reached=True, code=fault.code))
+
+    def _spend(self, tokens: float) -> None:
+        """A frame that moves no exchange forward. Exchanges and data earn the right to some of them."""
+        work = 8 * self.opened + 4 * self.data_frames
+        self._nuisance.spend(tokens, earned=work - self._work_seen)
+        self._work_seen = work
+
+    def take(self) -> bytes:
+        if self._early:
+            self._stop_early()
+        if self.overrun and not self.finished:
+            self.die(ErrorCode.ENHANCE_YOUR_CALM, "the peer causes answers and does not read them")
+        return super().take()
+
+    def _stop_early(self) -> None:
+        early, self._early = self._early, []
+        for stream in early:
+            if stream.remote_open:
+                self.remember(stream.id)
+                self.send_reset(stream.id, ErrorCode.NO_ERROR)
+                self.forget(stream)
+                stream.fail(StreamClosed("answered before the request ended", reached=True, code=ErrorCode.NO_ERROR))
+
+    # The end.
+
+    def die(self, code: ErrorCode, reason: str) -> None:
+        """Say why, and end everything now."""
+        if self.finished:
+            return
+        words = reason.encode("ascii", "replace")[:64]
+        self.out.append(frame(GOAWAY, 0, 0, pack_u32(self._last_peer_stream()) + pack_u32(code) + words))
+        self.lost(reason if code is ErrorCode.NO_ERROR else f"the connection was ended: {reason}", code)
+        if self.quiet:
+            self.rouse()
+
+    def lost(self, reason: str, code: int | None = None) -> None:
+        """The transport is gone, or is about to be."""
+        self.finished = True
+        self.draining = True
+        self._partial.clear()
+        streams = list(self.streams.values())
+        self.streams.clear()
+        for stream in streams:
+            stream.held = 0
+            stream.fail(StreamClosed(reason, reached=self._was_sent(stream.id), code=code))
+
+    # Time.
+
+    def tick(self, now: float) -> None:
+        """Look at the clock. Called every few seconds, or before long if the connection was idle.
+
+        Progress is noted as it happens without asking for the time; here it is given one. So a limit strikes up to
+        one tick later than it says.
+        """
+        if self.finished:
+            return
+        if self.heard:
+            self.heard = False
+            self._heard_at = now
+            self._ping_sent_at = None
+        if not self.peer_settings_seen and now - self._started >= self.limits.header_timeout:
+            self.die(ErrorCode.SETTINGS_TIMEOUT, "no SETTINGS came")
+        elif self._block_is_late(now):
+            self.die(ErrorCode.ENHANCE_YOUR_CALM, "a header block took too long")
+        elif self.streams:
+            self._idle_since = now
+            self._keep_alive(now)
+            self._look_for_stalled(now)
+        elif self.opened != self._ticks_opened:
+            self._idle_since = now
+        elif now - self._idle_since >= self.limits.idle_timeout:
+            self.die(ErrorCode.NO_ERROR, "the connection was idle")
+        self._ticks_opened = self.opened
+
+    @property
+    def idle(self) -> bool:
+        """True where the next tick may wait until *idle_deadline*."""
+        return not self.streams and self.peer_settings_seen and self._block is None and not self.draining
+
+    @property
+    def idle_deadline(self) -> float:
+        return self._idle_since + self.limits.idle_timeout
+
+    def _block_is_late(self, now: float) -> bool:
+        if self._block is None:
+            return False
+        if self._block_since is None:
+            self._block_since = now
+        return now - self._block_since >= self.limits.header_timeout
+
+    def _keep_alive(self, now: float) -> None:
+        if self._ping_sent_at is not None:
+            if now - self._ping_sent_at >= self.limits.keepalive_timeout:
+                self.die(ErrorCode.NO_ERROR, "the peer did not answer a PING")
+        elif now - self._heard_at >= self.limits.keepalive_interval:
+            self._ping_sent_at = now
+            self.answer(frame(PING, 0, 0, ALIVE_PING))
+
+    def _look_for_stalled(self, now: float) -> None:
+        for stream in list(self.streams.values()):
+            if stream.moved or not self._waits_for_peer(stream):
+                stream.moved = False
+                stream.stalled_at = now
+            elif now - stream.stalled_at >= self.limits.body_timeout:
+                self.remember(stream.id)
+                self.send_reset(stream.id, ErrorCode.CANCEL)
+                self.forget(stream)
+                reason = f"no progress for {self.limits.body_timeout:g} s"
+                stream.fail(StreamClosed(reason, reached=True, code=ErrorCode.CANCEL))
+
+    def _waits_for_peer(self, stream: Http2Stream) -> bool:
+        """True where the peer owes us a byte: of a body of known length that we have room for, or of its window.
+
+        A stream of messages may be silent for as long as it likes: that is for its deadline to say.
+        """
+        if stream.outbox is not None and stream.outbox.items:
+            return True
+        return stream.remote_open and stream.expected > 0 and not stream.held
+
+    def _hello(self, *settings: tuple[int, int]) -> bytes:
+        """Our SETTINGS, and the rest of the connection's window."""
+        limits = self.limits
+        ours = (
+            *settings,
+            (INITIAL_WINDOW_SIZE, limits.stream_window),
+            (MAX_HEADER_LIST_SIZE, limits.max_header_bytes),
+        )
+        hello = frame(SETTINGS, 0, 0, b"".join([pack_setting(*setting) for setting in ours]))
+        if self._room > DEFAULT_WINDOW:
+            hello += frame(WINDOW_UPDATE, 0, 0, pack_u32(self._room - DEFAULT_WINDOW))
+        return hello
