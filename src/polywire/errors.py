@@ -75,6 +75,8 @@ class CallError(PolywireError):
         self.method: str | None = None
         """The full name of the method called, `shop.v1.Inventory/CheckStock`; set where the error reaches a caller."""
         self.request_id: str | None = None
+        self.attempts = 1
+        """How often the call was tried, where the error reaches a caller."""
         self.metadata: Any = None
         """What came with the error: a `polywire.context.Metadata` of response headers and trailers, or None."""
 

@@ -15,7 +15,7 @@ class Resolver(Protocol):
     """Seconds until it is worth asking again; None where the answer never changes."""
 
     async def resolve(self) -> Sequence[str]:
-        """The addresses now, `host:port` or `unix:/path`. Raises OSError with a readable reason where there are none."""
+        """The addresses now, `host:port` or `unix:/path`. Raises OSError with a reason where there are none."""
 
 
 class StaticResolver:
@@ -62,6 +62,6 @@ async def _system_lookup(host: str, port: int) -> Sequence[str]:
         raise OSError(f"DNS has no address for {host} ({error.strerror})") from error
     addresses: dict[str, None] = {}
     for family, _, _, _, place in found:
-        name = f"[{place[0]}]" if family == socket.AF_INET6 else str(place[0])
-        addresses[f"{name}:{place[1]}"] = None
+        name = str(place[0])
+        addresses[f"[{name}]:{place[1]}" if family == socket.AF_INET6 else f"{name}:{place[1]}"] = None
     return tuple(addresses)

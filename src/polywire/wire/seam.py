@@ -50,6 +50,7 @@ class Outgoing:
         "attempt",
         "authorization",
         "baggage",
+        "call_deadline",
         "deadline",
         "headers",
         "metadata",
@@ -74,7 +75,9 @@ class Outgoing:
     ) -> None:
         self.rpc = rpc
         self.deadline = deadline
-        """On the client's `clock.monotonic()`, or None."""
+        """When this attempt has to be over, on the client's `clock.monotonic()`, or None."""
+        self.call_deadline = deadline
+        """When the whole call has to be, all attempts together."""
         self.timeout = timeout
         """Seconds left when the attempt starts; what is put on the wire."""
         self.request_id = request_id

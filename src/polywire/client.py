@@ -1,0 +1,184 @@
+"""Typed clients: an object of the contract's own type whose methods call over a channel."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, TypeVar, cast
+
+from polywire.channel import Channel, send_all
+from polywire.contract import Contract, Kind, Message, Rpc, service_of
+from polywire.errors import CallError
+from polywire.wire.seam import ClientStream, Outgoing
+
+C = TypeVar("C", bound=Contract)
+
+
+class ResponseStream(AsyncIterator[Any]):
+    """The answers of a streaming call, as an async iterator that is an object and not a generator.
+
+    The call starts with the first message asked for. Leaving the loop and letting go of the stream, cancelling the task
+    that waits, or `cancel()` resets it and cancels the handler. One task reads.
+    """
+
+    def __init__(self, channel: Channel, rpc: Rpc, request: Message | AsyncIterator[Message] | None) -> None:
+        self._channel = channel
+        self._rpc = rpc
+        self._request = request
+        self._stream: ClientStream | None = None
+        self._outgoing: Outgoing | None = None
+        self._sending: asyncio.Task[None] | None = None
+        self._started = 0.0
+        self._over = False
+
+    def __aiter__(self) -> ResponseStream:
+        return self
+
+    async def __anext__(self) -> Any:
+        if self._over:
+            raise StopAsyncIteration
+        try:
+            if self._stream is None:
+                await self._open()
+            assert self._stream is not None  # noqa: S101 - _open sets it or raises
+            if self._sending is not None and self._sending.done():
+                self._sending.result()
+            return await self._stream.receive()
+        except StopAsyncIteration:
+            self._finish("ok")
+            raise
+        except CallError as error:
+            if self._outgoing is not None:
+                self._channel.explained(error, self._outgoing)
+            self._finish(error.code)
+            raise
+        except BaseException:
+            self.cancel()
+            raise
+
+    async def _open(self) -> None:
+        self._started = self._channel.now()
+        self._outgoing, self._stream, _ = await self._channel.open(self._rpc)
+        if self._rpc.streams_requests:
+            requests = cast("AsyncIterator[Message]", self._request)
+            self._sending = asyncio.get_running_loop().create_task(self._pump(self._stream, requests))
+        else:
+            await self._stream.send(cast("Message | None", self._request))
+            self._stream.end_requests()
+
+    @staticmethod
+    async def _pump(stream: ClientStream, requests: AsyncIterator[Message]) -> None:
+        try:
+            await send_all(stream, requests)
+        except BaseException:
+            # The requests' own iterator failed: wake whoever reads answers, who then finds this exception.
+            stream.cancel()
+            raise
+
+    def _finish(self, code: str) -> None:
+        if self._over:
+            return
+        self._over = True
+        if self._sending is not None:
+            self._sending.cancel()
+        if self._outgoing is not None:
+            self._channel.tell(self._outgoing)
+        self._channel.count(self._rpc, code, self._channel.now() - self._started)
+
+    def cancel(self) -> None:
+        """End the call. May be called at any time, twice."""
+        if self._stream is not None and not self._over:
+            self._stream.cancel()
+            self._finish("cancelled")
+        self._over = True
+
+    async def aclose(self) -> None:
+        """As `cancel`, for `contextlib.aclosing`."""
+        self.cancel()
+
+    def __del__(self) -> None:
+        if not self._over and self._stream is not None:
+            self._stream.cancel()
+            if self._sending is not None and not self._sending.get_loop().is_closed():
+                self._sending.cancel()
+
+
+def client_for(contract: type[C], channel: Channel) -> C:
+    """A client of *contract*: an object of that type whose methods call over *channel*.
+
+    Raises ContractError where the contract could not travel.
+    """
+    known = _client_classes.get(contract)
+    if known is None:
+        known = _client_classes[contract] = _client_class(contract)
+    client = known.__new__(known)
+    client.__dict__["_channel"] = channel
+    return cast(C, client)
+
+
+_client_classes: dict[type[Contract], type[Contract]] = {}
+
+
+def _client_class(contract: type[Contract]) -> type[Contract]:
+    service = service_of(contract)
+    methods = {rpc.attribute: _method(rpc) for rpc in service.rpcs.values()}
+    return type(f"{contract.__name__}Client", (contract,), {"__doc__": service.doc, **methods})
+
+
+def _method(rpc: Rpc) -> Callable[..., Any]:
+    """A client's method: checks what it is given, and hands it to the channel."""
+    expected = rpc.request
+    if rpc.kind is Kind.UNARY and expected is None:
+
+        def call_without(self: Any) -> Awaitable[Any]:
+            return cast("Awaitable[Any]", self._channel.unary(rpc, None))
+
+        made: Callable[..., Any] = call_without
+    elif rpc.kind is Kind.UNARY:
+
+        def call(self: Any, request: Message) -> Awaitable[Any]:
+            if type(request) is not expected:
+                _check_argument(rpc, request)
+            return cast("Awaitable[Any]", self._channel.unary(rpc, request))
+
+        made = call
+    elif rpc.kind is Kind.CLIENT_STREAM:
+
+        def collect(self: Any, requests: AsyncIterator[Message]) -> Awaitable[Any]:
+            _check_stream(rpc, requests)
+            return cast("Awaitable[Any]", self._channel.collect(rpc, requests))
+
+        made = collect
+    elif rpc.kind is Kind.BIDIRECTIONAL:
+
+        def converse(self: Any, requests: AsyncIterator[Message]) -> ResponseStream:
+            _check_stream(rpc, requests)
+            return ResponseStream(self._channel, rpc, requests)
+
+        made = converse
+    else:
+
+        def watch(self: Any, *request: Message) -> ResponseStream:
+            if expected is not None:
+                _check_argument(rpc, *request)
+            return ResponseStream(self._channel, rpc, request[0] if request else None)
+
+        made = watch
+    made.__name__ = rpc.attribute
+    made.__qualname__ = f"{rpc.service}.{rpc.attribute}"
+    made.__doc__ = rpc.doc
+    return made
+
+
+def _check_argument(rpc: Rpc, request: object = None) -> None:
+    if rpc.request is None or not isinstance(request, rpc.request):
+        wanted = "no argument" if rpc.request is None else f"a {rpc.request.__qualname__}"
+        raise TypeError(f"{rpc.full_name} was not called: it takes {wanted}, not a {type(request).__qualname__}.")
+
+
+def _check_stream(rpc: Rpc, requests: object) -> None:
+    if not hasattr(requests, "__anext__"):
+        raise TypeError(
+            f"{rpc.full_name} was not called: it takes an async iterator of messages, not a "
+            f"{type(requests).__qualname__}. Call the generator function, and give what it returns."
+        )
