@@ -6,7 +6,7 @@ import asyncio
 import socket
 import ssl
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Generic, TypeVar, cast
 
 from polywire.net.http2.client import Http2Client
 from polywire.net.http2.engine import Http2Connection
@@ -34,10 +34,13 @@ def describe_peer(transport: asyncio.BaseTransport) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-class Http2Protocol(asyncio.Protocol):
+_Engine = TypeVar("_Engine", bound=Http2Connection)
+
+
+class Http2Protocol(asyncio.Protocol, Generic[_Engine]):
     """What server and client share: bytes in, one write for all that they led to, and the clock."""
 
-    engine: Http2Connection
+    engine: _Engine
 
     def __init__(self, *, on_close: Callable[[Any], None] | None = None) -> None:
         self._on_close = on_close
@@ -49,8 +52,8 @@ class Http2Protocol(asyncio.Protocol):
         self._lost = self._loop.create_future()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)  # noqa: S101 - create_server makes no others
-        self._transport = transport
+        # uvloop's transports are not derived from asyncio's.
+        self._transport = cast("asyncio.Transport", transport)
         engine = self.engine
         engine.peer = describe_peer(transport)
         tls: ssl.SSLObject | None = transport.get_extra_info("ssl_object")
@@ -142,7 +145,7 @@ class Http2Protocol(asyncio.Protocol):
         await asyncio.shield(self._lost)
 
 
-class Http2ServerProtocol(Http2Protocol):
+class Http2ServerProtocol(Http2Protocol[Http2Server]):
     """One connection of a listener, from its preface on.
 
     Usable with `loop.create_server`, or put in place of the protocol that looked at the first bytes: then call
@@ -159,7 +162,7 @@ class Http2ServerProtocol(Http2Protocol):
         on_close: Callable[[Http2ServerProtocol], None] | None = None,
     ) -> None:
         super().__init__(on_close=on_close)
-        self.engine: Http2Server = Http2Server(application, limits, now=self._loop.time, on_output=self._scheduled)
+        self.engine = Http2Server(application, limits, now=self._loop.time, on_output=self._scheduled)
 
     @property
     def busy(self) -> bool:
@@ -173,14 +176,14 @@ class Http2ServerProtocol(Http2Protocol):
         await self.wait_closed()
 
 
-class Http2ClientProtocol(Http2Protocol):
+class Http2ClientProtocol(Http2Protocol[Http2Client]):
     """A `ClientConnection` over HTTP/2; made by `open_http2`."""
 
     version = "2"
 
     def __init__(self, limits: Limits, *, on_close: Callable[[Http2ClientProtocol], None] | None = None) -> None:
         super().__init__(on_close=on_close)
-        self.engine: Http2Client = Http2Client(limits, now=self._loop.time, on_output=self._scheduled)
+        self.engine = Http2Client(limits, now=self._loop.time, on_output=self._scheduled)
 
     @property
     def in_flight(self) -> int:

@@ -542,8 +542,8 @@ class Http2Connection(Outbound):
     def _stream_fault(self, sid: int, fault: StreamFault) -> None:
         stream = self.streams.get(sid)
         if self._is_idle(sid):
-            # RST_STREAM is not for streams that nobody opened; a PRIORITY frame may name one.
-            self._spend(10)
+            # RST_STREAM may not be sent for a stream that nobody opened.
+            self.die(fault.code, fault.reason)
             return
         try:
             self._faults.spend()
