@@ -136,7 +136,7 @@ class ChunkedBody:
     def _begin_chunk(self, line: bytes) -> None:
         match = CHUNK_SIZE.fullmatch(line)
         if match is None:
-            raise Refused(400, f"{show(line)!r} is not the size of a chunk.")
+            raise Refused(400, f"{show(line)} is not the size of a chunk.")
         self._chunk = int(match[1], 16)
         self._total += self._chunk
         if self._limit is not None and self._total > self._limit:

@@ -59,7 +59,7 @@ def lower_name(name: bytes) -> bytes:
     if known is not None:
         return known
     if TOKEN.fullmatch(name) is None:
-        raise Refused(400, f"A header line is malformed: {show(name)!r} is not a field name.")
+        raise Refused(400, f"A header line is malformed: {show(name)} is not a field name.")
     return name.lower()
 
 
@@ -73,9 +73,8 @@ def split_lines(block: bytes) -> list[bytes]:
 
 
 def show(data: bytes) -> str:
-    """Bytes from a peer, short and printable, for a sentence."""
-    text = data[:60].decode("ascii", "backslashreplace")
-    return text + "..." if len(data) > 60 else text
+    """Bytes from a peer, short, printable and in quotes, for a sentence."""
+    return repr(data[:60])[1:] + ("..." if len(data) > 60 else "")
 
 
 def reason_of(status: int) -> str:

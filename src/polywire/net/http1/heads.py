@@ -94,7 +94,7 @@ class _Framing:
         if len(self.lengths) > 1:
             raise Refused(400, "The message has more than one Content-Length.")
         if LENGTH.fullmatch(self.lengths[0]) is None:
-            raise Refused(400, f"{show(self.lengths[0])!r} is not a Content-Length.")
+            raise Refused(400, f"{show(self.lengths[0])} is not a Content-Length.")
         return int(self.lengths[0])
 
     def _chunked(self, *, modern: bool) -> int:
@@ -107,9 +107,9 @@ class _Framing:
         if self.codings.count(b"chunked") != 1 or self.codings[-1] != b"chunked":
             unknown = [coding for coding in self.codings if coding != b"chunked"]
             if unknown and b"chunked" not in self.codings:
-                raise Refused(501, f"The transfer coding {show(unknown[0])!r} is not known; use chunked.")
+                raise Refused(501, f"The transfer coding {show(unknown[0])} is not known; use chunked.")
             raise Refused(400, "In Transfer-Encoding, chunked must come once and last.")
-        raise Refused(501, f"The transfer coding {show(self.codings[0])!r} is not known; use chunked alone.")
+        raise Refused(501, f"The transfer coding {show(self.codings[0])} is not known; use chunked alone.")
 
 
 def _members(value: bytes) -> list[bytes]:
@@ -163,12 +163,12 @@ class HeadReader:
             raise Refused(400, "The request must have exactly one Host header.")
         host = framing.hosts[0] if framing.hosts else b""
         if HOST.fullmatch(host) is None:
-            raise Refused(400, f"{show(host)!r} is not a host.")
+            raise Refused(400, f"{show(host)} is not a host.")
         path, authority, scheme = _target(method, target, host)
         length = framing.length(modern=modern, without=0)
         expects = framing.expect is not None and modern
         if expects and framing.expect is not None and framing.expect.lower() != b"100-continue":
-            raise Refused(417, f"The expectation {show(framing.expect)!r} is not known; 100-continue is.")
+            raise Refused(417, f"The expectation {show(framing.expect)} is not known; 100-continue is.")
         head = Head(tuple(fields), method=method, path=path, scheme=scheme, authority=authority)
         # What follows a CONNECT is meant for the far end of a tunnel: it must never be taken for a request.
         keep_alive = framing.keep_alive(modern=modern) and method != b"CONNECT"
@@ -193,7 +193,7 @@ class HeadReader:
         for position in range(start, len(lines)):
             name, colon, value = lines[position].partition(b":")
             if not colon:
-                raise Refused(400, f"A header line has no colon: {show(name)!r}.")
+                raise Refused(400, f"A header line has no colon: {show(name)}.")
             name = lower_name(name)
             value = value.strip(b" \t")
             if name in _FRAMING:
@@ -222,10 +222,10 @@ def _remember(cache: dict[bytes, _Parsed], block: bytes, parsed: _Parsed) -> Non
 def _request_line(line: bytes) -> tuple[bytes, bytes, bool]:
     parts = line.split(b" ")
     if len(parts) != 3:
-        raise Refused(400, f"The request line is malformed: {show(line)!r}.")
+        raise Refused(400, f"The request line is malformed: {show(line)}.")
     method, target, version = parts
     if method not in METHODS and TOKEN.fullmatch(method) is None:
-        raise Refused(400, f"{show(method)!r} is not a method.")
+        raise Refused(400, f"{show(method)} is not a method.")
     if not target:
         raise Refused(400, "The request line has no target.")
     if version == b"HTTP/1.1":
@@ -236,7 +236,7 @@ def _request_line(line: bytes) -> tuple[bytes, bytes, bool]:
 def _is_modern(version: bytes) -> bool:
     match = VERSION.fullmatch(version)
     if match is None:
-        raise Refused(400, f"{show(version)!r} is not a version of HTTP.")
+        raise Refused(400, f"{show(version)} is not a version of HTTP.")
     if match[1] != b"1":
         raise Refused(505, f"{show(version)} is not spoken here in this form; use HTTP/1.1.")
     return match[2] != b"0"
@@ -246,7 +246,7 @@ def _status_line(line: bytes) -> tuple[int, bool]:
     version, _, rest = line.partition(b" ")
     code, _, _ = rest.partition(b" ")
     if len(code) != 3 or not code.isdigit() or not 100 <= int(code) <= 999:
-        raise Refused(502, f"the status line is malformed: {show(line)!r}")
+        raise Refused(502, f"the status line is malformed: {show(line)}")
     return int(code), version == b"HTTP/1.1" or _is_modern(version)
 
 
@@ -254,16 +254,16 @@ def _target(method: bytes, target: bytes, host: bytes) -> tuple[bytes, bytes, by
     """Path, authority and scheme, from any of the four forms of RFC 9112 section 3.2."""
     if method == b"CONNECT":
         if HOST.fullmatch(target) is None:
-            raise Refused(400, f"{show(target)!r} is not what CONNECT can name; it needs host:port.")
+            raise Refused(400, f"{show(target)} is not what CONNECT can name; it needs host:port.")
         return b"", target, b""
     if target.startswith(b"/") or (target == b"*" and method == b"OPTIONS"):
         return target, host, b""
     scheme, separator, rest = target.partition(b"://")
     if not separator or scheme.lower() not in (b"http", b"https"):
-        raise Refused(400, f"{show(target)!r} is not a request target; it must start with '/'.")
+        raise Refused(400, f"{show(target)} is not a request target; it must start with '/'.")
     authority, path = _split_authority(rest)
     if not authority or HOST.fullmatch(authority) is None:
-        raise Refused(400, f"{show(authority)!r} is not a host.")
+        raise Refused(400, f"{show(authority)} is not a host.")
     return path, authority, scheme.lower()
 
 

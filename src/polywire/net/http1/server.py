@@ -302,12 +302,10 @@ class Http1ServerProtocol(Endpoint):
         """Decide, as a response starts, whether the connection can go on after it, so that the response can say so."""
         body = self._body
         if stream.state == TO_CLOSE:
-            self._keep = False
-            self.common = self._date.line + CLOSE
+            self._announce_end()
         if stream.awaits_continue or (body and (body.left or 0) > _DISCARD):
-            self._keep = False
             self._abandons = True
-            self.common = self._date.line + CLOSE
+            self._announce_end()
 
     def response_over(self, stream: Http1ServerStream) -> None:
         """The stream sent the end of its response."""
@@ -415,8 +413,15 @@ class Http1ServerProtocol(Endpoint):
         the next request on its way already; it gets another tick to come, and is answered `connection: close`.
         """
         self._draining = True
-        if not self._fresh:
+        stream = self.current
+        if stream is not None and stream.state == NOTHING:
+            self._announce_end()
+        elif not self._fresh:
             self._close_if_idle()
+
+    def _announce_end(self) -> None:
+        self._keep = False
+        self.common = self._date.line + CLOSE
 
     def _close_if_idle(self) -> None:
         if self._phase == _IDLE and not self._buffer:
