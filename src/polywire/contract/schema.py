@@ -400,7 +400,7 @@ class _Numbers:
 def _defaults(message: type[Message]) -> dict[str, tuple[Any, Any]]:
     """Of each field: its default and its default factory, NODEFAULT where it has none."""
     names, values = message.__struct_fields__, message.__struct_defaults__
-    found = {name: (msgspec.NODEFAULT, msgspec.NODEFAULT) for name in names}
+    found = dict.fromkeys(names, (msgspec.NODEFAULT, msgspec.NODEFAULT))
     for name, value in zip(names[len(names) - len(values) :], values, strict=True):
         factory = getattr(value, "factory", None) if type(value).__name__ == "Factory" else None
         found[name] = (value, msgspec.NODEFAULT) if factory is None else (msgspec.NODEFAULT, factory)

@@ -1,0 +1,269 @@
+"""Generates the functions that write our messages as protobuf, by joining bytes that mostly come from tables."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from polywire.codec import varint
+from polywire.codec.base import Violation
+from polywire.codec.limits import emit_limits, emit_size
+from polywire.codec.source import Source, attribute
+from polywire.contract.fields import INTEGER_RANGES, is_recognized
+from polywire.contract.schema import FieldSchema, Form, Member, Presence, Schema, Value, enum_schema_of, schema_of
+
+_PLAIN_VARINTS = frozenset({"int32", "int64", "uint32", "uint64"})
+_HELPERS: dict[str, Any] = {
+    "Violation": Violation,
+    "is_recognized": is_recognized,
+    "prefix": varint.prefix,
+    "signed": varint.signed,
+    "zigzag": varint.zigzag,
+    "timestamp": varint.timestamp,
+    "duration": varint.duration,
+    "decimal_text": varint.decimal_text,
+    "uuid_text": varint.uuid_text,
+    "zero_int": varint.zero_int,
+    "join": b"".join,
+}
+_BODIES = {
+    "string": "{}.encode()",
+    "bytes": "{}",
+    "decimal": "decimal_text({})",
+    "uuid": "uuid_text({})",
+    "timestamp": "timestamp({})",
+    "duration": "duration({})",
+}
+
+
+def generate_writer(schema: Schema, source: Source) -> None:
+    """`write(m)`: the bytes of a message. Raises whatever its values cause when they are not of their types."""
+    source.namespace.update(_HELPERS)
+    _Writer(schema, source).write()
+
+
+class _Writer:
+    def __init__(self, schema: Schema, source: Source) -> None:
+        self._schema = schema
+        self._source = source
+        self._parts: list[str] = []
+
+    def write(self) -> None:
+        source = self._source
+        owner = source.bind(self._schema.message.__name__, self._schema.message)
+        with source.block("def write(m):"):
+            with source.block(f"if m.__class__ is not {owner} and not isinstance(m, {owner}):"):
+                source.line(f"raise TypeError('not an instance of {self._schema.message.__name__}')")
+            for field in self._schema.fields:
+                self._field(field)
+            if not self._parts:
+                source.line("return b''")
+            elif len(self._parts) == 1:
+                source.line(f"return {self._parts[0]}")
+            else:
+                source.line(f"return join(({', '.join(self._parts)}))")
+
+    def _field(self, field: FieldSchema) -> None:
+        source = self._source
+        read = attribute("m", field.attribute)
+        if field.form is Form.ONEOF:
+            self._oneof(field, read)
+        elif field.form is Form.LIST:
+            self._list(field, read)
+        elif field.form is Form.MAP:
+            self._map(field, read)
+        elif field.presence is Presence.IMPLICIT:
+            assert field.value is not None
+            self._parts.extend(self._value(field.value, field.number, read, keep_zero=False, path=field.name))
+        else:
+            assert field.value is not None
+            self._explicit(field, field.value, read)
+
+    def _explicit(self, field: FieldSchema, value: Value, read: str) -> None:
+        """Written although it is zero, and not at all where it is None."""
+        source = self._source
+        variable, written = source.fresh(), source.fresh("b")
+        source.line(f"{variable} = {read}")
+        if not field.nullable:
+            self._parts.extend(self._value(value, field.number, variable, keep_zero=True, path=field.name))
+            return
+        with source.block(f"if {variable} is None:"):
+            source.line(f"{written} = b''")
+        with source.block("else:"):
+            parts = self._value(value, field.number, variable, keep_zero=True, path=field.name)
+            source.line(f"{written} = {' + '.join(parts)}")
+        self._parts.append(written)
+
+    def _value(self, value: Value, number: int, read: str, *, keep_zero: bool, path: str) -> list[str]:
+        """Expressions whose bytes together are one field with its tag, after lines that prepare them."""
+        source, kind = self._source, value.kind
+        if value.constraints:
+            variable = source.fresh()
+            source.line(f"{variable} = {read}")
+            emit_limits(source, value, variable, repr(path))
+            read = variable
+        tag = varint.tag_of(number, kind)
+        if kind == "message":
+            return self._delimited(tag, f"{source.link('write', value.python)}({read})", keep_zero=True)
+        if kind in ("timestamp", "duration"):
+            return self._delimited(tag, _BODIES[kind].format(read), keep_zero=True)
+        if kind in _BODIES:
+            return self._delimited(tag, _BODIES[kind].format(read), keep_zero=keep_zero, zero_text=kind == "decimal")
+        return [self._scalar(value, tag, read, keep_zero=keep_zero)]
+
+    def _delimited(self, tag: bytes, body: str, *, keep_zero: bool, zero_text: bool = False) -> list[str]:
+        source = self._source
+        written, length = source.fresh("b"), source.fresh("n")
+        source.line(f"{written} = {body}")
+        if zero_text and not keep_zero:
+            # A decimal of 0 is the zero value; the length of its text then picks "nothing" from the table.
+            with source.block(f"if {written} == b'0':"):
+                source.line(f"{written} = b''")
+        source.line(f"{length} = len({written})")
+        table = source.bind("table", tables(tag, keep_zero=keep_zero))
+        prefix = f"({table}[{length}] if {length} < 128 else prefix({tag!r}, {length}))"
+        return [prefix, written]
+
+    def _scalar(self, value: Value, tag: bytes, read: str, *, keep_zero: bool) -> str:
+        """An expression for the tag and value of a number, a bool or an enum."""
+        source, kind = self._source, value.kind
+        zero, one = (tag + b"\0" if keep_zero else b""), b"\1"
+        if kind in _PLAIN_VARINTS:
+            low, high = INTEGER_RANGES[kind]
+            variable = self._local(read)
+            table = source.bind("table", tables(tag, keep_zero=keep_zero))
+            return f"({table}[{variable}] if 0 <= {variable} < 128 else {tag!r} + signed({variable}, {low}, {high}))"
+        if kind == "bool":
+            return f"{source.bind('flags', {False: zero, True: tag + one})}[{read}]"
+        if kind == "enum":
+            return f"{source.bind('members', EnumWriter(value.python, tag, zero))}[{read}]"
+        if kind in ("sint32", "sint64"):
+            low, high = INTEGER_RANGES[kind]
+            variable = self._local(read)
+            written = f"{tag!r} + zigzag({variable}, {low}, {high})"
+            return f"({written})" if keep_zero else f"({written} if {variable} else zero_int({variable}))"
+        pack = source.bind("pack", varint.packer(kind))
+        if keep_zero:
+            return f"{tag!r} + {pack}({read})"
+        written = source.fresh("b")
+        source.line(f"{written} = {pack}({read})")
+        nothing = varint.ZERO_DOUBLE if varint.WIRE_TYPES[kind] == varint.FIXED64 else varint.ZERO_FLOAT
+        return f"({tag!r} + {written} if {written} != {nothing!r} else b'')"
+
+    def _local(self, read: str) -> str:
+        if read.isidentifier():
+            return read
+        variable = self._source.fresh()
+        self._source.line(f"{variable} = {read}")
+        return variable
+
+    def _list(self, field: FieldSchema, read: str) -> None:
+        source, value = self._source, field.value
+        assert value is not None
+        variable, written = source.fresh(), source.fresh("b")
+        source.line(f"{variable} = {read}")
+        with source.block(f"if {variable}.__class__ is not list and not isinstance({variable}, list):"):
+            source.line(f"raise TypeError({field.name!r})")
+        emit_size(source, field, variable, repr(field.name))
+        element, chunks = source.fresh("x"), source.fresh("c")
+        packed = value.kind in varint.WIRE_TYPES
+        with source.block(f"if {variable}:"):
+            source.line(f"{chunks} = []")
+            with source.block(f"for {element} in {variable}:"):
+                parts = (
+                    [self._scalar_in_list(value, element, field.name)]
+                    if packed
+                    else self._value(value, field.number, element, keep_zero=True, path=field.name)
+                )
+                source.line(f"{chunks} += {', '.join(parts)}{',' if len(parts) == 1 else ''}")
+            source.line(f"{written} = join({chunks})")
+            if packed:
+                tag = varint.tag_of(field.number, "bytes")
+                source.line(f"{written} = prefix({tag!r}, len({written})) + {written}")
+        with source.block("else:"):
+            source.line(f"{written} = b''")
+        self._parts.append(written)
+
+    def _scalar_in_list(self, value: Value, element: str, path: str) -> str:
+        if value.constraints:
+            emit_limits(self._source, value, element, repr(path))
+        return self._scalar(value, b"", element, keep_zero=True)
+
+    def _map(self, field: FieldSchema, read: str) -> None:
+        source, key, value = self._source, field.key, field.value
+        assert key is not None
+        assert value is not None
+        variable, written = source.fresh(), source.fresh("b")
+        source.line(f"{variable} = {read}")
+        with source.block(f"if {variable}.__class__ is not dict and not isinstance({variable}, dict):"):
+            source.line(f"raise TypeError({field.name!r})")
+        emit_size(source, field, variable, repr(field.name))
+        name, element, chunks, entry = (source.fresh(base) for base in ("k", "x", "c", "e"))
+        with source.block(f"if {variable}:"):
+            source.line(f"{chunks} = []")
+            with source.block(f"for {name}, {element} in {variable}.items():"):
+                parts = self._value(key, 1, name, keep_zero=True, path=field.name)
+                parts += self._value(value, 2, element, keep_zero=True, path=field.name)
+                source.line(f"{entry} = join(({', '.join(parts)}))")
+                tag = varint.tag_of(field.number, "bytes")
+                source.line(f"{chunks} += prefix({tag!r}, len({entry})), {entry}")
+            source.line(f"{written} = join({chunks})")
+        with source.block("else:"):
+            source.line(f"{written} = b''")
+        self._parts.append(written)
+
+    def _oneof(self, field: FieldSchema, read: str) -> None:
+        source = self._source
+        variable, kind, written = source.fresh(), source.fresh("t"), source.fresh("b")
+        source.line(f"{variable} = {read}")
+        source.line(f"{kind} = {variable}.__class__")
+        word = "if"
+        if field.nullable:
+            with source.block(f"if {variable} is None:"):
+                source.line(f"{written} = b''")
+            word = "elif"
+        for member in field.members:
+            owner = source.bind(member.message.__name__, member.message)
+            with source.block(f"{word} {kind} is {owner}:"):
+                source.line(f"{written} = {self._member(member, variable)}")
+            word = "elif"
+        with source.block("else:"):
+            source.line(f"raise TypeError({field.name!r})")
+        self._parts.append(written)
+
+    def _member(self, member: Member, variable: str) -> str:
+        if member.transparent is None:
+            value, read = Value(kind="message", python=member.message), variable
+        else:
+            value = member.transparent
+            inner = schema_of(member.message).fields[0]
+            read = attribute(variable, inner.attribute)
+        return " + ".join(self._value(value, member.number, read, keep_zero=True, path=member.name))
+
+
+class EnumWriter(dict[Any, bytes]):
+    """The bytes of each member with its tag; those of values that this side does not know are made when met."""
+
+    def __init__(self, cls: type[Any], tag: bytes, zero: bytes) -> None:
+        super().__init__()
+        self._enum, self._tag, self._zero = cls, tag, zero
+        for member in enum_schema_of(cls).members:
+            self[member.member] = self._bytes(member.number)
+
+    def __missing__(self, member: Any) -> bytes:
+        if not isinstance(member, self._enum):
+            raise TypeError(f"{member!r} is no {self._enum.__name__}")
+        return self._bytes(member._number_)  # a stand-in made by `unrecognized`
+
+    def _bytes(self, number: int) -> bytes:
+        return self._tag + varint.signed(number, -(2**31), 2**31 - 1) if number else self._zero
+
+
+_tables: dict[tuple[bytes, bool], list[bytes]] = {}
+
+
+def tables(tag: bytes, *, keep_zero: bool) -> list[bytes]:
+    """Shared: the same few tags occur in most messages."""
+    key = tag, keep_zero
+    if key not in _tables:
+        _tables[key] = varint.table(tag, zero=tag + b"\0" if keep_zero else b"")
+    return _tables[key]
