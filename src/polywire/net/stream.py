@@ -218,8 +218,13 @@ class Limits:
 class ClientConnection(Protocol):
     """An open connection as a client's pool and the wires see it."""
 
-    version: str
-    in_flight: int
+    @property
+    def version(self) -> str:
+        """`"1.1"` or `"2"`."""
+
+    @property
+    def in_flight(self) -> int:
+        """Exchanges under way."""
 
     @property
     def available(self) -> bool:
