@@ -9,12 +9,12 @@ import os
 import socket
 import stat
 from collections.abc import Sequence
-from importlib import import_module
 from typing import Any, Protocol, cast
 
 from polywire.errors import SetupError
 from polywire.net.address import Address, parse_addresses
 from polywire.net.http1 import Dateline, HeadReader, Http1ServerProtocol
+from polywire.net.http2_protocol import Http2ServerProtocol
 from polywire.net.stream import Application, Limits
 from polywire.net.tls import ServerTls
 
@@ -24,8 +24,12 @@ _DRAIN_TICK = 0.05
 """Seconds between sweeps while draining: how long a connection that was just active may still bring a request."""
 
 
+_LAST_WORDS = 0.2
+"""Seconds that connections closed at the end of the grace have to send their last bytes."""
+
+
 class Member(Protocol):
-    """A connection, as the listener looks after it."""
+    """A connection of HTTP/1.1, or one whose version is not known yet, as the listener looks after it."""
 
     def tick(self, now: float) -> None:
         """Enforce the limits of time."""
@@ -54,7 +58,9 @@ class Listener:
         self._reuse_port = reuse_port
         self._servers: list[asyncio.AbstractServer] = []
         self._socket_files: list[tuple[str, int]] = []
-        self._members: set[Member] = set()
+        self._members: dict[Member, asyncio.Transport] = {}
+        self._http2: dict[Http2ServerProtocol, asyncio.Transport] = {}
+        """These look at the clock themselves."""
         self._reader = HeadReader(self._limits)
         self._date = Dateline()
         self._sweep: asyncio.TimerHandle | None = None
@@ -64,7 +70,7 @@ class Listener:
     @property
     def connections(self) -> int:
         """How many are open now."""
-        return len(self._members)
+        return len(self._members) + len(self._http2)
 
     async def start(self, address: str | Sequence[str]) -> str:
         """Listen on *address*, several of them with commas. Returns the same with the ports that were chosen for 0.
@@ -124,34 +130,39 @@ class Listener:
     def _sniffer(self) -> asyncio.Protocol:
         return Sniffer(self)
 
-    def admit(self, member: Member) -> bool:
+    def admit(self, member: Member, transport: asyncio.Transport) -> bool:
         """Count a connection in. False if there are too many, or no more are wanted."""
-        if self._draining or len(self._members) >= self._limits.max_connections:
+        if self._draining or self.connections >= self._limits.max_connections:
             return False
-        self._members.add(member)
+        self._members[member] = transport
         return True
 
-    def replace(self, old: Member, new: Member) -> None:
-        """*new* speaks on the connection of *old* from now on."""
-        self._members.discard(old)
-        self._members.add(new)
-        if self._draining:
-            new.drain()
+    def speak_http1(self, sniffer: Member, transport: asyncio.Transport) -> asyncio.Protocol:
+        """The connection of *sniffer* turned out to be of HTTP/1.1."""
+        protocol = Http1ServerProtocol(
+            self._application, self._limits, reader=self._reader, date=self._date, lost=self.lost
+        )
+        del self._members[sniffer]
+        self._members[protocol] = transport
+        return protocol
+
+    def speak_http2(self, sniffer: Member, transport: asyncio.Transport) -> asyncio.Protocol:
+        """The connection of *sniffer* turned out to be of HTTP/2."""
+        protocol = Http2ServerProtocol(self._application, self._limits, on_close=self._lost_http2)
+        del self._members[sniffer]
+        self._http2[protocol] = transport
+        return protocol
 
     def lost(self, member: Member) -> None:
         """The connection of *member* is gone."""
-        self._members.discard(member)
-        if not self._members:
+        self._members.pop(member, None)
+        if not self.connections:
             self._empty.set()
 
-    def http1(self) -> Http1ServerProtocol:
-        return Http1ServerProtocol(
-            self._application, self._limits, reader=self._reader, date=self._date, lost=self.lost
-        )
-
-    def http2(self) -> Any:
-        engine: Any = import_module("polywire.net.http2")
-        return engine.Http2ServerProtocol(self._application, self._limits, lost=self.lost)
+    def _lost_http2(self, protocol: Http2ServerProtocol) -> None:
+        self._http2.pop(protocol, None)
+        if not self.connections:
+            self._empty.set()
 
     @property
     def limits(self) -> Limits:
@@ -186,22 +197,25 @@ class Listener:
         self._stop_accepting()
         for member in list(self._members):
             member.drain()
+        leaving = [asyncio.ensure_future(protocol.drain()) for protocol in self._http2]
         if self._sweep is not None:
             self._schedule_sweep()
         try:
-            async with asyncio.timeout(grace):
-                await self._wait_until_empty()
-        except TimeoutError:
-            pass
+            await self._wait_until_empty(grace)
         finally:
             self.close()
-        # What was closed forcibly is reported lost at the next turn of the loop.
-        await self._wait_until_empty()
+            for task in leaving:
+                task.cancel()
+        await self._wait_until_empty(_LAST_WORDS)
+        for transport in (*self._members.values(), *self._http2.values()):
+            transport.abort()
 
-    async def _wait_until_empty(self) -> None:
-        while self._members:
-            self._empty.clear()
-            await self._empty.wait()
+    async def _wait_until_empty(self, timeout: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout):
+                while self.connections:
+                    self._empty.clear()
+                    await self._empty.wait()
 
     def close(self) -> None:
         """Close everything now. May be called twice."""
@@ -209,6 +223,8 @@ class Listener:
         self._stop_accepting()
         for member in list(self._members):
             member.close()
+        for protocol in list(self._http2):
+            protocol.close()
         if self._sweep is not None:
             self._sweep.cancel()
             self._sweep = None
@@ -227,37 +243,40 @@ class Listener:
 class Sniffer(asyncio.Protocol):
     """Waits for the first bytes of a connection to learn which HTTP it speaks."""
 
-    __slots__ = ("_buffer", "_listener", "_since", "_transport")
+    __slots__ = ("_buffer", "_fresh", "_listener", "_since", "_transport")
 
     def __init__(self, listener: Listener) -> None:
         self._listener = listener
         self._buffer = b""
-        self._since: float | None = None
+        self._fresh = True
+        self._since = 0.0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
-        if not self._listener.admit(self):
+        if not self._listener.admit(self, self._transport):
             self._transport.abort()
             return
         tls: Any = transport.get_extra_info("ssl_object")
         chosen = tls.selected_alpn_protocol() if tls is not None else None
-        if chosen == "h2":
-            self._become(self._listener.http2())
-        elif chosen is not None:
-            self._become(self._listener.http1())
+        if chosen is not None:
+            self._become(b"", http2=chosen == "h2")
 
     def data_received(self, data: bytes) -> None:
+        if self._transport.is_closing():
+            return
         data = self._buffer + data
         if data.startswith(_PREFACE):
-            self._become(self._listener.http2(), data)
+            self._become(data, http2=True)
         elif _PREFACE.startswith(data):
+            self._fresh = self._fresh or not self._buffer
             self._buffer = data
         else:
-            self._become(self._listener.http1(), data)
+            self._become(data, http2=False)
 
-    def _become(self, protocol: Any, data: bytes = b"") -> None:
+    def _become(self, data: bytes, *, http2: bool) -> None:
+        speak = self._listener.speak_http2 if http2 else self._listener.speak_http1
+        protocol = speak(self, self._transport)
         self._transport.set_protocol(protocol)
-        self._listener.replace(self, protocol)
         protocol.connection_made(self._transport)
         if data:
             protocol.data_received(data)
@@ -268,7 +287,8 @@ class Sniffer(asyncio.Protocol):
     def tick(self, now: float) -> None:
         limits = self._listener.limits
         limit = limits.header_timeout if self._buffer else limits.idle_timeout
-        if self._since is None:
+        if self._fresh:
+            self._fresh = False
             self._since = now
         elif now - self._since >= limit:
             self._transport.abort()

@@ -9,18 +9,23 @@ import ssl
 from collections import deque
 from collections.abc import Callable
 from enum import StrEnum
-from typing import Literal, Protocol, cast
+from typing import Literal
 
 from polywire.clock import SYSTEM_CLOCK, Clock, Timer
 from polywire.net.address import Address, parse_address
 from polywire.net.http1 import HeadReader, Http1ClientConnection
+from polywire.net.http2_protocol import Http2ClientProtocol
 from polywire.net.stream import ClientConnection, Limits, StreamClosed
 from polywire.net.tls import ClientTls
 
 Version = Literal["1.1", "2"]
+_Connection = Http1ClientConnection | Http2ClientProtocol
 
 _SHORT_LIFE = 1.0
 """Seconds. A connection lost sooner, without having answered anything, counts as a failure to connect."""
+
+_PATIENCE = 0.005
+"""Seconds that calls wait for room on the HTTP/2 connections there are, before another one is opened for them."""
 
 
 class PoolState(StrEnum):
@@ -33,13 +38,6 @@ class PoolState(StrEnum):
     BACKING_OFF = "backing off"
     """Connecting failed; the next attempt is at `Pool.retry_at`."""
     CLOSED = "closed"
-
-
-class Pooled(ClientConnection, Protocol):
-    """A connection, as the pool looks after it."""
-
-    def tick(self, now: float) -> None:
-        """Enforce the limits of time."""
 
 
 class Pool:
@@ -87,27 +85,30 @@ class Pool:
         self._tls = (tls or ClientTls()).context(version) if secure else None
         self._server_name = (tls.server_name if tls is not None else None) or self.address.host or "localhost"
         self._reader = HeadReader(self._limits)
-        self._connections: dict[ClientConnection, float] = {}
-        self._idle: list[ClientConnection] = []
+        self._connections: dict[_Connection, float] = {}
+        """All that are open, with the time when they were opened."""
+        self._free: list[_Connection] = []
+        """HTTP/1.1: those without an exchange, the one used last at the end. HTTP/2: all."""
         self._waiters: deque[_Waiter] = deque()
         self._attempts: set[asyncio.Task[None]] = set()
         self._failures = 0
         self._retry: Timer | None = None
         self._sweep: Timer | None = None
+        self._look: Timer | None = None
         self._closed = False
 
     # --- what callers use
 
     def ready(self) -> ClientConnection | None:
         """A connection that can take an exchange right now, or None. Open the exchange before anything else happens."""
-        idle = self._idle
+        free = self._free
         if self.version == "2":
-            for connection in idle:
+            for connection in free:
                 if connection.available:
                     return connection
             return None
-        while idle:
-            connection = idle.pop()
+        while free:
+            connection = free.pop()
             if connection.available:
                 return connection
         return None
@@ -136,14 +137,14 @@ class Pool:
 
     def connect(self) -> None:
         """Start connecting in the background, if there is no connection and none is being made."""
-        if not self._connections and not self._attempts and not self._closed and not self._backing_off():
+        if not self._attempts and not self._closed and not self._has_open() and not self._backing_off():
             self._attempt()
 
     @property
     def state(self) -> PoolState:
         if self._closed:
             return PoolState.CLOSED
-        if self._connections:
+        if self._has_open():
             return PoolState.CONNECTED
         if self._attempts:
             return PoolState.CONNECTING
@@ -175,7 +176,7 @@ class Pool:
     def _refuse_if_hopeless(self, *, wait_for_ready: bool) -> None:
         if self._closed:
             raise StreamClosed("the pool was closed by this side", reached=False)
-        if not wait_for_ready and self.error is not None and self._backing_off():
+        if not wait_for_ready and self.error is not None and self._backing_off() and not self._has_open():
             raise StreamClosed(self.error, reached=False)
         if len(self._waiters) >= self._max_waiting:
             raise StreamClosed(
@@ -193,43 +194,53 @@ class Pool:
             if connection is not None and connection.available:
                 self._give(connection)
 
-    def _give(self, connection: ClientConnection) -> None:
+    def _give(self, connection: _Connection) -> None:
         """An HTTP/1.1 connection is free."""
         while self._waiters:
             waiter = self._waiters.popleft()
             if not waiter.future.done():
                 waiter.future.set_result(connection)
                 return
-        self._idle.append(connection)
+        self._free.append(connection)
 
     def _wake(self) -> None:
-        """An HTTP/2 connection has room: everyone who waits may look again."""
+        """There may be room on an HTTP/2 connection: everyone who waits looks again."""
         waiters, self._waiters = self._waiters, deque()
         for waiter in waiters:
             if not waiter.future.done():
                 waiter.future.set_result(None)
 
-    def released(self, connection: ClientConnection) -> None:
-        """An exchange is over and *connection* can take another one."""
-        if self.version == "2":
-            if self._waiters:
-                self._wake()
+    def _look_for_room(self) -> None:
+        """Calls waited a while on full HTTP/2 connections: serve them there, or open another one.
+
+        A full connection is rare, and often one whose server did not say yet how many streams it takes.
+        """
+        self._look = None
+        if self.ready() is not None:
+            self._wake()
         elif self._waiters:
-            self._give(connection)
-        else:
-            self._idle.append(connection)
+            if not self._attempts and len(self._connections) < self._max_connections and not self._backing_off():
+                self._attempt()
+            self._look = self._clock.call_later(_PATIENCE, self._look_for_room)
 
     # --- connecting
 
     def _connect_as_needed(self) -> None:
         if self._closed or self._backing_off():
             return
-        room = self._max_connections - len(self._connections) - len(self._attempts)
+        if self.version == "2" and self._has_open():
+            if self._waiters and self._look is None:
+                self._look = self._clock.call_later(_PATIENCE, self._look_for_room)
+            return
         wanted = len(self._waiters) if self.version == "1.1" else min(len(self._waiters), 1)
         if self._warm and not self._connections:
             wanted = max(wanted, 1)
-        for _ in range(min(room, wanted - len(self._attempts))):
+        room = self._max_connections - len(self._connections)
+        for _ in range(min(room, wanted) - len(self._attempts)):
             self._attempt()
+
+    def _has_open(self) -> bool:
+        return any(not connection.closed for connection in self._connections)
 
     def _backing_off(self) -> bool:
         return self.retry_at is not None and self._clock.monotonic() < self.retry_at
@@ -241,68 +252,65 @@ class Pool:
         self._changed()
 
     async def _connect(self) -> None:
-        made: list[Pooled] = []
-
-        def make() -> asyncio.BaseProtocol:
-            made.append(self._protocol())
-            return cast(asyncio.BaseProtocol, made[-1])
-
         try:
             async with asyncio.timeout(self._connect_timeout):
-                await self._open(make)
-                await self._settled(made[-1])
-        except (OSError, TimeoutError, StreamClosed) as error:
-            self._discard(made)
+                connection = await self._open()
+        except (OSError, TimeoutError, UnicodeError, StreamClosed) as error:
             self._failed(f"cannot connect to {self.address}: {self._explain(error)}")
-        except BaseException:
-            self._discard(made)
-            raise
         else:
-            self._connected(made[-1])
+            self._connected(connection)
 
-    def _protocol(self) -> Pooled:
-        if self.version == "1.1":
-            return Http1ClientConnection(self._limits, reader=self._reader, released=self.released, lost=self._lost)
-        raise NotImplementedError
-
-    async def _open(self, make: Callable[[], asyncio.BaseProtocol]) -> None:
+    async def _open(self) -> _Connection:
         loop = asyncio.get_running_loop()
+        make = self._make_http1 if self.version == "1.1" else self._make_http2
+        address = self.address
         name = self._server_name if self._tls is not None else None
-        if self.address.path:
-            await loop.create_unix_connection(make, self.address.path, ssl=self._tls, server_hostname=name)
-            return
-        transport, _ = await loop.create_connection(
-            make, self.address.host, self.address.port, ssl=self._tls, server_hostname=name
-        )
-        connected = transport.get_extra_info("socket")
-        if connected is not None:
-            # HTTP/1.1 has no ping: the kernel notices that a peer is gone.
-            connected.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-
-    async def _settled(self, connection: Pooled) -> None:
-        """Wait until the peer showed that it speaks the protocol."""
-
-    def _discard(self, made: list[Pooled]) -> None:
-        for connection in made:
-            if hasattr(connection, "_transport"):
-                connection.close()
-
-    def _connected(self, connection: Pooled) -> None:
-        if self._closed or connection.closed:
+        transport: asyncio.BaseTransport
+        connection: _Connection
+        if address.path:
+            transport, connection = await loop.create_unix_connection(
+                make, address.path, ssl=self._tls, server_hostname=name
+            )
+        else:
+            transport, connection = await loop.create_connection(
+                make, address.host, address.port, ssl=self._tls, server_hostname=name
+            )
+            if self.version == "1.1":
+                # There is no ping in it: the kernel has to notice that a peer is gone.
+                transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        tls = transport.get_extra_info("ssl_object")
+        if tls is not None and self.version == "2" and tls.selected_alpn_protocol() != "h2":
             connection.close()
-            if not self._closed:
-                self._failed(f"cannot connect to {self.address}: the server closed the connection at once")
+            raise StreamClosed("it does not speak HTTP/2: it did not choose h2 by ALPN", reached=False)
+        return connection
+
+    def _make_http1(self) -> Http1ClientConnection:
+        return Http1ClientConnection(self._limits, reader=self._reader, released=self._released, lost=self._lost)
+
+    def _make_http2(self) -> Http2ClientProtocol:
+        return Http2ClientProtocol(self._limits, on_close=self._lost)
+
+    def _connected(self, connection: _Connection) -> None:
+        if self._closed:
+            connection.close()
             return
         self.error = None
         self.retry_at = None
         self._connections[connection] = self._clock.monotonic()
-        self._schedule_sweep()
-        if self.version == "1.1":
+        if isinstance(connection, Http1ClientConnection):
+            self._schedule_sweep()
             self._give(connection)
         else:
-            self._idle.append(connection)
+            self._free.append(connection)
             self._wake()
         self._changed()
+
+    def _released(self, connection: Http1ClientConnection) -> None:
+        """An exchange is over and *connection* can take another one."""
+        if self._waiters:
+            self._give(connection)
+        else:
+            self._free.append(connection)
 
     def _failed(self, reason: str) -> None:
         self.error = reason
@@ -313,7 +321,7 @@ class Pool:
         self.retry_at = self._clock.monotonic() + delay
         patient: deque[_Waiter] = deque()
         for waiter in self._waiters:
-            if waiter.patient or self._connections:
+            if waiter.patient or self._has_open():
                 patient.append(waiter)
             elif not waiter.future.done():
                 waiter.future.set_exception(StreamClosed(reason, reached=False))
@@ -329,19 +337,19 @@ class Pool:
         self._connect_as_needed()
         self._changed()
 
-    def _lost(self, connection: ClientConnection) -> None:
+    def _lost(self, connection: _Connection) -> None:
         since = self._connections.pop(connection, None)
         if since is None:
             return
-        if connection in self._idle:
-            self._idle.remove(connection)
+        if connection in self._free:
+            self._free.remove(connection)
         if self._clock.monotonic() - since >= _SHORT_LIFE:
             self._failures = 0
-            self._connect_as_needed()
-        elif not self._closed and self._warm and not self._connections:
+        elif self._warm and not self._closed and not self._connections:
+            # A server that takes connections only to drop them must not be called in a tight loop.
             self._failed(f"cannot keep a connection to {self.address}: the server closed it at once")
-        else:
-            self._connect_as_needed()
+            return
+        self._connect_as_needed()
         self._changed()
 
     def _explain(self, error: Exception) -> str:
@@ -370,7 +378,8 @@ class Pool:
         self._sweep = None
         now = self._clock.monotonic()
         for connection in list(self._connections):
-            cast(Pooled, connection).tick(now)
+            if isinstance(connection, Http1ClientConnection):
+                connection.tick(now)
         if self._connections:
             self._schedule_sweep()
 
@@ -380,10 +389,10 @@ class Pool:
 
     def _stop(self, reason: str) -> None:
         self._closed = True
-        for timer in (self._retry, self._sweep):
+        for timer in (self._retry, self._sweep, self._look):
             if timer is not None:
                 timer.cancel()
-        self._retry = self._sweep = None
+        self._retry = self._sweep = self._look = None
         for attempt in list(self._attempts):
             attempt.cancel()
         waiters, self._waiters = self._waiters, deque()
@@ -397,6 +406,6 @@ class _Waiter:
     __slots__ = ("future", "patient")
 
     def __init__(self, patient: bool) -> None:
-        self.future: asyncio.Future[ClientConnection | None] = asyncio.get_running_loop().create_future()
+        self.future: asyncio.Future[_Connection | None] = asyncio.get_running_loop().create_future()
         self.patient = patient
         """It goes on waiting when connecting fails."""

@@ -65,7 +65,8 @@ class Endpoint(asyncio.Protocol):
         if isinstance(name, tuple):
             host, port = cast("tuple[str, int]", name[:2])
             return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-        return f"unix:{name or ''}"
+        path: Any = name or self._transport.get_extra_info("sockname") or ""
+        return f"unix:{path.decode(errors='replace') if isinstance(path, bytes) else path}"
 
     @property
     def secure(self) -> bool:
