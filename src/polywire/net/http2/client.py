@@ -67,7 +67,8 @@ class Http2Client(Http2Connection):
         self.opened += 1
         if sid >= LARGEST_STREAM - 2:
             self.draining = True
-        stream = Http2Stream(self, sid, receiver, True)
+        stream = Http2Stream(self, sid, receiver)
+        stream.headers_done = False
         stream.request = headers
         self.streams[sid] = stream
         block = self.encode(headers, tail)
@@ -112,7 +113,7 @@ class Http2Client(Http2Connection):
         self._taken_up_to = self._next - 2
         return data
 
-    def _header_list(self, sid: int, lead: Lead, rest: tuple[Field, ...], ended: bool) -> None:
+    def _header_list(self, sid: int, lead: Lead, rest: tuple[Field, ...], ended: int) -> None:
         stream = self.streams.get(sid)
         if stream is None:
             if not sid or self._is_idle(sid):
@@ -144,12 +145,11 @@ class Http2Client(Http2Connection):
 
     def _body_length(self, stream: Http2Stream, status: int, length: int) -> int:
         """What is to come of a body: nothing after HEAD, 204 and 304, whatever content-length says."""
-        request = stream.request
-        if status in (204, 304) or (request is not None and _HEAD_METHOD in request.fields):
+        if status in (204, 304) or _HEAD_METHOD in stream.request.fields:
             return 0
         return length
 
-    def _too_large(self, sid: int, ended: bool) -> None:
+    def _too_large(self, sid: int, ended: int) -> None:
         if sid in self.streams:
             raise StreamFault(ErrorCode.ENHANCE_YOUR_CALM, "a header list that is too large")
         self._stray_headers(sid)
@@ -172,8 +172,7 @@ class Http2Client(Http2Connection):
     def _goaway_received(self, last: int, code: int, reason: str) -> None:
         self.draining = True
         for stream in [stream for stream in self.streams.values() if stream.id > last]:
-            self.forget(stream)
-            stream.fail(StreamClosed(reason, reached=False, code=code))
+            self._fail(stream, StreamClosed(reason, reached=False, code=code))
         if not self.streams:
             self._last_stream_ended()
 

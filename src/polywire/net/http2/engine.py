@@ -48,7 +48,7 @@ from polywire.net.http2.frames import (
 )
 from polywire.net.http2.guards import Allowance
 from polywire.net.http2.outbound import Outbound
-from polywire.net.http2.stream import Http2Stream
+from polywire.net.http2.stream import SILENT, Http2Stream
 from polywire.net.stream import Field, Limits, StreamClosed
 
 MAX_CONTINUATIONS = 32
@@ -92,7 +92,7 @@ class Http2Connection(Outbound):
         self._strict = True
         self._block: bytearray | None = None
         self._block_stream = 0
-        self._block_ends_stream = False
+        self._block_ends_stream = 0
         self._block_fault: StreamFault | None = None
         self._block_frames = 0
         self._max_block = 4 * limits.max_header_bytes
@@ -118,10 +118,10 @@ class Http2Connection(Outbound):
 
     # What a role adds.
 
-    def _header_list(self, sid: int, lead: Lead, rest: tuple[Field, ...], ended: bool) -> None:
+    def _header_list(self, sid: int, lead: Lead, rest: tuple[Field, ...], ended: int) -> None:
         raise NotImplementedError
 
-    def _too_large(self, sid: int, ended: bool) -> None:
+    def _too_large(self, sid: int, ended: int) -> None:
         raise NotImplementedError
 
     def _is_idle(self, sid: int) -> bool:
@@ -246,22 +246,20 @@ class Http2Connection(Outbound):
         self.data_frames += 1
         if flags & PADDED:
             start, end = self._without_padding(data, start, end, stream)
-        ended = flags & END_STREAM
         if stream.expected >= 0:
             stream.expected -= end - start
-            if stream.expected < 0 or (ended and stream.expected):
+            if stream.expected < 0 or (flags & END_STREAM and stream.expected):
                 raise messages.malformed("the body is not as long as content-length said")
-        if ended:
+        if end > start:
+            stream.receiver.data_received(data[start:end])
+        elif not flags & END_STREAM:
+            self._spend(1)
+        if flags & END_STREAM and stream.remote_open:
             stream.remote_open = False
+            receiver = stream.receiver
             if not stream.local_open:
                 self.forget(stream)
-            if end > start:
-                stream.receiver.data_received(data[start:end])
-            stream.receiver.ended(())
-        elif end > start:
-            stream.receiver.data_received(data[start:end])
-        else:
-            self._spend(1)
+            receiver.ended(())
 
     def _without_padding(self, data: bytes, start: int, end: int, stream: Http2Stream) -> tuple[int, int]:
         if start == end or data[start] >= end - start:
@@ -283,14 +281,14 @@ class Http2Connection(Outbound):
     # HEADERS and CONTINUATION.
 
     def _headers(self, data: bytes, start: int, end: int, flags: int, sid: int) -> None:
+        if flags & (PADDED | PRIORITISED | END_HEADERS) == END_HEADERS:
+            self._block_complete(sid, data[start:end], flags & END_STREAM)
+            return
         fault = None
         if flags & (PADDED | PRIORITISED):
             start, end, fault = self._unwrap(data, start, end, flags, sid)
-        if flags & END_HEADERS and fault is None:
-            self._block_complete(sid, data[start:end], bool(flags & END_STREAM))
-            return
         self._block_stream = sid
-        self._block_ends_stream = bool(flags & END_STREAM)
+        self._block_ends_stream = flags & END_STREAM
         self._block_fault = fault
         self._block_frames = 0
         self._block = bytearray(data[start:end])
@@ -338,24 +336,26 @@ class Http2Connection(Outbound):
         if fault is None:
             self._block_complete(self._block_stream, bytes(block), self._block_ends_stream)
             return
-        self._decode(self._block_stream, bytes(block), self._block_ends_stream)
+        try:
+            self._decoder.decode(bytes(block))
+        except HpackError as error:
+            raise ConnectionFault(ErrorCode.COMPRESSION_ERROR, str(error)) from error
+        except HeaderListTooLarge:
+            # It is refused anyway.
+            pass
         raise fault
 
-    def _block_complete(self, sid: int, block: bytes, ended: bool) -> None:
-        decoded = self._decode(sid, block, ended)
-        if decoded is not None:
-            self._header_list(sid, decoded[0], decoded[1], ended)
-
-    def _decode(self, sid: int, block: bytes, ended: bool) -> tuple[Lead, tuple[Field, ...]] | None:
+    def _block_complete(self, sid: int, block: bytes, ended: int) -> None:
         try:
-            return self._decoder.decode(block)
+            lead, rest = self._decoder.decode(block)
         except HpackError as error:
             raise ConnectionFault(ErrorCode.COMPRESSION_ERROR, str(error)) from error
         except HeaderListTooLarge:
             self._too_large(sid, ended)
-            return None
+        else:
+            self._header_list(sid, lead, rest, ended)
 
-    def _trailers(self, stream: Http2Stream, lead: Lead, rest: tuple[Field, ...], ended: bool) -> None:
+    def _trailers(self, stream: Http2Stream, lead: Lead, rest: tuple[Field, ...], ended: int) -> None:
         if not ended:
             raise messages.malformed("trailers that do not end the stream")
         if stream.expected > 0:
@@ -365,9 +365,10 @@ class Http2Connection(Outbound):
     def _end_remote(self, stream: Http2Stream, trailers: tuple[Field, ...]) -> None:
         stream.remote_open = False
         stream.moved = True
+        receiver = stream.receiver
         if not stream.local_open:
             self.forget(stream)
-        stream.receiver.ended(trailers)
+        receiver.ended(trailers)
 
     def _stray_headers(self, sid: int) -> None:
         """HEADERS for a stream that is closed. The table has seen them; nobody else needs to."""
@@ -406,9 +407,8 @@ class Http2Connection(Outbound):
         self._resets.spend(1, earned=max(self.opened - self._opened_seen - 1, 0))
         self._opened_seen = self.opened
         code: int = unpack_u32(payload)[0]
-        self.forget(stream)
         reached = code != ErrorCode.REFUSED_STREAM
-        stream.fail(StreamClosed(f"the peer reset the stream: {code_name(code)}", reached=reached, code=code))
+        self._fail(stream, StreamClosed(f"the peer reset the stream: {code_name(code)}", reached=reached, code=code))
 
     def _ping(self, payload: bytes, flags: int, sid: int) -> None:
         if sid:
@@ -503,8 +503,9 @@ class Http2Connection(Outbound):
             self._credit = 0
 
     def forget(self, stream: Http2Stream) -> None:
-        """*stream* is closed on both sides."""
+        """*stream* is closed on both sides. Its receiver usually holds it, so letting go of it spares a collection."""
         self.streams.pop(stream.id, None)
+        stream.receiver = SILENT
         if stream.held:
             held = stream.held
             stream.held = 0
@@ -524,14 +525,11 @@ class Http2Connection(Outbound):
             self.rouse()
 
     def reset_stream(self, stream: Http2Stream, code: int) -> None:
-        self._close(stream)
+        stream.local_open = stream.remote_open = False
+        self.forget(stream)
         self.remember(stream.id)
         self.send_reset(stream.id, code)
         stream.void(StreamClosed("this side gave the exchange up", reached=True, code=code))
-
-    def _close(self, stream: Http2Stream) -> None:
-        stream.local_open = stream.remote_open = False
-        self.forget(stream)
 
     def remember(self, sid: int) -> None:
         """We reset *sid*: what the peer sent before it knew is not an error."""
@@ -553,8 +551,14 @@ class Http2Connection(Outbound):
         self.remember(sid)
         self.send_reset(sid, fault.code)
         if stream is not None:
-            self.forget(stream)
-            stream.fail(StreamClosed(f"the peer sent {fault.reason}", reached=True, code=fault.code))
+            self._fail(stream, StreamClosed(f"the peer sent {fault.reason}", reached=True, code=fault.code))
+
+    def _fail(self, stream: Http2Stream, error: StreamClosed) -> None:
+        receiver = stream.receiver
+        stream.local_open = stream.remote_open = False
+        self.forget(stream)
+        stream.void(error)
+        receiver.failed(error)
 
     def _spend(self, tokens: float) -> None:
         """A frame that moves no exchange forward. Exchanges and data earn the right to some of them."""
@@ -576,7 +580,7 @@ class Http2Connection(Outbound):
                 self.remember(stream.id)
                 self.send_reset(stream.id, ErrorCode.NO_ERROR)
                 self.forget(stream)
-                stream.fail(StreamClosed("answered before the request ended", reached=True, code=ErrorCode.NO_ERROR))
+                self._fail(stream, StreamClosed("answered before the request ended", reached=True, code=ErrorCode.NO_ERROR))
 
     # The end.
 
@@ -598,8 +602,7 @@ class Http2Connection(Outbound):
         streams = list(self.streams.values())
         self.streams.clear()
         for stream in streams:
-            stream.held = 0
-            stream.fail(StreamClosed(reason, reached=self._was_sent(stream.id), code=code))
+            self._fail(stream, StreamClosed(reason, reached=self._was_sent(stream.id), code=code))
 
     # Time.
 
@@ -661,9 +664,8 @@ class Http2Connection(Outbound):
             elif now - stream.stalled_at >= self.limits.body_timeout:
                 self.remember(stream.id)
                 self.send_reset(stream.id, ErrorCode.CANCEL)
-                self.forget(stream)
                 reason = f"no progress for {self.limits.body_timeout:g} s"
-                stream.fail(StreamClosed(reason, reached=True, code=ErrorCode.CANCEL))
+                self._fail(stream, StreamClosed(reason, reached=True, code=ErrorCode.CANCEL))
 
     def _waits_for_peer(self, stream: Http2Stream) -> bool:
         """True where the peer owes us a byte: of a body of known length that we have room for, or of its window.

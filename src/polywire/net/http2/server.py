@@ -19,7 +19,7 @@ from polywire.net.http2.frames import (
     frame,
     pack_u32,
 )
-from polywire.net.http2.stream import Http2Stream, Silent
+from polywire.net.http2.stream import SILENT, Http2Stream
 from polywire.net.stream import Application, Field, Head, Headers, Limits
 
 MAX_GAPS = 32
@@ -29,8 +29,6 @@ DRAIN_PATIENCE = 2.0
 
 _TOO_LARGE = Headers(((b":status", b"431"),))
 _NO_HEAD = Head(())
-_UNDECIDED = Silent()
-"""The receiver of a stream until the application has named one."""
 
 
 class Http2Server(Http2Connection):
@@ -69,7 +67,7 @@ class Http2Server(Http2Connection):
         self._preface = None
         super().receive(data)
 
-    def _header_list(self, sid: int, lead: Lead, rest: tuple[Field, ...], ended: bool) -> None:
+    def _header_list(self, sid: int, lead: Lead, rest: tuple[Field, ...], ended: int) -> None:
         stream = self.streams.get(sid)
         if stream is not None:
             if not stream.remote_open:
@@ -81,17 +79,17 @@ class Http2Server(Http2Connection):
         head, tail, length = messages.request(lead, rest)
         if ended and length > 0:
             raise messages.malformed("no body where content-length announced one")
-        stream = Http2Stream(self, sid, _UNDECIDED, not ended)
+        stream = Http2Stream(self, sid, SILENT)
         stream.expected = length
         stream.head = head
         stream.tail = tail
         self.streams[sid] = stream
         receiver = self._application(stream)
         # It may have reset the stream already: then nobody is to be told anything.
-        if stream.receiver is _UNDECIDED:
+        if stream.remote_open:
             stream.receiver = receiver
-            if ended:
-                receiver.ended(())
+        if ended and stream.remote_open:
+            self._end_remote(stream, ())
 
     def _admit(self, sid: int) -> bool:
         """True for a new stream that is to be served."""
@@ -117,18 +115,20 @@ class Http2Server(Http2Connection):
             return False
         return True
 
-    def _too_large(self, sid: int, ended: bool) -> None:
+    def _too_large(self, sid: int, ended: int) -> None:
         stream = self.streams.get(sid)
         if stream is not None:
             raise StreamFault(ErrorCode.ENHANCE_YOUR_CALM, "trailers that are too large")
         if not self._admit(sid):
             return
         self._faults.spend()
-        stream = Http2Stream(self, sid, Silent(), not ended)
+        stream = Http2Stream(self, sid, SILENT)
         stream.head = _NO_HEAD
         stream.tail = ()
         self.streams[sid] = stream
         stream.send_headers(_TOO_LARGE, end=True)
+        if ended:
+            self._end_remote(stream, ())
 
     def _is_idle(self, sid: int) -> bool:
         return sid > self._last or not sid & 1

@@ -13,9 +13,6 @@ from polywire.net.stream import Field, Head, Headers, Receiver, Stream, StreamCl
 if TYPE_CHECKING:
     from polywire.net.http2.engine import Http2Connection
 
-_HEADERS_WORD = HEADERS
-_NO_FIELDS: tuple[Field, ...] = ()
-
 
 class Silent:
     """Takes the place of a receiver that is not to be told anything any more."""
@@ -78,6 +75,14 @@ class Http2Stream(Stream):
     The attributes without documentation here are the engine's own.
     """
 
+    # Not all of these are set from the start: a stream is made for each call, and each attribute costs.
+    stalled_at: float
+    """Set at the first look of the connection's clock."""
+    headers_done: bool
+    """At a client: the final response headers came."""
+    request: Headers
+    """At a client: what was asked, to know whether a body may follow."""
+
     __slots__ = (
         "engine",
         "expected",
@@ -96,12 +101,12 @@ class Http2Stream(Stream):
 
     version = "2"
 
-    def __init__(self, engine: Http2Connection, sid: int, receiver: Receiver, remote_open: bool) -> None:
+    def __init__(self, engine: Http2Connection, sid: int, receiver: Receiver) -> None:
         self.engine = self.connection = engine
         self.id = sid
         self.receiver = receiver
         self.local_open = True
-        self.remote_open = remote_open
+        self.remote_open = True
         self.send_window = engine.peer_initial_window
         self.room = engine.receive_room
         """What the peer may send before it must wait."""
@@ -109,14 +114,9 @@ class Http2Stream(Stream):
         """Received, and not yet consumed by the application."""
         self.expected = -1
         """What is missing of the announced content-length, or -1."""
-        self.headers_done = False
-        """At a client: the final response headers came."""
         self.outbox: Outbox | None = None
         self.moved = True
         """A byte of a body went through, either way, since the last look of the connection's clock."""
-        self.stalled_at = 0.0
-        self.request: Headers | None = None
-        """At a client: what was asked, to know whether a body may follow."""
 
     # Sending. The first lines of each method are the way of a stream that was never held up.
 
@@ -315,16 +315,7 @@ class Http2Stream(Stream):
 
     def reset(self, code: int) -> None:
         if self.local_open or self.remote_open:
-            self.receiver = SILENT
             self.engine.reset_stream(self, code)
-
-    def fail(self, error: StreamClosed) -> None:
-        """Nothing more will come or go. The connection has already forgotten the stream."""
-        self.local_open = self.remote_open = False
-        receiver = self.receiver
-        self.receiver = SILENT
-        self.void(error)
-        receiver.failed(error)
 
     def void(self, error: StreamClosed) -> None:
         """Drop what waits to be sent, and tell those who wait for it to be gone."""
