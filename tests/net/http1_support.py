@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
@@ -79,8 +80,15 @@ class MemoryTransport(asyncio.Transport):
 class Seen:
     """A receiver that writes down what it gets, on either side."""
 
-    def __init__(self, stream: Stream | None = None, answer: Callable[[Seen], None] | None = None) -> None:
+    def __init__(
+        self,
+        stream: Stream | None = None,
+        answer: Callable[[Seen], None] | None = None,
+        *,
+        consume: bool = True,
+    ) -> None:
         self._stream = stream
+        self._consume = consume
         self.answer = answer
         self.head: Head | None = None
         self.body = b""
@@ -93,6 +101,10 @@ class Seen:
         assert self._stream is not None
         return self._stream
 
+    @stream.setter
+    def stream(self, stream: Stream) -> None:
+        self._stream = stream
+
     def headers_received(self, head: Head, tail: tuple[Field, ...]) -> None:
         assert self.head is None
         self.head = head
@@ -101,6 +113,8 @@ class Seen:
         assert self.trailers is None
         assert data
         self.body += data
+        if self._consume and self._stream is not None:
+            self._stream.consumed(len(data))
 
     def ended(self, trailers: tuple[Field, ...]) -> None:
         assert self.trailers is None
@@ -126,19 +140,19 @@ class Seen:
 def echo(seen: Seen) -> None:
     """Answer with the method, the path and the body."""
     stream = seen.stream
-    stream.consumed(len(seen.body))
     stream.respond(OK, (), stream.head.method + b" " + stream.head.path + b" " + seen.body)
 
 
 class Recorder:
     """An application that keeps all exchanges; *answer* is called when a request is complete."""
 
-    def __init__(self, answer: Callable[[Seen], None] | None = echo) -> None:
+    def __init__(self, answer: Callable[[Seen], None] | None = echo, *, consume: bool = True) -> None:
         self.answer = answer
+        self.consume = consume
         self.seen: list[Seen] = []
 
     def __call__(self, stream: Stream) -> Seen:
-        seen = Seen(stream, self.answer)
+        seen = Seen(stream, self.answer, consume=self.consume)
         self.seen.append(seen)
         return seen
 
@@ -202,8 +216,25 @@ async def ask(address: str, request: bytes) -> bytes:
     reader, writer = await connect(address)
     try:
         writer.write(request)
-        async with asyncio.timeout(10):
-            return await reader.read()
+        return await everything(reader)
     finally:
         writer.close()
-        await writer.wait_closed()
+        with contextlib.suppress(ConnectionError):
+            await writer.wait_closed()
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Wait for something that happens in another task or at the other end of a socket; ten seconds at most."""
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.sleep(0.001)
+
+
+async def everything(reader: asyncio.StreamReader) -> bytes:
+    """What comes until the connection ends, in order or by a reset."""
+    received = b""
+    async with asyncio.timeout(10):
+        with contextlib.suppress(ConnectionError):
+            while piece := await reader.read(65536):
+                received += piece
+    return received

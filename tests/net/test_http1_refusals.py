@@ -248,7 +248,7 @@ def test_a_body_that_makes_progress_is_waited_for_and_one_that_does_not_is_cut_o
 
 
 def test_a_body_that_we_do_not_read_is_not_held_against_the_client() -> None:
-    http = InMemory(Recorder(None), body_timeout=60, stream_window=10)
+    http = InMemory(Recorder(None, consume=False), body_timeout=60, stream_window=10)
     http.send(host(b"Content-Length: 100"))
     http.send(b"x" * 20)
     http.protocol.tick(0)

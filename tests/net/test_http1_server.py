@@ -407,7 +407,7 @@ async def test_after_an_early_answer_chunks_are_read_up_to_a_bound() -> None:
 
 
 def test_a_body_that_is_not_consumed_holds_the_client_back() -> None:
-    application = silent()
+    application = Recorder(None, consume=False)
     http = InMemory(application, stream_window=1000)
     http.send(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5000\r\n\r\n")
     http.send(b"x" * 1000)

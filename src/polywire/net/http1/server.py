@@ -42,6 +42,7 @@ class Http1ServerProtocol(Endpoint):
         "_buffer",
         "_corked",
         "_date",
+        "_discarded",
         "_draining",
         "_fresh",
         "_keep",
@@ -85,6 +86,7 @@ class Http1ServerProtocol(Endpoint):
         self._corked = False
         self._out: list[bytes] = []
         self._unconsumed = 0
+        self._discarded = 0
         self._fresh = True
         self._since = 0.0
         self._unsent = 0
@@ -252,9 +254,11 @@ class Http1ServerProtocol(Endpoint):
     def _deliver(self, data: bytes) -> None:
         stream = cast(Http1ServerStream, self.current)
         self._unconsumed += len(data)
-        if stream.state == DONE and self._unconsumed > _DISCARD:
-            self._leave_unread(stream)
-            return
+        if stream.state == DONE:
+            self._discarded += len(data)
+            if self._discarded > _DISCARD:
+                self._leave_unread(stream)
+                return
         stream.receiver.data_received(data)
 
     def _pace(self) -> None:
@@ -318,7 +322,7 @@ class Http1ServerProtocol(Endpoint):
             self._leave_unread(stream)
         else:
             # Read the rest of the request, to no purpose but keeping the connection.
-            self._unconsumed = 0
+            self._discarded = 0
             self._resume_reading()
 
     def _leave_unread(self, stream: Http1ServerStream) -> None:
