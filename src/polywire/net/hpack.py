@@ -89,6 +89,19 @@ class Decoder:
     the table stays as it is, and comes back as the same `Lead`.
     """
 
+    __slots__ = (
+        "_allowed",
+        "_capacity",
+        "_fields",
+        "_huffman",
+        "_interned",
+        "_leads",
+        "_max_bytes",
+        "_max_count",
+        "_must_shrink",
+        "_used",
+    )
+
     def __init__(self, max_list_bytes: int, max_list_count: int, table_size: int = DEFAULT_TABLE_SIZE) -> None:
         self._max_bytes = max_list_bytes
         self._max_count = max_list_count
@@ -274,6 +287,16 @@ class Encoder:
     beside a secret and watches lengths: only whole values can be guessed, tokens are too long for that, and nobody
     but our own process writes on this connection. Cookies may be short and are never indexed.
     """
+
+    __slots__ = (
+        "_capacity",
+        "_names",
+        "_order",
+        "_ready",
+        "_seen",
+        "_update",
+        "_used",
+    )
 
     def __init__(self) -> None:
         self._capacity = DEFAULT_TABLE_SIZE

@@ -35,6 +35,11 @@ _NO_TAIL: tuple[Field, ...] = ()
 class Http2Client(Http2Connection):
     """Opens exchanges with `open`; see `Http2Connection` for the rest."""
 
+    __slots__ = (
+        "_next",
+        "_taken_up_to",
+    )
+
     def __init__(self, limits: Limits, *, now: Callable[[], float], on_output: Callable[[], None]) -> None:
         super().__init__(limits, now=now, on_output=on_output)
         self.peer_max_streams = UNTOLD_MAX_STREAMS

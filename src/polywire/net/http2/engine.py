@@ -66,13 +66,56 @@ class Http2Connection(Outbound):
     concerned are told. Once *finished*, the transport is to be closed as soon as the last bytes were taken.
     """
 
-    peer = ""
-    secure = False
-    peer_certificate: dict[str, Any] | None = None
+    __slots__ = (
+        "_block",
+        "_block_ends_stream",
+        "_block_fault",
+        "_block_frames",
+        "_block_since",
+        "_block_stream",
+        "_credit",
+        "_credit_step",
+        "_decoder",
+        "_early",
+        "_faults",
+        "_heard_at",
+        "_idle_since",
+        "_max_block",
+        "_needed",
+        "_nuisance",
+        "_opened_seen",
+        "_partial",
+        "_ping_sent_at",
+        "_recent",
+        "_resets",
+        "_room",
+        "_started",
+        "_strict",
+        "_ticks_opened",
+        "_unacknowledged_settings",
+        "_work_seen",
+        "draining",
+        "finished",
+        "heard",
+        "now",
+        "opened",
+        "peer",
+        "peer_certificate",
+        "peer_max_streams",
+        "peer_settings_seen",
+        "receive_room",
+        "secure",
+        "stream_step",
+        "stream_window",
+        "streams",
+    )
 
     def __init__(self, limits: Limits, *, now: Callable[[], float], on_output: Callable[[], None]) -> None:
         super().__init__(limits, on_output)
         self.now = now
+        self.peer = ""
+        self.secure = False
+        self.peer_certificate: dict[str, Any] | None = None
         self.streams: dict[int, Http2Stream] = {}
         self.finished = False
         self.draining = False
@@ -579,8 +622,9 @@ class Http2Connection(Outbound):
             if stream.remote_open:
                 self.remember(stream.id)
                 self.send_reset(stream.id, ErrorCode.NO_ERROR)
-                self.forget(stream)
-                self._fail(stream, StreamClosed("answered before the request ended", reached=True, code=ErrorCode.NO_ERROR))
+                self._fail(
+                    stream, StreamClosed("answered before the request ended", reached=True, code=ErrorCode.NO_ERROR)
+                )
 
     # The end.
 

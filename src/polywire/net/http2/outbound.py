@@ -38,6 +38,26 @@ class Outbound:
     only for what was not sent from within `receive`, after which it takes anyway.
     """
 
+    __slots__ = (
+        "_encoder",
+        "_line",
+        "_line_may_move",
+        "_on_output",
+        "_unread",
+        "data_frames",
+        "drainers",
+        "encode",
+        "limits",
+        "out",
+        "out_size",
+        "overrun",
+        "paused",
+        "peer_initial_window",
+        "quiet",
+        "send_window",
+        "stuffed",
+    )
+
     def __init__(self, limits: Limits, on_output: Callable[[], None]) -> None:
         self.limits = limits
         self.out: list[bytes | memoryview] = []

@@ -34,6 +34,15 @@ _NO_HEAD = Head(())
 class Http2Server(Http2Connection):
     """Calls *application* with each request; see `Http2Connection` for the rest."""
 
+    __slots__ = (
+        "_accepts_up_to",
+        "_application",
+        "_drain_began",
+        "_gaps",
+        "_last",
+        "_preface",
+    )
+
     def __init__(
         self,
         application: Application,
