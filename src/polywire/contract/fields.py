@@ -52,9 +52,10 @@ class FieldOptions:
     def merged(self, other: FieldOptions) -> FieldOptions:
         """Both together, for `Annotated[Int32, Field(ge=1)]`; what *other*, written further out, says wins."""
         limits = {
-            limit: getattr(other.constraints, limit)
+            limit: bound
             for limit in Constraints.__dataclass_fields__
-            if getattr(other.constraints, limit) not in (None, False)
+            # By identity: a bound of 0 equals False, and counts.
+            if (bound := getattr(other.constraints, limit)) is not None and bound is not False
         }
         return FieldOptions(
             number=self.number if other.number is None else other.number,
