@@ -1,0 +1,1 @@
+"""Client and server both in Python: polywire beside the stacks that teams use today."""
