@@ -1,0 +1,370 @@
+"""The system file: which services there are, where they are, and how they talk."""
+
+from __future__ import annotations
+
+import copy
+import os
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path as FilePath
+from typing import Any, Literal, cast
+
+from polywire.errors import SetupError, SystemFileError
+from polywire.net.address import parse_address
+from polywire.net.stream import Limits
+from polywire.system import environment
+from polywire.system.positions import positions
+from polywire.system.reading import Settings, Table, did_you_mean, not_a_choice, reason, shown
+
+DEFAULT_FILE = "polywire.toml"
+WIRES = ("connect", "grpc", "http", "local")
+Wire = Literal["connect", "grpc", "http", "local"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tls:
+    """How a service proves who it is, in files of PEM form."""
+
+    certificate: str
+    key: str | None = None
+    ca: str | None = None
+    """Who signs the certificates of the system. Giving it makes callers show one of their own (mTLS)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timeouts:
+    """Seconds that the life of a service may take."""
+
+    start: float = 30.0
+    """From the start of its process to its being ready."""
+    drain_delay: float = 0.0
+    """Between turning not ready and turning new connections away; what a load balancer needs to notice."""
+    grace: float = 20.0
+    """For the calls under way when the service stops."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServiceEntry:
+    """`[services.NAME]`: one process of the system, or something elsewhere that the system calls."""
+
+    name: str
+    app: str | None = None
+    """`module:attribute`."""
+    serves: tuple[str, ...] | None = None
+    """The contracts it implements, by full name; None where the app itself says so."""
+    listen: tuple[str, ...] | None = None
+    address: tuple[str, ...] | None = None
+    """Where others reach it; None where that is where it listens."""
+    public: bool = False
+    token: str | None = None
+    """Where the token is with which it proves itself to others: `env:NAME` or `file:PATH`."""
+    tls: Tls | None = None
+    limits: Limits = field(default_factory=Limits)
+    max_message_bytes: int | None = None
+    stream_idle_timeout: float | None = None
+    timeouts: Timeouts = field(default_factory=Timeouts)
+
+    @property
+    def target(self) -> tuple[str, ...] | None:
+        """The addresses that callers use, if any is known."""
+        return self.address or self.listen
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wires:
+    """`[wires]`: what each contract's calls travel on."""
+
+    default: Wire = "grpc"
+    by_contract: Mapping[str, Wire] = field(default_factory=dict)
+
+    def of(self, contract: str) -> Wire:
+        return self.by_contract.get(contract, self.default)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Calls:
+    """`[calls]`: what holds for calls where contracts and callers say nothing else; None takes polywire's default."""
+
+    timeout: float | None = None
+    retries: int | None = None
+    retry_base: float | None = None
+    retry_cap: float | None = None
+    budget_share: float | None = None
+    budget_minimum: float | None = None
+    wait_for_ready: bool | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SystemFile:
+    """A system file as it holds after its profile and the environment."""
+
+    name: str
+    file: str
+    """As errors name it."""
+    directory: FilePath
+    """Where relative paths and imports start."""
+    services: Mapping[str, ServiceEntry]
+    version: str = ""
+    profile: str | None = None
+    wires: Wires = field(default_factory=Wires)
+    calls: Calls = field(default_factory=Calls)
+    settings: Settings = field(repr=False, compare=False, default_factory=lambda: Settings({}, {}, ""))
+
+    def error(self, path: tuple[str, ...], problem: str) -> SystemFileError:
+        """An error at a key of the file: its place, its name, and *problem*."""
+        return self.settings.error(path, f"{'.'.join(path)} {problem}")
+
+    def with_listen(self, addresses: Mapping[str, str]) -> SystemFile:
+        """The same, where the services named listen at the addresses given (`up` picks them where none is written)."""
+        services = {
+            name: replace(entry, listen=(addresses[name],)) if name in addresses else entry
+            for name, entry in self.services.items()
+        }
+        return replace(self, services=services)
+
+
+def load(
+    path: str | os.PathLike[str] | None = None,
+    *,
+    profile: str | None = None,
+    environ: Mapping[str, str] | None = None,
+) -> SystemFile:
+    """Read a system file, `polywire.toml` unless *path* or POLYWIRE_SYSTEM names another.
+
+    *profile*, or POLYWIRE_PROFILE, is laid over it, and environment variables over both. Raises SystemFileError naming
+    the line or variable at fault.
+    """
+    environ = os.environ if environ is None else environ
+    name = os.fspath(path or environ.get(environment.FILE) or DEFAULT_FILE)
+    try:
+        text = FilePath(name).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise SystemFileError(
+            f"There is no system file {name!r} in {FilePath.cwd()}. Write one, or name it: `--system FILE`, or "
+            f"{environment.FILE} in the environment."
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise SystemFileError(f"The system file {name!r} cannot be read: {error}.") from error
+    return parse(text, file=name, profile=profile, environ=environ)
+
+
+def parse(
+    text: str, *, file: str = DEFAULT_FILE, profile: str | None = None, environ: Mapping[str, str] | None = None
+) -> SystemFile:
+    """The system that *text* describes; *file* is its name in errors, and the place that relative paths start from."""
+    environ = {} if environ is None else environ
+    try:
+        values = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        place = str(error).rpartition("(at ")[2].rstrip(")")
+        line = place.removeprefix("line ").partition(",")[0]
+        at = f"{file}:{line}" if line.isdigit() else file
+        raise SystemFileError(f"{at}: this is not TOML: {reason(error)}.") from error
+    settings = Settings(values, positions(text), file)
+    chosen = profile or environ.get(environment.PROFILE) or None
+    _apply_profile(settings, chosen)
+    environment.override(settings, environ)
+    return _system(settings, chosen)
+
+
+def _apply_profile(settings: Settings, profile: str | None) -> None:
+    profiles = settings.values.pop("profiles", {})
+    if not isinstance(profiles, dict):
+        raise settings.error(("profiles",), f"profiles is {shown(profiles)}. It has to be a table.")
+    for name, changes in profiles.items():
+        # A profile that is not in use is checked too, as far as that can be done without the rest.
+        if not isinstance(changes, dict):
+            raise settings.error(("profiles", name), f"profiles.{name} is {shown(changes)}. It has to be a table.")
+    if profile is None:
+        return
+    if profile not in profiles:
+        raise SystemFileError(
+            f"{settings.file} has no profile {profile!r}. {did_you_mean(profile, profiles)}"
+            f"It has: {', '.join(sorted(profiles)) or 'none'}."
+        )
+    settings.lay_over(copy.deepcopy(profiles[profile]), ("profiles", profile))
+
+
+def _system(settings: Settings, profile: str | None) -> SystemFile:
+    top = Table(settings, (), settings.values, "the system file")
+    system = top.table("system", "[system]")
+    name = system.text("name")
+    version = system.text("version")
+    system.done()
+    if not name:
+        raise settings.error(("system",), 'system.name is missing. Give the system a name: `[system] name = "shop"`.')
+    services = top.table("services", "[services]")
+    entries = {key: _service(services.table(key, "a service"), key) for key in services.values}
+    if not entries:
+        raise settings.error(
+            ("services",), 'there is no service. Add one: `[services.inventory]` with `app = "shop.inventory:app"`.'
+        )
+    wires = _wires(top.table("wires", "[wires]"))
+    calls = _calls(top.table("calls", "[calls]"))
+    top.values.pop("profiles", None)
+    top.mention("profiles")
+    top.done()
+    system_file = SystemFile(
+        name=name,
+        version=version or "",
+        file=settings.file,
+        directory=FilePath(settings.file).absolute().parent,
+        profile=profile,
+        services=entries,
+        wires=wires,
+        calls=calls,
+        settings=settings,
+    )
+    _refuse_shared_addresses(system_file)
+    return system_file
+
+
+def _service(table: Table, name: str) -> ServiceEntry:
+    app = table.text("app")
+    address = _addresses(table, "address")
+    serves = table.texts("serves")
+    instances = table.integer("instances")
+    tls = _tls(table.table("tls", "[tls]")) if "tls" in table.values else None
+    table.mention("tls")
+    message_bytes, idle, limits = _limits(table.table("limits", "[limits]"))
+    entry = ServiceEntry(
+        name=name,
+        app=app,
+        serves=serves,
+        listen=_addresses(table, "listen", for_listening=True),
+        address=address,
+        public=bool(table.boolean("public")),
+        token=_token(table),
+        tls=tls,
+        limits=limits,
+        max_message_bytes=message_bytes,
+        stream_idle_timeout=idle,
+        timeouts=_timeouts(table.table("timeouts", "[timeouts]")),
+    )
+    table.done()
+    if instances is not None and instances != 1:
+        raise table.error(
+            "instances",
+            f"is {instances}, but only 1 is possible so far. Start the others elsewhere, and list the addresses of all "
+            f"in {table.name('address')}.",
+        )
+    if app is not None and not _is_app_path(app):
+        raise table.error("app", f"is {app!r}. It has to be 'module:attribute', for example 'shop.inventory:app'.")
+    if app is None and (address is None or serves is None):
+        raise table.settings.error(
+            table.path,
+            f'services.{name} has no app. Give it one, `app = "shop.{name}:app"`; or, if it runs elsewhere, '
+            "`address` and `serves`, the full names of its contracts.",
+        )
+    return entry
+
+
+def _is_app_path(text: str) -> bool:
+    module, colon, attribute = text.partition(":")
+    return bool(colon) and all(part.isidentifier() for part in (*module.split("."), *attribute.split(".")))
+
+
+def _addresses(table: Table, key: str, *, for_listening: bool = False) -> tuple[str, ...] | None:
+    addresses = table.texts(key)
+    for text in addresses or ():
+        try:
+            address = parse_address(text)
+        except SetupError as error:
+            raise table.error(key, f"is no place: {error}") from error
+        if for_listening and (address.resolve or address.scheme):
+            raise table.error(
+                key, f"is {text!r}, which is how clients write it. Write the host and port to bind, or unix:/path."
+            )
+    return addresses
+
+
+def _token(table: Table) -> str | None:
+    token = table.text("token")
+    if token is not None and not (token.startswith(("env:", "file:")) and token.partition(":")[2]):
+        # Whatever it is, it may be the secret itself: it is not shown.
+        raise table.error(
+            "token", "does not say where the token is. Write 'env:NAME' or 'file:PATH'; secrets stay out of this file."
+        )
+    return token
+
+
+def _tls(table: Table) -> Tls:
+    certificate, key, ca = table.text("certificate"), table.text("key"), table.text("ca")
+    table.done()
+    if certificate is None:
+        raise table.settings.error(table.path, f"{table.name('certificate')} is missing. Name the file in PEM form.")
+    return Tls(certificate=certificate, key=key, ca=ca)
+
+
+def _limits(table: Table) -> tuple[int | None, float | None, Limits]:
+    chosen: dict[str, Any] = {}
+    for limit in fields(Limits):
+        value = table.integer(limit.name) if limit.type == "int" else table.number(limit.name)
+        if value is not None:
+            chosen[limit.name] = value
+    message_bytes = table.integer("max_message_bytes")
+    idle = table.number("stream_idle_timeout")
+    table.done()
+    return message_bytes, idle, Limits(**chosen)
+
+
+def _timeouts(table: Table) -> Timeouts:
+    chosen = {name: table.number(name) for name in ("start", "drain_delay", "grace")}
+    table.done()
+    return Timeouts(**{name: value for name, value in chosen.items() if value is not None})
+
+
+def _wires(table: Table) -> Wires:
+    rpc = table.raw("rpc")
+    table.done()
+    if rpc is None:
+        return Wires()
+    if isinstance(rpc, str):
+        return Wires(default=_wire(table, "rpc", rpc))
+    if not isinstance(rpc, dict):
+        raise table.error("rpc", f"is {shown(rpc)}. It has to be the name of a wire, or a table of them by contract.")
+    inner = Table(table.settings, (*table.path, "rpc"), rpc, "[wires.rpc]")
+    by_contract = {key: _wire(inner, key, value) for key, value in rpc.items() if key != "default"}
+    return Wires(default=_wire(inner, "default", rpc.get("default", "grpc")), by_contract=by_contract)
+
+
+def _wire(table: Table, key: str, value: Any) -> Wire:
+    if not isinstance(value, str):
+        raise table.error(key, f"is {shown(value)}. It has to be the name of a wire: {', '.join(WIRES)}.")
+    if value not in WIRES:
+        raise table.error(key, f"is {str(value)!r}, {not_a_choice(value, list(WIRES))}")
+    return cast(Wire, str(value))
+
+
+def _calls(table: Table) -> Calls:
+    timeout = table.number("timeout")
+    if timeout == 0:
+        raise table.error("timeout", "is 0. It has to be more: a call without any time cannot be made.")
+    calls = Calls(
+        timeout=timeout,
+        retries=table.integer("retries", least=0),
+        retry_base=table.number("retry_base"),
+        retry_cap=table.number("retry_cap"),
+        budget_share=table.number("budget_share"),
+        budget_minimum=table.number("budget_minimum"),
+        wait_for_ready=table.boolean("wait_for_ready"),
+    )
+    table.done()
+    return calls
+
+
+def _refuse_shared_addresses(system: SystemFile) -> None:
+    taken: dict[str, str] = {}
+    for name, entry in system.services.items():
+        for text in entry.listen or ():
+            address = parse_address(text)
+            if not address.path and address.port == 0:
+                continue
+            other = taken.setdefault(str(address), name)
+            if other != name:
+                raise system.error(
+                    ("services", name, "listen"),
+                    f"is {text!r}, where services.{other} listens already "
+                    f"({system.settings.where(('services', other, 'listen'))}). Give one of them another port.",
+                )
