@@ -9,11 +9,12 @@ from polywire.codec.base import Codec, GeneratedCodec, Malformed
 from polywire.codec.checks import check
 from polywire.codec.json import json_codec
 from polywire.codec.protobuf import proto_codec
+from polywire.codec.protojson import protojson_codec
 from polywire.contract.message import Message
 
 Format = Literal["proto", "json", "protojson"]
 
-_MAKERS = {"proto": proto_codec, "json": json_codec}
+_MAKERS = {"proto": proto_codec, "json": json_codec, "protojson": protojson_codec}
 
 
 def codec_for(message: type[Message] | None, format: Format) -> Codec:

@@ -120,8 +120,7 @@ class _Checks:
         elif field.form is Form.MAP:
             self._map(field, variable)
         else:
-            assert field.value is not None
-            self._value(field.value, variable, repr(field.name))
+            self._value(field.holds, variable, repr(field.name))
 
     def _oneof(self, field: FieldSchema, variable: str) -> None:
         source = self._source
@@ -138,8 +137,7 @@ class _Checks:
         self._within(repr(field.name))
 
     def _list(self, field: FieldSchema, variable: str) -> None:
-        source, value = self._source, field.value
-        assert value is not None
+        source, value = self._source, field.holds
         with source.block(f"if not isinstance({variable}, list):"):
             source.line(f"raise Violation({field.name!r}, f'expected `array`, got `{{spelled({variable})}}`')")
         emit_size(source, field, variable, repr(field.name))
@@ -153,9 +151,7 @@ class _Checks:
         self._within(place)
 
     def _map(self, field: FieldSchema, variable: str) -> None:
-        source, key, value = self._source, field.key, field.value
-        assert key is not None
-        assert value is not None
+        source, key, value = self._source, field.keyed_by, field.holds
         with source.block(f"if not isinstance({variable}, dict):"):
             source.line(f"raise Violation({field.name!r}, f'expected `object`, got `{{spelled({variable})}}`')")
         emit_size(source, field, variable, repr(field.name))

@@ -120,11 +120,10 @@ class _File:
             elif field.form is Form.MAP:
                 self._map(described, field, self.names[schema.message])
             else:
-                assert field.value is not None
-                added = self._field(described, field, field.value)
+                added = self._field(described, field, field.holds)
                 if field.form is Form.LIST:
                     added.label = _Field.LABEL_REPEATED
-                elif field.presence is Presence.EXPLICIT and field.value.proto != "message":
+                elif field.presence is Presence.EXPLICIT and field.holds.proto != "message":
                     optional.append(added)
         for added in optional:  # synthetic oneofs come after the real ones
             added.proto3_optional = True
@@ -139,13 +138,11 @@ class _File:
             self._field(described, member, value).oneof_index = index
 
     def _map(self, described: descriptor_pb2.DescriptorProto, field: FieldSchema, owner: str) -> None:
-        assert field.key is not None
-        assert field.value is not None
         # protobuf insists on this spelling of the entry's name.
         name = "".join(part[:1].upper() + part[1:] for part in field.name.split("_")) + "Entry"
         entry = described.nested_type.add(name=name)
         entry.options.map_entry = True
-        for number, (part, value) in enumerate((("key", field.key), ("value", field.value)), start=1):
+        for number, (part, value) in enumerate((("key", field.keyed_by), ("value", field.holds)), start=1):
             self._typed(entry.field.add(name=part, json_name=part, number=number, label=1), value)
         added = described.field.add(name=field.name, json_name=field.json_name, number=field.number, label=3)
         added.type = _Field.TYPE_MESSAGE

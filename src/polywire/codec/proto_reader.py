@@ -62,8 +62,7 @@ class _Reader:
         return self._single(field)
 
     def _single(self, field: FieldSchema) -> str:
-        source, value = self._source, field.value
-        assert value is not None
+        source, value = self._source, field.holds
         read = attribute("m", field.name)
         if field.presence is Presence.IMPLICIT:
             return self._checked(value, read, field.name)
@@ -104,8 +103,7 @@ class _Reader:
         return read
 
     def _list(self, field: FieldSchema) -> str:
-        source, value = self._source, field.value
-        assert value is not None
+        source, value = self._source, field.holds
         variable = source.fresh()
         # A slice is a plain list, made in C.
         source.line(f"{variable} = {attribute('m', field.name)}[:]")
@@ -126,8 +124,7 @@ class _Reader:
 
     def _guarded(self, field: FieldSchema, variable: str, comprehension: str) -> None:
         """Read all elements; should one be refused, find out which (which costs nothing until then)."""
-        source, value = self._source, field.value
-        assert value is not None
+        source, value = self._source, field.holds
         with source.block("try:"):
             source.line(f"{variable} = {comprehension}")
         with source.block("except Violation:"):
@@ -144,9 +141,7 @@ class _Reader:
             source.line("raise")
 
     def _map(self, field: FieldSchema) -> str:
-        source, key, value = self._source, field.key, field.value
-        assert key is not None
-        assert value is not None
+        source, key, value = self._source, field.keyed_by, field.holds
         variable = source.fresh()
         read = attribute("m", field.name)
         if value.kind == "message" or value.kind in _CONVERTED or value.kind == "enum":
@@ -223,10 +218,9 @@ def is_plain(message: Any) -> bool:
     return all(
         field.form is Form.ONE
         and field.presence is Presence.IMPLICIT
-        and field.value is not None
-        and not field.value.constraints
-        and field.value.kind not in _CONVERTED
-        and field.value.kind != "message"
+        and not field.holds.constraints
+        and field.holds.kind not in _CONVERTED
+        and field.holds.kind != "message"
         for field in schema_of(message).fields
     )
 
@@ -237,9 +231,8 @@ def inlined(source: Source, message: Any, variable: str) -> str:
     owner = source.bind(message.__name__, message)
     arguments = []
     for field in schema.fields:
-        assert field.value is not None
         read = attribute(variable, field.name)
-        if field.value.kind == "enum":
-            read = f"{source.bind('members', members_of(field.value.python))}[{read}]"
+        if field.holds.kind == "enum":
+            read = f"{source.bind('members', members_of(field.holds.python))}[{read}]"
         arguments.append(f"{field.attribute}={read}")
     return f"{owner}({', '.join(arguments)})"

@@ -72,11 +72,9 @@ class _Writer:
         elif field.form is Form.MAP:
             self._map(field, read)
         elif field.presence is Presence.IMPLICIT:
-            assert field.value is not None
-            self._parts.extend(self._value(field.value, field.number, read, keep_zero=False, path=field.name))
+            self._parts.extend(self._value(field.holds, field.number, read, keep_zero=False, path=field.name))
         else:
-            assert field.value is not None
-            self._explicit(field, field.value, read)
+            self._explicit(field, field.holds, read)
 
     def _explicit(self, field: FieldSchema, value: Value, read: str) -> None:
         """Written although it is zero, and not at all where it is None."""
@@ -157,8 +155,7 @@ class _Writer:
         return variable
 
     def _list(self, field: FieldSchema, read: str) -> None:
-        source, value = self._source, field.value
-        assert value is not None
+        source, value = self._source, field.holds
         variable, written = source.fresh(), source.fresh("b")
         source.line(f"{variable} = {read}")
         with source.block(f"if {variable}.__class__ is not list and not isinstance({variable}, list):"):
@@ -189,9 +186,7 @@ class _Writer:
         return self._scalar(value, b"", element, keep_zero=True)
 
     def _map(self, field: FieldSchema, read: str) -> None:
-        source, key, value = self._source, field.key, field.value
-        assert key is not None
-        assert value is not None
+        source, key, value = self._source, field.keyed_by, field.holds
         variable, written = source.fresh(), source.fresh("b")
         source.line(f"{variable} = {read}")
         with source.block(f"if {variable}.__class__ is not dict and not isinstance({variable}, dict):"):

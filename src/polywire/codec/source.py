@@ -12,7 +12,7 @@ from typing import Any
 from polywire.contract.message import Message
 from polywire.contract.schema import Schema, closure_of, schema_of
 
-_lock = threading.RLock()
+functions_lock = threading.RLock()
 
 
 class Source:
@@ -106,12 +106,11 @@ def functions_for(
     found: dict[str, Any] | None = cache.get(kind)
     if found is not None:
         return found
-    with _lock:
+    with functions_lock:
         if kind not in cache:
             _generate(message, kind, generate)
-        found = cache[kind]
-        assert found is not None
-        return found
+        generated: dict[str, Any] = cache[kind]
+        return generated
 
 
 def _generate(message: type[Message], kind: str, generate: Callable[[Schema, Source], None]) -> None:

@@ -46,7 +46,7 @@ _PLAIN_KINDS: dict[Any, str] = {
     UUID: "uuid",
 }
 _ON_THE_WIRE = {"decimal": "string", "uuid": "string", "timestamp": "message", "duration": "message"}
-KEY_KINDS = frozenset(INTEGER_RANGES) | {"string", "bool"}
+KEY_KINDS = frozenset(INTEGER_RANGES) | {"string"}
 SUPPORTED = (
     "str, bool, int, float, bytes, datetime, timedelta, Decimal, UUID, an Enum, a Message, a union of tagged messages, "
     "list[...], dict[...] and `... | None`"
@@ -136,6 +136,20 @@ class FieldSchema:
     """Of the list or map itself; those of a single value are with the value."""
     sensitive: bool = False
     description: str = ""
+
+    @property
+    def holds(self) -> Value:
+        """`value` of a field that is no oneof."""
+        if self.value is None:
+            raise LookupError(f"{self.attribute} is a oneof, which holds one of several messages")
+        return self.value
+
+    @property
+    def keyed_by(self) -> Value:
+        """`key` of a field that is a map."""
+        if self.key is None:
+            raise LookupError(f"{self.attribute} is no map")
+        return self.key
 
     def default_value(self) -> Any:
         """A fresh default; `msgspec.NODEFAULT` without one."""
@@ -568,7 +582,7 @@ def _elements(at: str, hint: Any) -> tuple[Value | None, Value]:
     key = _value(at, *_split(arguments[0]))
     if key.kind not in KEY_KINDS:
         raise ContractError(
-            f"{at} has keys of type {_spelled(arguments[0])}; keys of a map are str, int (any width) or bool."
+            f"{at} has keys of type {_spelled(arguments[0])}; keys of a map are str or int (any width)."
         )
     return key, value
 
@@ -661,14 +675,12 @@ def _for_msgspec(hint: Any, field: FieldSchema) -> Any:
     bare, _ = _split(hint)
     if field.form is Form.ONEOF:
         return hint
-    assert field.value is not None  # only a oneof has none
-    value = _value_for_msgspec(field.value)
+    value = _value_for_msgspec(field.holds)
     inner: Any = value
     if field.form is Form.LIST:
         inner = _with_meta(list[value], field.constraints)  # type: ignore[valid-type]
     elif field.form is Form.MAP:
-        assert field.key is not None  # a map has one
-        key = _value_for_msgspec(field.key)
+        key = _value_for_msgspec(field.keyed_by)
         inner = _with_meta(dict[key, value], field.constraints)  # type: ignore[valid-type]
     parts = getattr(hint, "__metadata__", ())
     options = [part for part in parts if isinstance(part, FieldOptions)]
@@ -683,8 +695,6 @@ def _value_for_msgspec(value: Value) -> Any:
     limits = value.constraints
     kind = value.kind
     inner = value.python
-    if kind not in ("int64", "double", "decimal", "enum"):
-        pass
     if kind in INTEGER_RANGES:
         low, high = INTEGER_RANGES[kind]
         # msgspec's bounds stop at int64; what exceeds them is checked after decoding.

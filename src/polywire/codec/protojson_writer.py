@@ -1,0 +1,184 @@
+"""Generates the functions that turn our messages into shadows which msgspec writes as ProtoJSON."""
+
+from __future__ import annotations
+
+import math
+import struct
+from datetime import datetime, timedelta, timezone
+from typing import Any
+
+import msgspec
+
+from polywire.codec.shadow import Slot, slots_of, written_shadow
+from polywire.codec.source import Source, attribute
+from polywire.contract.fields import INTEGER_RANGES
+from polywire.contract.schema import FieldSchema, Form, Presence, Schema, Value, enum_schema_of, schema_of
+
+_LONG = frozenset({"int64", "uint64", "sint64", "fixed64", "sfixed64"})
+
+
+def generate_writer(schema: Schema, source: Source) -> None:
+    """`render(m)`: the shadow of a message that has been checked."""
+    source.namespace.update(_HELPERS)
+    shadow = source.bind("Shadow", written_shadow(schema.message))
+    with source.block("def render(m):"):
+        arguments = []
+        for field in schema.fields:
+            slots = [slot for slot in slots_of(schema.message) if slot.field is field]
+            if field.form is Form.ONEOF:
+                arguments += _oneof(source, field, slots)
+            else:
+                arguments.append(f"{slots[0].slot}={_field(source, field)}")
+        source.line(f"return {shadow}({', '.join(arguments)})")
+
+
+def _field(source: Source, field: FieldSchema) -> str:
+    variable = source.fresh()
+    source.line(f"{variable} = {attribute('m', field.attribute)}")
+    if field.form is Form.LIST:
+        element = _value(source, field.holds, "x")
+        written = variable if element == "x" else f"[{element} for x in {variable}]"
+        return f"{written} if {variable} else UNSET"
+    if field.form is Form.MAP:
+        return _map(source, field, variable)
+    written = _value(source, field.holds, variable)
+    if field.nullable:
+        return f"UNSET if {variable} is None else {written}"
+    if field.presence is not Presence.IMPLICIT:
+        return written
+    return f"UNSET if {_is_zero(source, field.holds, variable)} else {written}"
+
+
+def _map(source: Source, field: FieldSchema, variable: str) -> str:
+    element = _value(source, field.holds, "x")
+    written = variable if element == "x" else f"{{k: {element} for k, x in {variable}.items()}}"
+    return f"{written} if {variable} else UNSET"
+
+
+def _oneof(source: Source, field: FieldSchema, slots: list[Slot]) -> list[str]:
+    variable = source.fresh()
+    source.line(f"{variable} = {attribute('m', field.attribute)}")
+    chosen = []
+    for slot in slots:
+        assert slot.member is not None
+        owner = source.bind(slot.member.message.__name__, slot.member.message)
+        if slot.member.transparent is None:
+            written = _value(source, Value(kind="message", python=slot.member.message), variable)
+        else:
+            inner = schema_of(slot.member.message).fields[0]
+            written = _value(source, slot.member.transparent, attribute(variable, inner.attribute))
+        chosen.append(f"{slot.slot}={written} if {variable}.__class__ is {owner} else UNSET")
+    return chosen
+
+
+def _is_zero(source: Source, value: Value, variable: str) -> str:
+    if value.kind in ("double", "float"):
+        return f"not {variable} and is_zero({variable})"
+    if value.kind == "decimal":
+        return f"not {variable} and str({variable}) == '0'"
+    if value.kind == "enum":
+        return f"{_enum(source, value)}[{variable}] == {enum_schema_of(value.python).zero_name!r}"
+    return "False" if value.kind == "uuid" else f"not {variable}"
+
+
+def _enum(source: Source, value: Value) -> str:
+    return source.bind("names", names_of(value.python))
+
+
+def _value(source: Source, value: Value, variable: str) -> str:
+    kind = value.kind
+    if kind in _LONG:
+        return f"f'{{{variable}}}'"
+    if kind in INTEGER_RANGES:
+        return variable
+    if kind == "enum":
+        return f"{_enum(source, value)}[{variable}]"
+    if kind == "message":
+        return f"{source.link('render', value.python)}({variable})"
+    if kind in ("double", "float", "timestamp", "duration"):
+        return f"{kind}({variable})"
+    # Text and bool as they are; msgspec writes bytes as base64, decimals and UUIDs as text.
+    return variable
+
+
+class Names(dict[Any, "str | int"]):
+    """The names of an enum's members; what this side does not know is written as its number."""
+
+    def __init__(self, cls: type[Any]) -> None:
+        schema = enum_schema_of(cls)
+        super().__init__((member.member, member.name) for member in schema.members)
+        for member in schema.members:
+            if member.member.name == member.attribute:  # an alias does not hide its elder
+                self[member.member] = member.name
+        self._zero = schema.zero_name
+
+    def __missing__(self, member: Any) -> str | int:
+        number: int = member._number_
+        return number or self._zero
+
+
+_names: dict[type[Any], Names] = {}
+
+
+def names_of(cls: type[Any]) -> Names:
+    if cls not in _names:
+        _names[cls] = Names(cls)
+    return _names[cls]
+
+
+def _double(value: float) -> float | str:
+    number = float(value)
+    return number if math.isfinite(number) else _spelled(number)
+
+
+def _float(value: float) -> float | str:
+    """The shortest decimal that rounds to the same 32 bits."""
+    number = struct.unpack("<f", struct.pack("<f", value))[0]
+    if not math.isfinite(number):
+        return _spelled(number)
+    for digits in (6, 7, 8):
+        short = float(f"{number:.{digits}g}")
+        if struct.pack("<f", short) == struct.pack("<f", number):
+            return short
+    return float(f"{number:.9g}")
+
+
+def _spelled(number: float) -> str:
+    if number != number:
+        return "NaN"
+    return "Infinity" if number > 0 else "-Infinity"
+
+
+def _is_zero_float(value: float) -> bool:
+    return value == 0 and math.copysign(1, value) > 0
+
+
+def _timestamp(value: datetime) -> str:
+    if value.tzinfo is not timezone.utc:
+        value = value.astimezone(timezone.utc)
+    text = value.isoformat(timespec=_precision(value.microsecond))
+    return text[:-6] + "Z"
+
+
+def _precision(micros: int) -> str:
+    if not micros:
+        return "seconds"
+    return "microseconds" if micros % 1000 else "milliseconds"
+
+
+def _duration(value: timedelta) -> str:
+    total = (value.days * 86400 + value.seconds) * 1_000_000 + value.microseconds
+    sign, (seconds, micros) = "-" if total < 0 else "", divmod(abs(total), 1_000_000)
+    if not micros:
+        return f"{sign}{seconds}s"
+    return f"{sign}{seconds}.{micros:06}s" if micros % 1000 else f"{sign}{seconds}.{micros // 1000:03}s"
+
+
+_HELPERS: dict[str, Any] = {
+    "UNSET": msgspec.UNSET,
+    "double": _double,
+    "float": _float,
+    "is_zero": _is_zero_float,
+    "timestamp": _timestamp,
+    "duration": _duration,
+}
