@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import logging
-import os
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,6 +16,7 @@ from polywire.errors import DO_NOT_RETRY, CallError, DeadlineExceeded, Unavailab
 from polywire.policy.balance import choose
 from polywire.policy.retry import Retry, RetryBudget, is_retryable
 from polywire.telemetry.counters import Counters
+from polywire.wire.request_id import new_request_id
 from polywire.wire.seam import IDEMPOTENCY_KEY, ClientStream, EndpointWire, Outgoing, not_in_time
 
 log = logging.getLogger("polywire.client")
@@ -35,24 +34,6 @@ class CallDefaults:
     budget_share: float = 0.2
     budget_minimum: float = 3.0
     wait_for_ready: bool = False
-
-
-class _RequestIds:
-    """Ids that no other process makes: a random prefix, and a number."""
-
-    def __init__(self) -> None:
-        self.renew()
-
-    def renew(self) -> None:
-        self._prefix = os.urandom(6).hex()
-        self._next = itertools.count(1).__next__
-
-    def __call__(self) -> str:
-        return f"{self._prefix}-{self._next():x}"
-
-
-new_request_id = _RequestIds()
-os.register_at_fork(after_in_child=new_request_id.renew)
 
 
 class Endpoints:
