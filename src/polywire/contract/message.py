@@ -49,7 +49,8 @@ class Declaration:
         """Schema and codecs, which live as long as the class."""
 
 
-_messages: weakref.WeakValueDictionary[tuple[str | None, str], Any] = weakref.WeakValueDictionary()
+_by_name: dict[str, weakref.WeakSet[Any]] = {}
+"""All messages by their own name, for finding the class of a type URL."""
 
 
 def _names_around(body: dict[str, Any]) -> dict[str, Any]:
@@ -148,7 +149,7 @@ class MessageMeta(msgspec.StructMeta):
             namespace=namespace,
             annotations=body.get("__annotations__", {}),
         )
-        _messages[cls.__polywire__.package, cls.__polywire__.name] = cls
+        _by_name.setdefault(cls.__polywire__.name, weakref.WeakSet()).add(cls)
         return cls
 
 
@@ -236,3 +237,15 @@ def _resolved(cls: type, field: str, hint: Any, names: dict[str, Any]) -> Any:
         ) from error
     except (SyntaxError, TypeError) as error:
         raise ContractError(f"{cls.__qualname__}.{field} is annotated {hint!r}, which is no type: {error}.") from error
+
+
+def message_named(full_name: str) -> type[Message] | None:
+    """The class that is called `shop.v1.Stock` on the wire, if this program has declared one; else None."""
+    parts = full_name.split(".")
+    for first in range(len(parts)):  # a name may be dotted as well as a package
+        package, name = ".".join(parts[:first]), ".".join(parts[first:])
+        for cls in _by_name.get(name, ()):
+            if (cls.__polywire__.package or "") == package:
+                found: type[Message] = cls
+                return found
+    return None
