@@ -226,7 +226,7 @@ async def ask(address: str, request: bytes) -> bytes:
 async def until(condition: Callable[[], object]) -> None:
     """Wait for something that happens in another task or at the other end of a socket; ten seconds at most."""
     async with asyncio.timeout(10):
-        while not condition():
+        while not condition():  # noqa: ASYNC110 - conditions of every kind, none of them an event
             await asyncio.sleep(0.001)
 
 

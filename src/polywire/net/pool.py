@@ -246,19 +246,25 @@ class Pool:
         return self.retry_at is not None and self._clock.monotonic() < self.retry_at
 
     def _attempt(self) -> None:
-        task = asyncio.get_running_loop().create_task(self._connect())
-        self._attempts.add(task)
-        task.add_done_callback(self._attempts.discard)
+        self._attempts.add(asyncio.get_running_loop().create_task(self._connect()))
         self._changed()
 
     async def _connect(self) -> None:
         try:
             async with asyncio.timeout(self._connect_timeout):
                 connection = await self._open()
-        except (OSError, TimeoutError, UnicodeError, StreamClosed) as error:
+        except (OSError, TimeoutError, ValueError, StreamClosed) as error:
+            self._attempt_over()
             self._failed(f"cannot connect to {self.address}: {self._explain(error)}")
         else:
+            self._attempt_over()
             self._connected(connection)
+
+    def _attempt_over(self) -> None:
+        # Not left to a callback of the task: whoever is woken by the outcome must not see it as still under way.
+        task = asyncio.current_task()
+        if task is not None:
+            self._attempts.discard(task)
 
     async def _open(self) -> _Connection:
         loop = asyncio.get_running_loop()
