@@ -1,0 +1,1 @@
+"""A shop made of five services that talk to each other through polywire."""

@@ -1,0 +1,143 @@
+"""The public face of the shop, first version: REST resources close to what the services say."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from polywire import Contract, Field, Message, delete, get, patch, post, put, rpc
+from shop.contracts import (
+    Balance,
+    Card,
+    Email,
+    Item,
+    Name,
+    NewUser,
+    Order,
+    OrderId,
+    OrdersOf,
+    Product,
+    ProductQuery,
+    ProductSearch,
+    StockCount,
+    Tally,
+    User,
+    UserChange,
+    UserQuery,
+)
+
+
+class Links(Message, omit_defaults=True):
+    """Where the other pages are; what does not exist is left out."""
+
+    first: str
+    last: str
+    prev: str | None = None
+    next: str | None = None
+
+
+class ProductPage(Message):
+    items: list[Product]
+    page: int
+    limit: int
+    total: int
+    links: Links
+
+
+class ProductDetail(Message):
+    product_id: str
+    name: str
+    category: str
+    description: str
+    price_cents: int
+    in_stock: bool
+    units: int
+
+
+class NewOrder(Message):
+    user_id: str
+    items: Annotated[list[Item], Field(min_length=1, max_length=50)]
+    card: Card
+    idempotency_key: Annotated[str, Field(max_length=100)] = ""
+    """Of the customer's own making: the same key again is answered with the same order."""
+
+
+class OrderPage(Message):
+    items: list[Order]
+    page: int
+    limit: int
+    total: int
+    links: Links
+
+
+class UserReplacement(Message):
+    user_id: str
+    name: Name
+    email: Email
+    city: Annotated[str, Field(max_length=100)]
+
+
+class Books(Message):
+    """What the whole shop owns and owes. Between orders it has to balance; while orders are under way it may not."""
+
+    stock: StockCount
+    orders: Tally
+    money: Balance
+    unfinished: int
+    """Orders still being placed or undone."""
+    problems: list[str]
+    """Sentences; empty where the books balance."""
+
+
+class GatewayV1(Contract, package="shop.v1", name="Gateway", prefix="/api/v1"):
+    """Browse, buy, and look after orders and customers."""
+
+    @rpc(get("/products"), idempotent=True, timeout=3.0)
+    async def list_products(self, search: ProductSearch) -> ProductPage:
+        raise NotImplementedError
+
+    @rpc(get("/products/{product_id}"), idempotent=True, timeout=3.0)
+    async def get_product(self, query: ProductQuery) -> ProductDetail:
+        """With what is in stock right now."""
+        raise NotImplementedError
+
+    @rpc(
+        post("/orders", status=201, location="/orders/{order_id}", headers={"idempotency_key": "Idempotency-Key"}),
+        timeout=8.0,
+    )
+    async def place_order(self, order: NewOrder) -> Order:
+        """FailedPrecondition: something is out of stock, or the card was declined."""
+        raise NotImplementedError
+
+    @rpc(get("/orders/{order_id}"), idempotent=True, timeout=3.0)
+    async def get_order(self, query: OrderId) -> Order:
+        raise NotImplementedError
+
+    @rpc(delete("/orders/{order_id}"), idempotent=True, timeout=8.0)
+    async def cancel_order(self, order: OrderId) -> None:
+        """Money and goods go back."""
+        raise NotImplementedError
+
+    @rpc(post("/users", status=201, location="/users/{user_id}"), timeout=3.0)
+    async def create_user(self, user: NewUser) -> User:
+        raise NotImplementedError
+
+    @rpc(get("/users/{user_id}"), idempotent=True, timeout=3.0)
+    async def get_user(self, query: UserQuery) -> User:
+        raise NotImplementedError
+
+    @rpc(put("/users/{user_id}"), idempotent=True, timeout=3.0)
+    async def replace_user(self, user: UserReplacement) -> User:
+        raise NotImplementedError
+
+    @rpc(patch("/users/{user_id}"), idempotent=True, timeout=3.0)
+    async def change_user(self, change: UserChange) -> User:
+        raise NotImplementedError
+
+    @rpc(get("/users/{user_id}/orders"), idempotent=True, timeout=3.0)
+    async def list_orders(self, query: OrdersOf) -> OrderPage:
+        """The latest first."""
+        raise NotImplementedError
+
+    @rpc(get("/books"), idempotent=True, timeout=5.0)
+    async def get_books(self) -> Books:
+        raise NotImplementedError

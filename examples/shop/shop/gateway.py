@@ -1,0 +1,257 @@
+"""The door: what browsers and apps call over REST, answered by asking the services behind it."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator
+from decimal import Decimal
+from urllib.parse import urlencode
+
+from polywire import App, calling
+from shop import api_v2
+from shop.api_v1 import Books, GatewayV1, Links, NewOrder, OrderPage, ProductDetail, ProductPage, UserReplacement
+from shop.api_v2 import GatewayV2
+from shop.contracts import (
+    Balance,
+    Catalog,
+    Inventory,
+    Item,
+    NewUser,
+    Order,
+    OrderId,
+    Orders,
+    OrdersOf,
+    OrderState,
+    Payments,
+    PlaceOrder,
+    Product,
+    ProductQuery,
+    ProductSearch,
+    StockCount,
+    StockQuery,
+    Tally,
+    User,
+    UserChange,
+    UserQuery,
+    Users,
+)
+
+app = App("gateway")
+
+
+@app.service
+class GatewayServiceV1(GatewayV1):
+    def __init__(
+        self, catalog: Catalog, inventory: Inventory, orders: Orders, payments: Payments, users: Users
+    ) -> None:
+        self._catalog = catalog
+        self._inventory = inventory
+        self._orders = orders
+        self._payments = payments
+        self._users = users
+
+    async def list_products(self, search: ProductSearch) -> ProductPage:
+        found = await self._catalog.find_products(search)
+        filters = {"search": search.search, "category": search.category, "max_price_cents": search.max_price_cents}
+        return ProductPage(
+            items=found.products,
+            page=search.page,
+            limit=search.limit,
+            total=found.total,
+            links=links("/api/v1/products", filters, search.page, search.limit, found.total),
+        )
+
+    async def get_product(self, query: ProductQuery) -> ProductDetail:
+        product, stock = await asyncio.gather(
+            self._catalog.get_product(query),
+            self._inventory.check_stock(StockQuery(product_id=query.product_id)),
+        )
+        return ProductDetail(
+            product_id=product.product_id,
+            name=product.name,
+            category=product.category,
+            description=product.description,
+            price_cents=product.price_cents,
+            in_stock=stock.in_stock,
+            units=stock.quantity,
+        )
+
+    async def place_order(self, order: NewOrder) -> Order:
+        await self._users.get_user(UserQuery(user_id=order.user_id))  # NotFound before anything is reserved
+        return await place(self._orders, order.idempotency_key, order.user_id, order.items, order.card)
+
+    async def get_order(self, query: OrderId) -> Order:
+        return await self._orders.get_order(query)
+
+    async def cancel_order(self, order: OrderId) -> None:
+        await self._orders.cancel(order)
+
+    async def create_user(self, user: NewUser) -> User:
+        created = await self._users.create_users(_one(user))
+        return User(user_id=created.user_ids[0], name=user.name, email=user.email, city=user.city)
+
+    async def get_user(self, query: UserQuery) -> User:
+        return await self._users.get_user(query)
+
+    async def replace_user(self, user: UserReplacement) -> User:
+        return await self._users.change_user(
+            UserChange(user_id=user.user_id, name=user.name, email=user.email, city=user.city)
+        )
+
+    async def change_user(self, change: UserChange) -> User:
+        return await self._users.change_user(change)
+
+    async def list_orders(self, query: OrdersOf) -> OrderPage:
+        await self._users.get_user(UserQuery(user_id=query.user_id))
+        found = await self._orders.list_orders(query)
+        return OrderPage(
+            items=found.orders,
+            page=query.page,
+            limit=query.limit,
+            total=found.total,
+            links=links(f"/api/v1/users/{query.user_id}/orders", {}, query.page, query.limit, found.total),
+        )
+
+    async def get_books(self) -> Books:
+        stock, tally, balance = await asyncio.gather(
+            self._inventory.count_stock(), self._orders.tally(), self._payments.get_balance()
+        )
+        unfinished = sum(tally.by_state.get(state, 0) for state in (OrderState.PENDING, OrderState.UNDOING))
+        return Books(
+            stock=stock,
+            orders=tally,
+            money=balance,
+            unfinished=unfinished,
+            problems=audit(stock, tally, balance, unfinished),
+        )
+
+
+@app.service
+class GatewayServiceV2(GatewayV2):
+    def __init__(self, catalog: Catalog, inventory: Inventory, orders: Orders, users: Users) -> None:
+        self._catalog = catalog
+        self._inventory = inventory
+        self._orders = orders
+        self._users = users
+
+    async def list_products(self, search: api_v2.ProductSearch) -> api_v2.ProductList:
+        found = await self._catalog.find_products(
+            ProductSearch(search=search.search, category=search.category, after=search.cursor, limit=search.limit)
+        )
+        full = len(found.products) == search.limit  # then there may be more; at worst the next page is empty
+        return api_v2.ProductList(
+            products=[_product_v2(product) for product in found.products],
+            next=found.products[-1].product_id if full else None,
+        )
+
+    async def get_product(self, query: api_v2.ProductQuery) -> api_v2.ProductInStock:
+        product, stock = await asyncio.gather(
+            self._catalog.get_product(ProductQuery(product_id=query.product_id)),
+            self._inventory.check_stock(StockQuery(product_id=query.product_id)),
+        )
+        return api_v2.ProductInStock(product=_product_v2(product), units=stock.quantity)
+
+    async def place_order(self, order: api_v2.NewOrder) -> api_v2.Order:
+        customer = await self._users.get_user(UserQuery(user_id=order.user_id))
+        items = [Item(product_id=item.product_id, quantity=item.quantity) for item in order.items]
+        placed = await place(self._orders, order.idempotency_key, order.user_id, items, order.card)
+        return _order_v2(placed, customer)
+
+    async def get_order(self, query: api_v2.OrderId) -> api_v2.Order:
+        return await self._with_customer(await self._orders.get_order(OrderId(order_id=query.order_id)))
+
+    async def cancel_order(self, order: api_v2.OrderId) -> api_v2.Order:
+        return await self._with_customer(await self._orders.cancel(OrderId(order_id=order.order_id)))
+
+    async def _with_customer(self, order: Order) -> api_v2.Order:
+        return _order_v2(order, await self._users.get_user(UserQuery(user_id=order.user_id)))
+
+
+async def place(orders: Orders, key: str, user_id: str, items: list[Item], card: str) -> Order:
+    """Place an order under the customer's key, or one made up here: with it, asking again cannot order twice, so the
+    call is safe to retry although it is not declared idempotent."""
+    key = key.strip('"') or str(uuid.uuid4())
+    with calling(idempotency_key=key):
+        return await orders.place(PlaceOrder(key=f"{user_id}/{key}", user_id=user_id, items=items, card=card))
+
+
+def audit(stock: StockCount, tally: Tally, balance: Balance, unfinished: int) -> list[str]:
+    """What does not add up between warehouse, orders and till, in sentences."""
+    problems = []
+    if stock.initial != stock.on_hand + stock.reserved + stock.sold:
+        problems.append(
+            f"Stock: {stock.initial} units came in, but {stock.on_hand} are on hand, {stock.reserved} reserved and "
+            f"{stock.sold} sold."
+        )
+    if unfinished == 0 and stock.reserved:
+        problems.append(f"Stock: {stock.reserved} units are reserved, but no order is under way.")
+    if stock.sold != tally.confirmed_units:
+        problems.append(f"{stock.sold} units are sold, but confirmed orders are for {tally.confirmed_units}.")
+    kept = balance.charged_cents - balance.refunded_cents
+    if kept != tally.confirmed_cents:
+        problems.append(
+            f"{euros(kept)} was charged and kept, but confirmed orders cost {euros(tally.confirmed_cents)}."
+        )
+    confirmed = tally.by_state.get(OrderState.CONFIRMED, 0)
+    if balance.charges - balance.refunds != confirmed:
+        problems.append(f"{balance.charges - balance.refunds} charges were kept, for {confirmed} confirmed orders.")
+    return problems
+
+
+def euros(cents: int) -> str:
+    return f"{Decimal(cents) / 100:,.2f} EUR"
+
+
+def links(path: str, filters: dict[str, str | int | None], page: int, limit: int, total: int) -> Links:
+    """Where the other pages of a list are, with the same filters."""
+    last = max(1, -(-total // limit))
+    kept = {name: value for name, value in filters.items() if value not in ("", None)}
+
+    def link(number: int) -> str:
+        return f"{path}?{urlencode({**kept, 'page': number, 'limit': limit})}"
+
+    return Links(
+        first=link(1),
+        last=link(last),
+        prev=link(min(page - 1, last)) if page > 1 else None,
+        next=link(page + 1) if page < last else None,
+    )
+
+
+async def _one(user: NewUser) -> AsyncIterator[NewUser]:
+    yield user
+
+
+def _money(cents: int) -> api_v2.Money:
+    return api_v2.Money(amount=Decimal(cents).scaleb(-2))
+
+
+def _product_v2(product: Product) -> api_v2.Product:
+    return api_v2.Product(
+        product_id=product.product_id,
+        name=product.name,
+        category=product.category,
+        description=product.description,
+        price=_money(product.price_cents),
+    )
+
+
+def _order_v2(order: Order, customer: User) -> api_v2.Order:
+    return api_v2.Order(
+        order_id=order.order_id,
+        state=order.state,
+        customer=api_v2.Customer(user_id=customer.user_id, name=customer.name, city=customer.city),
+        lines=[
+            api_v2.Line(
+                product_id=line.product_id,
+                name=line.name,
+                quantity=line.quantity,
+                price=_money(line.price_cents),
+            )
+            for line in order.lines
+        ],
+        total=_money(order.total_cents),
+        placed_at=order.placed_at,
+        reason=order.reason or None,
+    )
