@@ -102,14 +102,14 @@ class Http2Server(Http2Connection):
 
     def _admit(self, sid: int) -> bool:
         """True for a new stream that is to be served."""
+        if not sid & 1:
+            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, f"a request on stream {sid}")
         last = self._last
         if sid <= last:
             if any(first <= sid < end for first, end in self._gaps):
                 raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, f"stream {sid} after stream {last}")
             self._stray_headers(sid)
             return False
-        if not sid & 1:
-            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, f"a request on stream {sid}")
         if sid != last + 2 and sid != 1:
             self._gaps = [*self._gaps[-MAX_GAPS + 1 :], (last + 1, sid)]
         self._last = sid
