@@ -178,10 +178,14 @@ class Dispatcher(Protocol):
     CallErrors and CancelledError come out), count and log. They are to be cancelled through `cancel`.
     """
 
-    handlers: Mapping[str, Handler]
-    """By path, both spellings: `/shop.v1.Inventory/CheckStock` and `/shop.v1.Inventory/check_stock`."""
-    services: Mapping[str, Service]
-    """By full name."""
+    @property
+    def handlers(self) -> Mapping[str, Handler]:
+        """By path, both spellings: `/shop.v1.Inventory/CheckStock` and `/shop.v1.Inventory/check_stock`."""
+
+    @property
+    def services(self) -> Mapping[str, Service]:
+        """By full name."""
+
     max_message_bytes: int
     """Of one request message after decompression; wires answer `resource_exhausted` beyond."""
     stream_idle_timeout: float
