@@ -286,7 +286,6 @@ class Http2Connection(Outbound):
         stream.room -= size
         stream.held += size
         stream.moved = True
-        self.data_frames += 1
         if flags & PADDED:
             start, end = self._without_padding(data, start, end, stream)
         if stream.expected >= 0:
@@ -294,6 +293,7 @@ class Http2Connection(Outbound):
             if stream.expected < 0 or (flags & END_STREAM and stream.expected):
                 raise messages.malformed("the body is not as long as content-length said")
         if end > start:
+            self.data_frames += 1
             stream.receiver.data_received(data[start:end])
         elif not flags & END_STREAM:
             self._spend(1)

@@ -74,7 +74,7 @@ class Outbound:
         self.peer_initial_window = DEFAULT_WINDOW
         self.drainers: set[Http2Stream] = set()
         self.data_frames = 0
-        """Sent in turns; with those received, a measure of honest work."""
+        """With something in them, sent and received: a measure of honest work."""
         self._on_output = on_output
         self._encoder = Encoder()
         self.encode = self._encoder.encode
@@ -114,6 +114,8 @@ class Outbound:
                 self.rouse()
 
     def count_out(self, size: int) -> None:
+        """One frame of data was put out."""
+        self.data_frames += 1
         self.out_size += size
         if self.out_size >= HANDOVER_BYTES:
             self.stuffed = True
