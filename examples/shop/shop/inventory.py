@@ -64,8 +64,8 @@ def database() -> Iterator[Database]:
         yield database
 
 
-# Fixed texts, in which an empty condition holds for every product: what customers write is only ever a value. Both look
-# at the whole table, 0.25 ms for 1,200 products. (Not LIKE, where '%' and '_' in what people type would mean something.)
+# Fixed texts, in which an empty condition holds for every product: what customers write is only ever a value. Both
+# look at the whole table, 0.25 ms for 1,200 products. (No LIKE: in it what people type could have a meaning, "100%".)
 COUNT_FOUND = """
     SELECT count(*) FROM products WHERE (? = '' OR instr(lower(name), lower(?)) > 0)
     AND (? = '' OR category = ?) AND (? IS NULL OR price_cents <= ?)"""

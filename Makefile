@@ -1,0 +1,54 @@
+# Needs Python 3.11 or newer with venv, make and curl; everything else is installed into .venv.
+#
+#   make demo                 the shop, with customers in it, until Ctrl-C
+#   make demo ARGS=--once     the same, ending by itself: exit status 0 if the books balance
+#   make test                 every test
+#   make check                format, lint, types, imports and the quick tests
+#   make bench                what a call costs, compared with others
+
+PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3.11; do \
+	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
+VENV := .venv
+PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
+ARGS ?=
+
+.PHONY: demo test check bench clean
+
+demo: $(VENV)/ready
+	@$(VENV)/bin/python examples/shop/demo.py $(ARGS)
+
+test: $(VENV)/ready-dev
+	@$(VENV)/bin/python -m pytest $(ARGS)
+
+check: $(VENV)/ready-dev
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy
+	MYPYPATH=src $(VENV)/bin/mypy examples/shop
+	$(VENV)/bin/pyright
+	$(VENV)/bin/lint-imports
+	$(VENV)/bin/python -m pytest -q -m 'not slow'
+
+bench: $(VENV)/ready-bench
+	$(VENV)/bin/python -m benchmarks $(ARGS)
+
+clean:
+	rm -rf $(VENV) .polywire examples/shop/.polywire
+
+# One stamp file for each set of packages, renewed when pyproject.toml changes.
+
+$(VENV)/bin/python:
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer was not found. Install it, or name it: make PYTHON=/path/to/python"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/ready: pyproject.toml | $(VENV)/bin/python
+	$(PIP) --editable .
+	@touch $@
+
+$(VENV)/ready-dev: pyproject.toml | $(VENV)/bin/python
+	$(PIP) --editable '.[dev]'
+	@touch $(VENV)/ready $@
+
+$(VENV)/ready-bench: pyproject.toml | $(VENV)/bin/python
+	$(PIP) --editable '.[bench]'
+	@touch $(VENV)/ready $@
