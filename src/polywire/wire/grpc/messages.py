@@ -38,19 +38,20 @@ class SingleBody:
     """The part of a receiver that takes a body of one message.
 
     Nearly always it comes in one piece, which is kept as it is. Otherwise the pieces are put together, within *limit*,
-    giving the peer credit as they come. Subclasses name *SLOTS* among theirs, and set the first three.
+    giving the peer credit as they come.
     """
 
-    __slots__: tuple[str, ...] = ()
-    SLOTS = ("_body", "_frames", "_limit", "_messages")
+    __slots__ = ("_body", "_frames", "_limit", "_messages", "stream")
 
     stream: Stream
-    _body: bytes | None
-    """The body, where it is one whole message."""
-    _frames: Frames | None
-    """What puts it together otherwise."""
-    _limit: int
     _messages: list[Frame]
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._body: bytes | None = None
+        """The body, where it is one whole message."""
+        self._frames: Frames | None = None
+        """What puts it together otherwise."""
 
     def data_received(self, data: bytes) -> None:
         size = len(data) - PREFIX_SIZE

@@ -165,16 +165,17 @@ class _Ignored:
         """Nothing waits for it."""
 
 
-class _Exchange:
+class _Exchange(SingleBody):
     """A call and its answer, which begins with the first message or ends at once with an error."""
 
-    __slots__ = ("_begun", "_call", "_gzip", "_made_id", "_route", "_server", "stream")
+    __slots__ = ("_begun", "_call", "_gzip", "_made_id", "_route", "_server")
 
     def __init__(
         self, server: GrpcServer, stream: Stream, route: Route, call: Call, made_id: tuple[Field, ...]
     ) -> None:
+        super().__init__(server.dispatcher.max_message_bytes)
         self._server = server
-        self.stream: Stream = stream
+        self.stream = stream
         self._route = route
         self._call = call
         self._made_id = made_id
@@ -261,18 +262,15 @@ class _Exchange:
             self.stream.send_trailers(_OK, trailing)
 
 
-class _OneRequest(SingleBody, _Exchange):
+class _OneRequest(_Exchange):
     """What unary and server-streaming calls share: they start when their only message is complete."""
 
-    __slots__ = (*SingleBody.SLOTS, "_started")
+    __slots__ = ("_started",)
 
     def __init__(
         self, server: GrpcServer, stream: Stream, route: Route, call: Call, made_id: tuple[Field, ...]
     ) -> None:
         super().__init__(server, stream, route, call, made_id)
-        self._limit = server.dispatcher.max_message_bytes
-        self._body = None
-        self._frames = None
         self._started = False
 
     def _gather(self, data: bytes) -> None:
@@ -289,7 +287,7 @@ class _OneRequest(SingleBody, _Exchange):
         try:
             flags, payload = self.frame(f"The request of {self._route.method}")
             if flags:
-                payload = plain(flags, payload, gzip=self._route.gzip, limit=self._server.dispatcher.max_message_bytes)
+                payload = plain(flags, payload, gzip=self._route.gzip, limit=self._limit)
         except CallError as error:
             self._reject(error)
             return
@@ -350,15 +348,13 @@ class _ManyRequests(_Exchange):
         self, server: GrpcServer, stream: Stream, route: Route, call: Call, made_id: tuple[Field, ...]
     ) -> None:
         super().__init__(server, stream, route, call, made_id)
-        self._requests: Incoming[Any] = Incoming(
-            stream, Frames(server.dispatcher.max_message_bytes), self._request_from
-        )
+        self._requests: Incoming[Any] = Incoming(stream, Frames(self._limit), self._request_from)
         server.start(self._run())
 
     def _request_from(self, flags: int, payload: bytes) -> Any:
         route = self._route
         if flags:
-            payload = plain(flags, payload, gzip=route.gzip, limit=self._server.dispatcher.max_message_bytes)
+            payload = plain(flags, payload, gzip=route.gzip, limit=self._limit)
         return route.decode(payload)
 
     def data_received(self, data: bytes) -> None:

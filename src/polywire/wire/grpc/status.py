@@ -23,8 +23,8 @@ from polywire.errors import (
     Unknown,
 )
 from polywire.net.stream import Field, StreamClosed
-from polywire.wire.grpc.protocol import DETAILS, MESSAGE, STATUS, decode_message, encode_message
-from polywire.wire.seam import PUSHBACK, REACHED, decode_binary, metadata_from_fields, unavailable
+from polywire.wire.grpc.protocol import DETAILS, MESSAGE, STATUS, decode_message, encode_message, is_grpc
+from polywire.wire.seam import PUSHBACK, REACHED, decode_binary, unavailable
 
 log = logging.getLogger("polywire.grpc")
 
@@ -96,7 +96,6 @@ def error_from_trailers(fields: Iterable[Field]) -> CallError | None:
         error.reached = "no" if named.get(_REACHED) == b"no" else "maybe"
     if _PUSHBACK in named:
         error.retry_after = _retry_after(named[_PUSHBACK])
-    error.metadata = metadata_from_fields(fields)
     return error
 
 
@@ -151,7 +150,9 @@ _BY_RESET: dict[int, type[CallError]] = {
 
 def error_from_http(status: int, content_type: bytes, address: str) -> CallError:
     """What an answer means that has no `grpc-status`."""
-    what = f"HTTP status {status}, content type {content_type[:60].decode('latin-1')!r}"
+    if status == 200 and is_grpc(content_type):
+        return Unknown(f"{address} ended its answer without a status. It, or a proxy on the way, cut it off.")
+    what = f"HTTP status {status} and content type {content_type[:60].decode('latin-1')!r}"
     return _BY_HTTP_STATUS.get(status, Unknown)(
         f"{address} did not answer with gRPC but with {what}. Is it a gRPC server, or a proxy in front of one?"
     )
@@ -167,9 +168,12 @@ def error_from_lost(closed: StreamClosed, address: str) -> CallError:
     return kind(f"{address} did not answer: {closed.reason}.")
 
 
-def with_metadata(error: CallError, leading: Metadata) -> CallError:
-    """*error* with the metadata of the headers put before that of the trailers."""
-    if leading:
-        trailing = error.metadata.pairs() if error.metadata is not None else ()
-        error.metadata = Metadata((*leading.pairs(), *trailing))
+def with_metadata(error: CallError, leading: Metadata, trailing: Metadata) -> CallError:
+    """*error* with all metadata that came with it."""
+    if not leading:
+        error.metadata = trailing
+    elif not trailing:
+        error.metadata = leading
+    else:
+        error.metadata = Metadata((*leading.pairs(), *trailing.pairs()))
     return error
