@@ -100,5 +100,5 @@ def _load(load: Callable[[], None], failure: str) -> None:
     try:
         load()
     except ssl.SSLError as error:
-        reason = (error.reason or "not in PEM form").replace("_", " ").lower()
+        reason = error.reason.replace("_", " ").lower() if error.reason else "it is not in PEM form"
         raise SetupError(f"{failure}: {reason}.") from error
