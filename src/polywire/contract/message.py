@@ -129,7 +129,7 @@ class MessageMeta(msgspec.StructMeta):
         transparent: bool = False,
         **options: Any,
     ) -> MessageMeta:
-        if package is not None and not PACKAGE.match(package):
+        if package and not PACKAGE.match(package):  # an empty one says: none at all
             raise ContractError(f"{class_name}: package={package!r} is no package name. Write it like 'shop.v1'.")
         if name is not None and not NAME.match(name):
             raise ContractError(f"{class_name}: name={name!r} is no message name. Write it like 'Stock'.")

@@ -368,12 +368,12 @@ class _Numbers:
     def __init__(self, where: str, reserved: Iterable[int | str | range], options: Iterable[FieldOptions]) -> None:
         self._where = where
         self._last = 0
-        self._reserved = {
-            number
+        # As ranges: `reserved 1000 to max` has half a billion numbers.
+        self._reserved = [
+            range(entry, entry + 1) if isinstance(entry, int) else entry
             for entry in reserved
             if not isinstance(entry, str)
-            for number in ([entry] if isinstance(entry, int) else entry)
-        }
+        ]
         self._given: set[int] = set()
         for option in options:
             self._given.update(option.numbers)
@@ -391,7 +391,7 @@ class _Numbers:
             raise ContractError(
                 f"{self._where}.{field}: number={number} is one of 19000 to 19999, which protobuf keeps for itself."
             )
-        if number in self._reserved:
+        if any(number in span for span in self._reserved):
             raise ContractError(
                 f"{self._where}.{field}: number={number} is reserved, as an older field had it. Take one that is free."
             )
@@ -406,9 +406,14 @@ class _Numbers:
 
     def _next(self) -> int:
         number = self._last + 1
-        while number in self._reserved or number in self._given or number in RESERVED_BY_PROTOBUF:
-            number += 1
-        return number
+        while True:
+            span = next((span for span in (*self._reserved, RESERVED_BY_PROTOBUF) if number in span), None)
+            if span is not None:
+                number = span.stop
+            elif number in self._given:
+                number += 1
+            else:
+                return number
 
 
 def _defaults(message: type[Message]) -> dict[str, tuple[Any, Any]]:
