@@ -30,7 +30,7 @@ check: $(VENV)/ready-dev
 	$(VENV)/bin/python -m pytest -q -m 'not slow'
 
 bench: $(VENV)/ready-bench
-	$(VENV)/bin/python -m benchmarks $(ARGS)
+	$(VENV)/bin/python -m benchmarks.calls.run $(ARGS)
 
 clean:
 	rm -rf $(VENV) .polywire examples/shop/.polywire

@@ -7,7 +7,25 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Annotated
 
-from polywire import Contract, Field, Message, rpc
+from polywire import CallError, Contract, FailedPrecondition, Field, Message, rpc
+from polywire.contract.details import ErrorInfo
+
+
+class Reason(StrEnum):
+    """Why the shop says no to a request that is in order, for programs; the message is for people."""
+
+    OUT_OF_STOCK = "OUT_OF_STOCK"
+    CARD_DECLINED = "CARD_DECLINED"
+
+
+def refused(reason: Reason, message: str) -> FailedPrecondition:
+    """The error to raise. The reason travels as a detail, so that every caller on every wire can tell."""
+    return FailedPrecondition(message, details=[ErrorInfo(reason=reason, domain="shop.v1")])
+
+
+def reason_of(error: CallError) -> str:
+    """Empty where it is another error."""
+    return next((d.reason for d in error.details if isinstance(d, ErrorInfo) and d.domain == "shop.v1"), "")
 
 
 class Product(Message):

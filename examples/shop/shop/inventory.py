@@ -18,6 +18,7 @@ from shop.contracts import (
     ProductQuery,
     ProductSearch,
     ProductsFound,
+    Reason,
     Reservation,
     ReservationId,
     ReservationState,
@@ -27,6 +28,7 @@ from shop.contracts import (
     StockCount,
     StockQuery,
     StockWatch,
+    refused,
 )
 from shop.database import Database, Row, Value, open_database
 
@@ -216,8 +218,9 @@ class InventoryService(Inventory):
         for product_id, quantity in _added_up(request.items).items():
             row = _row_of(self._database, product_id)
             if row["on_hand"] < quantity:
-                raise FailedPrecondition(
-                    f"Product {product_id!r} is out of stock: {quantity} wanted, {row['on_hand']} on hand."
+                raise refused(
+                    Reason.OUT_OF_STOCK,
+                    f"Product {product_id!r} is out of stock: {quantity} wanted, {row['on_hand']} on hand.",
                 )
             self._database.run("UPDATE products SET on_hand = on_hand - ? WHERE product_id = ?", quantity, product_id)
             self._database.run(

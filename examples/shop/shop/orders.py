@@ -34,10 +34,12 @@ from shop.contracts import (
     OrderState,
     Payments,
     PlaceOrder,
+    Reason,
     Reservation,
     ReservationId,
     Reserve,
     Tally,
+    refused,
 )
 from shop.database import Database, Row, open_database
 
@@ -268,7 +270,7 @@ class OrderService(Orders):
         """The order's own id is that of its reservation and of its charge: trying again finds what was done."""
         try:
             reservation = await self._inventory.reserve(Reserve(reservation_id=order_id, items=request.items))
-        except (FailedPrecondition, NotFound) as error:
+        except FailedPrecondition as error:
             self._ledger.give_up(order_id, OrderState.OUT_OF_STOCK, error.message)
             raise
         total = self._ledger.write_lines(order_id, reservation)
@@ -318,8 +320,10 @@ def _answer_again(order: Order) -> Order:
     """The same answer to the same key."""
     if order.state in (OrderState.PENDING, OrderState.UNDOING):
         raise Unavailable(f"Order {order.order_id} is {order.state}. Ask again in a moment.", retry_after=0.5)
-    if order.state in (OrderState.OUT_OF_STOCK, OrderState.DECLINED):
-        raise FailedPrecondition(order.reason)
+    if order.state is OrderState.OUT_OF_STOCK:
+        raise refused(Reason.OUT_OF_STOCK, order.reason)
+    if order.state is OrderState.DECLINED:
+        raise refused(Reason.CARD_DECLINED, order.reason)
     if order.state is OrderState.FAILED:
         raise _interrupted(order.order_id)
     return order

@@ -1,0 +1,263 @@
+"""The shop with customers in it: starts the whole system, lets them in, watches, and checks the books.
+
+make demo                               stays up afterwards and says what to try
+make demo ARGS=--once                   ends by itself; exit status 1 if anything does not add up
+make demo ARGS='--once --profile http'  the same calls between the services over REST instead of gRPC
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import os
+import random
+import signal
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE))
+
+from customers import BARGAIN, Outcome, Report, crowd, tell
+from shop.api_v1 import Books, GatewayV1
+from shop.contracts import OrderState, ProductQuery
+from shop.gateway import euros
+
+from polywire import CallError, calling, connect
+
+START_WITHIN = 30.0
+STOP_WITHIN = 30.0
+
+
+class NotRunning(Exception):
+    """The system did not come up, or did not go down as it should."""
+
+
+@dataclass(kw_only=True)
+class Options:
+    once: bool
+    profile: str | None
+    in_process: bool
+    customers: int
+    seed: int
+    port: int
+
+    @classmethod
+    def read(cls) -> Options:
+        parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+        parser.add_argument(
+            "--once", action="store_true", help="end when the last customer has left, on fresh databases"
+        )
+        parser.add_argument("--profile", help="a profile of the system file, for example http")
+        parser.add_argument("--in-process", action="store_true", help="all services in one process")
+        parser.add_argument("--customers", type=int, default=300)
+        parser.add_argument("--seed", type=int, help="the same seed makes the same choices")
+        parser.add_argument("--port", type=int, default=8000, help="of the gateway; 0 picks a free one")
+        given = parser.parse_args()
+        if given.seed is None:
+            # A shop that stays has seen the customers of seed 1 before, and their orders with them.
+            given.seed = 1 if given.once else random.randrange(1_000_000)
+        given.port = given.port or _free_port()
+        return cls(**vars(given))
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@contextlib.asynccontextmanager
+async def running_shop(options: Options, data: Path) -> AsyncIterator[None]:
+    """`polywire up`, with what it logs in a file. Raises NotRunning where it ends other than by being told to."""
+    log = data / "shop.log"
+    command = [str(Path(sys.executable).with_name("polywire")), "up", "--system", str(HERE / "polywire.toml")]
+    command += ["--profile", options.profile] if options.profile else []
+    command += ["--in-process"] if options.in_process else []
+    environment = {
+        **os.environ,
+        "SHOP_DATA": str(data),
+        "POLYWIRE__SERVICES__GATEWAY__LISTEN": f"127.0.0.1:{options.port}",
+    }
+    with log.open("wb") as output:
+        # A group of its own, so that Ctrl-C reaches this program first and the shop stays up until it is told.
+        system = await asyncio.create_subprocess_exec(
+            *command, stdout=output, stderr=output, env=environment, start_new_session=True
+        )
+    try:
+        yield
+        if system.returncode is not None:
+            raise NotRunning(f"The shop ended on its own, with status {system.returncode}.\n{_tail(log)}")
+    finally:
+        if system.returncode is None:
+            system.send_signal(signal.SIGINT)
+        try:
+            status = await asyncio.wait_for(system.wait(), STOP_WITHIN)
+        except TimeoutError:
+            system.kill()
+            raise NotRunning(f"The shop did not stop within {STOP_WITHIN:g} s.\n{_tail(log)}") from None
+    if status != 0:
+        raise NotRunning(f"The shop stopped with status {status} instead of 0.\n{_tail(log)}")
+
+
+def _tail(log: Path) -> str:
+    lines = log.read_text(errors="replace").splitlines()
+    return f"The last lines of {log}:\n" + "\n".join(f"    {line}" for line in lines[-15:])
+
+
+async def first_answer(shop: GatewayV1) -> float:
+    """Seconds until the shop answered its first request."""
+    started = time.monotonic()
+    while True:
+        try:
+            with calling(timeout=1.0):
+                await shop.get_product(ProductQuery(product_id=BARGAIN.product_id))
+        except CallError as error:
+            if time.monotonic() - started > START_WITHIN:
+                raise NotRunning(f"The shop did not answer within {START_WITHIN:g} s: {error}") from error
+            await asyncio.sleep(0.05)
+        else:
+            return time.monotonic() - started
+
+
+async def quiet_books(shop: GatewayV1, within: float = 15.0) -> Books:
+    """The books once no order is under way any more, or as they are after *within* seconds."""
+    deadline = time.monotonic() + within
+    while True:
+        books = await shop.get_books()
+        if books.unfinished == 0 or time.monotonic() > deadline:
+            return books
+        await asyncio.sleep(0.2)
+
+
+def differences(before: Books, after: Books, report: Report) -> list[str]:
+    """What does not add up: in the shop's own books, or between them and what the customers say."""
+    problems = list(after.problems)
+    if after.unfinished:
+        problems.append(f"{after.unfinished} orders are still being placed or undone.")
+    if report.asked != report.outcomes.total():
+        problems.append(f"{report.asked} orders were tried, but {report.outcomes.total()} outcomes are known.")
+    if report.failures:
+        failed = ", ".join(f"{number} x {code}" for code, number in sorted(report.failures.items()))
+        problems.append(f"Requests failed that should not have: {failed}.")
+    seen = {
+        "placed": (report.outcomes[Outcome.PLACED], grown(before, after, OrderState.CONFIRMED, OrderState.CANCELLED)),
+        "cancelled": (report.cancelled, grown(before, after, OrderState.CANCELLED)),
+        "declined": (report.outcomes[Outcome.DECLINED], grown(before, after, OrderState.DECLINED)),
+        "out of stock": (report.outcomes[Outcome.OUT_OF_STOCK], grown(before, after, OrderState.OUT_OF_STOCK)),
+        "failed": (report.outcomes[Outcome.FAILED], grown(before, after, OrderState.FAILED)),
+    }
+    problems += [
+        f"Customers count {theirs} orders {name}, the shop {ours}."
+        for name, (theirs, ours) in seen.items()
+        if theirs != ours
+    ]
+    earned = after.orders.confirmed_cents - before.orders.confirmed_cents
+    if earned != report.spent_cents:
+        problems.append(f"Customers spent {euros(report.spent_cents)}, the shop earned {euros(earned)}.")
+    return problems
+
+
+def grown(before: Books, after: Books, *states: OrderState) -> int:
+    return sum(after.orders.by_state.get(state, 0) - before.orders.by_state.get(state, 0) for state in states)
+
+
+def print_summary(books: Books, report: Report, problems: list[str]) -> None:
+    stock, money = books.stock, books.money
+    states = ", ".join(
+        f"{number:,} {state.replace('_', ' ')}" for state, number in sorted(books.orders.by_state.items())
+    )
+    outcomes = ", ".join(f"{report.outcomes[outcome]:,} {outcome}" for outcome in Outcome)
+    kept = money.charged_cents - money.refunded_cents
+    print(f"""
+customers   {report.arrived:,} came, {report.left:,} left; {report.asked:,} orders tried = {outcomes}
+requests    {report.requests:,}, {report.percentile(0.5):.1f} ms (p50), {report.percentile(0.99):.1f} ms (p99)
+orders      {states}
+stock       {stock.initial:,} units = {stock.on_hand:,} on hand + {stock.reserved:,} reserved + {stock.sold:,} sold
+money       {euros(money.charged_cents)} charged - {euros(money.refunded_cents)} refunded = {euros(kept)}
+            {euros(books.orders.confirmed_cents)} in confirmed orders
+""")
+    for problem in problems:
+        print(f"WRONG       {problem}")
+    print("The books do not balance." if problems else "The books balance.", flush=True)
+
+
+def print_what_to_try(address: str, data: Path) -> None:
+    print(
+        f"""
+The shop stays open until Ctrl-C. Try, in another terminal:
+
+    curl '{address}/api/v1/products?search=oak&limit=3'
+    curl '{address}/api/v1/products/{BARGAIN.product_id}'
+    curl -i '{address}/api/v1/orders' -H 'content-type: application/json' -d '{{
+        "user_id": "U-1", "items": [{{"product_id": "SKU-123", "quantity": 2}}], "card": "4242424242424242"}}'
+    curl '{address}/api/v1/users/U-1/orders'
+    curl '{address}/api/v2/products?category=Garden&limit=2'
+    curl '{address}/api/v1/books'
+    curl -i '{address}/api/v1/orders' -H 'content-type: application/json' -d '{{
+        "user_id": "U-1", "items": [{{"product_id": "SKU-123", "quantity": 2}}], "card": "4000000000000002"}}'
+
+and watch the calls between the services: tail -f {data / "shop.log"}
+""",
+        flush=True,
+    )
+
+
+async def visit(options: Options, data: Path) -> list[str]:
+    """Open the shop, let the customers in, and close it, with --once or by Ctrl-C. Returns what went wrong."""
+    address = f"http://127.0.0.1:{options.port}"
+    how = "in one process" if options.in_process else "as five processes"
+    print(f"Opening the shop {how}, databases in {data} ...", flush=True)
+    async with running_shop(options, data), connect(GatewayV1, address) as shop:
+        print(f"It answered its first request after {await first_answer(shop):.1f} s: {address}/api/v1/products")
+        print(f"{options.customers} customers come in. Some want SKU {BARGAIN.number}, of which there is too little.\n")
+        before, report = await quiet_books(shop), Report()
+        telling = asyncio.create_task(tell(report))
+        try:
+            await crowd(shop, report, customers=options.customers, seed=options.seed)
+        finally:
+            telling.cancel()
+        after = await quiet_books(shop)
+        problems = differences(before, after, report)
+        print_summary(after, report, problems)
+        if not options.once:
+            print_what_to_try(address, data)
+            await _until_interrupted()
+    return problems
+
+
+async def _until_interrupted() -> None:
+    told = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, told.set)
+    await told.wait()
+    print("\nClosing the shop.", flush=True)
+
+
+def main() -> int:
+    options = Options.read()
+    try:
+        with contextlib.ExitStack() as stack:
+            if options.once:
+                data = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="shop-")))
+            else:
+                data = HERE / ".polywire" / "shop"
+                data.mkdir(parents=True, exist_ok=True)
+            return 1 if asyncio.run(visit(options, data)) else 0
+    except NotRunning as error:
+        print(error, file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\nInterrupted; the shop is closed.", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())
