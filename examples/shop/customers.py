@@ -8,16 +8,12 @@ from __future__ import annotations
 import argparse
 import asyncio
 import random
-import sys
 import time
 from collections import Counter, deque
 from collections.abc import Awaitable
 from dataclasses import dataclass, field
 from enum import StrEnum
-from pathlib import Path
 from typing import TypeVar
-
-sys.path.insert(0, str(Path(__file__).parent))
 
 from shop.api_v1 import GatewayV1, NewOrder
 from shop.catalogue import goods

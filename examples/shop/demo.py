@@ -21,9 +21,6 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 
-HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE))
-
 from customers import BARGAIN, Outcome, Report, crowd, tell
 from shop.api_v1 import Books, GatewayV1
 from shop.contracts import OrderState, ProductQuery
@@ -31,6 +28,7 @@ from shop.gateway import euros
 
 from polywire import CallError, calling, connect
 
+HERE = Path(__file__).parent
 START_WITHIN = 30.0
 STOP_WITHIN = 30.0
 
@@ -217,7 +215,9 @@ async def visit(options: Options, data: Path) -> list[str]:
     print(f"Opening the shop {how}, databases in {data} ...", flush=True)
     async with running_shop(options, data), connect(GatewayV1, address) as shop:
         print(f"It answered its first request after {await first_answer(shop):.1f} s: {address}/api/v1/products")
-        print(f"{options.customers} customers come in. Some want SKU {BARGAIN.number}, of which there is too little.\n")
+        print(
+            f"{options.customers} customers come in. There are {BARGAIN.units} of the {BARGAIN.name} that many want.\n"
+        )
         before, report = await quiet_books(shop), Report()
         telling = asyncio.create_task(tell(report))
         try:

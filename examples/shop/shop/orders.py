@@ -223,9 +223,9 @@ class Undo:
 
 
 @app.resource
-def ledger() -> Iterator[Ledger]:
+def ledger(clock: Clock) -> Iterator[Ledger]:
     with open_database("orders", create_tables) as database:
-        yield Ledger(database)
+        yield Ledger(database, clock)
 
 
 @app.resource

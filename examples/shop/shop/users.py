@@ -177,19 +177,19 @@ class Agent:
         self._order = ""
 
     def answer(self, text: str) -> str:
-        said = text.lower()
-        order = re.search(r"\bord-[0-9a-f]+\b", said)
+        said = set(re.findall(r"[a-z]+", text.lower()))
+        order = re.search(r"\bord-[0-9a-f]+\b", text.lower())
         self._order = order[0] if order else self._order
-        if any(word in said.split() for word in ("bye", "goodbye", "thanks")):
+        if said & {"bye", "goodbye"}:
             self.said_goodbye = True
             asked = "1 question" if self._questions == 1 else f"{self._questions} questions"
             return f"Goodbye{self._comma_name()}. You asked {asked} today."
-        if any(word in said.split() for word in ("hello", "hi", "hey")):
+        if said & {"hello", "hi", "hey"}:
             return f"Hello{self._comma_name()}. How can I help?"
         self._questions += 1
         if not self._order:
             return "Which order is it about? Its number begins with 'ord-'."
-        if "refund" in said or "cancel" in said:
+        if said & {"refund", "cancel"}:
             return f"Cancel order {self._order} in the shop, and the money is back at once."
         return f"Order {self._order} is on its way. Anything else?"
 
