@@ -50,6 +50,8 @@ class Rpc:
     attempt_timeout: float | None
     routes: tuple[Route, ...]
     doc: str
+    prefix: str = ""
+    """Of its contract: before the path of each of *routes*."""
 
     @property
     def full_name(self) -> str:
@@ -263,6 +265,7 @@ def _read(
         (False, True): Kind.SERVER_STREAM,
         (True, True): Kind.BIDIRECTIONAL,
     }[streams_requests, streams_responses]
+    _, _, prefix = contract.__declared__ or ("", "", "")
     return Rpc(
         attribute=attribute,
         name=options.name or wire_name(attribute),
@@ -275,6 +278,7 @@ def _read(
         attempt_timeout=options.attempt_timeout,
         routes=options.routes,
         doc=inspect.cleandoc(function.__doc__ or ""),
+        prefix=prefix,
     )
 
 
