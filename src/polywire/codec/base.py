@@ -34,7 +34,10 @@ class GeneratedCodec:
 
 
 class Malformed(InvalidArgument):
-    """The bytes could not be parsed at all, as opposed to parsed and found to violate the contract (REST: 400, not 422)."""
+    """The bytes could not be parsed at all, as opposed to parsed and found to violate the contract.
+
+    In REST that is status 400 instead of 422.
+    """
 
 
 class Violation(Exception):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 import math
 from collections.abc import Callable
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any, NoReturn
 from uuid import UUID
@@ -76,6 +76,10 @@ _PYTHON: dict[str, type] = {
     "decimal": Decimal,
     "uuid": UUID,
 }
+
+
+_UNSUSPICIOUS = {"string": "{}.isascii()", "timestamp": "{}.tzinfo is utc", "decimal": "{}.is_finite()"}
+"""Conditions under which a value needs no closer look."""
 
 
 def _generate(schema: Schema, source: Source) -> None:
@@ -177,7 +181,9 @@ class _Checks:
             return
         if kind in INTEGER_RANGES:
             low, high = INTEGER_RANGES[kind]
-            with source.block(f"if {variable}.__class__ is not int or not {low} <= {variable} <= {high}:"):
+            # Comparing with small numbers is faster; the rest is for the function to judge.
+            least = min(high, 2**30 - 1)
+            with source.block(f"if {variable}.__class__ is not int or not 0 <= {variable} <= {least}:"):
                 source.line(f"check_int({variable}, {low}, {high}, {path})")
         elif kind in FLOAT_KINDS:
             with source.block(f"if {variable}.__class__ is not float:"):
@@ -195,8 +201,9 @@ class _Checks:
             owner = _PYTHON[kind].__name__
             with source.block(f"if {variable}.__class__ is not {owner}:"):
                 source.line(f"wrong({variable}, {owner}, {path})")
-            if kind in ("string", "timestamp", "decimal"):
-                source.line(f"check_{kind}({variable}, {path})")
+            if kind in _UNSUSPICIOUS:
+                with source.block(f"if not {_UNSUSPICIOUS[kind].format(variable)}:"):
+                    source.line(f"check_{kind}({variable}, {path})")
         if value.constraints:
             emit_limits(source, value, variable, path)
 
@@ -231,21 +238,23 @@ def _check_float32(value: float, path: str) -> None:
 
 
 def _check_string(value: str, path: str) -> None:
-    if not value.isascii():
-        try:
-            value.encode()
-        except UnicodeEncodeError:
-            raise Violation(path, "expected text, got half of a surrogate pair") from None
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise Violation(path, "expected text, got half of a surrogate pair") from None
 
 
 def _check_timestamp(value: datetime, path: str) -> None:
     if value.utcoffset() is None:
         raise Violation(path, "expected `datetime` with a timezone component")
+    try:
+        value.astimezone(UTC)
+    except OverflowError:
+        raise Violation(path, "expected a timestamp from the year 1 to 9999") from None
 
 
 def _check_decimal(value: Decimal, path: str) -> None:
-    if not value.is_finite():
-        raise Violation(path, f"expected a finite decimal, got {value}")
+    raise Violation(path, f"expected a finite decimal, got {value}")
 
 
 HELPERS: dict[str, Any] = {
@@ -261,4 +270,5 @@ HELPERS: dict[str, Any] = {
     "check_decimal": _check_decimal,
     "is_recognized": is_recognized,
     "isfinite": math.isfinite,
+    "utc": UTC,
 }

@@ -46,10 +46,10 @@ class _Reader:
 
     def write(self) -> None:
         source = self._source
-        owner = source.bind(self._schema.message.__name__, self._schema.message)
+        make = source.make(self._schema.message)
         with source.block("def read(m):"):
             arguments = [f"{field.attribute}={self._field(field)}" for field in self._schema.fields]
-            source.line(f"return {owner}({', '.join(arguments)})")
+            source.line(f"return {make}({', '.join(arguments)})")
 
     def _field(self, field: FieldSchema) -> str:
         """An expression for the field's value, after lines that prepare it."""
@@ -83,6 +83,9 @@ class _Reader:
         source = self._source
         if value.kind == "message":
             variable = source.fresh()
+            if is_plain(value.python):
+                source.line(f"{variable} = {read}")
+                return inlined(source, value.python, variable)
             with source.block("try:"):
                 source.line(f"{variable} = {source.link('read', value.python)}({read})")
             self._within(repr(name))
@@ -176,9 +179,9 @@ class _Reader:
                         source.line(f"{variable} = {source.link('read', member.message)}({read})")
                     else:
                         inner = schema_of(member.message).fields[0]
-                        owner = source.bind(member.message.__name__, member.message)
+                        make = source.make(member.message)
                         checked = self._checked(member.transparent, read, inner.name)
-                        source.line(f"{variable} = {owner}({inner.attribute}={checked})")
+                        source.line(f"{variable} = {make}({inner.attribute}={checked})")
                 word = "elif"
             with source.block("else:"):
                 source.line(self._absent_oneof(field, variable))
@@ -228,11 +231,11 @@ def is_plain(message: Any) -> bool:
 def inlined(source: Source, message: Any, variable: str) -> str:
     """A plain message's reader as an expression, which saves a call for each element of a list."""
     schema = schema_of(message)
-    owner = source.bind(message.__name__, message)
+    make = source.make(message)
     arguments = []
     for field in schema.fields:
         read = attribute(variable, field.name)
         if field.holds.kind == "enum":
             read = f"{source.bind('members', members_of(field.holds.python))}[{read}]"
         arguments.append(f"{field.attribute}={read}")
-    return f"{owner}({', '.join(arguments)})"
+    return f"{make}({', '.join(arguments)})"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import struct
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import msgspec
@@ -60,13 +60,12 @@ def _oneof(source: Source, field: FieldSchema, slots: list[Slot]) -> list[str]:
     source.line(f"{variable} = {attribute('m', field.attribute)}")
     chosen = []
     for slot in slots:
-        assert slot.member is not None
-        owner = source.bind(slot.member.message.__name__, slot.member.message)
-        if slot.member.transparent is None:
-            written = _value(source, Value(kind="message", python=slot.member.message), variable)
+        owner = source.bind(slot.chosen.message.__name__, slot.chosen.message)
+        if slot.chosen.transparent is None:
+            written = _value(source, Value(kind="message", python=slot.chosen.message), variable)
         else:
-            inner = schema_of(slot.member.message).fields[0]
-            written = _value(source, slot.member.transparent, attribute(variable, inner.attribute))
+            inner = schema_of(slot.chosen.message).fields[0]
+            written = _value(source, slot.chosen.transparent, attribute(variable, inner.attribute))
         chosen.append(f"{slot.slot}={written} if {variable}.__class__ is {owner} else UNSET")
     return chosen
 
@@ -154,8 +153,8 @@ def _is_zero_float(value: float) -> bool:
 
 
 def _timestamp(value: datetime) -> str:
-    if value.tzinfo is not timezone.utc:
-        value = value.astimezone(timezone.utc)
+    if value.tzinfo is not UTC:
+        value = value.astimezone(UTC)
     text = value.isoformat(timespec=_precision(value.microsecond))
     return text[:-6] + "Z"
 

@@ -1,8 +1,8 @@
-"""Structs that have ProtoJSON's names and types, so that msgspec reads and writes it; generated code copies to and fro."""
+"""Structs with ProtoJSON's names and types, so that msgspec reads and writes it; generated code copies to and fro."""
 
 from __future__ import annotations
 
-from typing import Any, Union
+from typing import Any
 
 import msgspec
 
@@ -27,6 +27,13 @@ class Slot:
         self.member = member
         self.name = source.name
         self.json_name = source.json_name
+
+    @property
+    def chosen(self) -> Member:
+        """`member` of a slot that is one's."""
+        if self.member is None:
+            raise LookupError(f"{self.name} is no member of a oneof")
+        return self.member
 
 
 def slots_of(message: type[Message]) -> list[Slot]:
@@ -71,7 +78,7 @@ def _make(message: type[Message], strict: bool) -> None:
     for inner in new:
         # Only now: messages may contain each other, and msgspec looks at annotations when a decoder is made.
         shadow = inner.__polywire__.cache[kind]
-        types = {slot.slot: Union[_type_of_slot(slot, strict), None] for slot in slots_of(inner)}  # noqa: UP007
+        types = {slot.slot: _type_of_slot(slot, strict) | None for slot in slots_of(inner)}
         shadow.__annotations__ = {name: types[name.removesuffix("_")] for name in shadow.__struct_fields__}
 
 
@@ -110,7 +117,7 @@ def _type_of(value: Value, strict: bool) -> Any:
     if value.kind == "bool":
         return bool
     if value.kind == "enum":
-        return Union[str, int]
+        return str | int
     if value.kind in INTEGER_RANGES or value.kind in FLOAT_KINDS:
-        return Union[int, float, str]
+        return int | float | str
     raise AssertionError(value.kind)

@@ -1,4 +1,4 @@
-"""Writes Python functions for one message at a time; what is generated can be stepped through and shows in tracebacks."""
+"""Writes Python functions for one message at a time; what is generated shows in tracebacks and debuggers."""
 
 from __future__ import annotations
 
@@ -63,6 +63,13 @@ class Source:
             self.namespace[name] = value
         return name
 
+    def make(self, message: type[Message]) -> str:
+        """The global name of what makes such a message."""
+        key = "make", id(message)
+        if key not in self._bound:
+            self._bound[key] = self.bind(f"make_{message.__name__}", maker(message))
+        return self._bound[key]
+
     def link(self, function: str, message: type[Message]) -> str:
         """The global name of *function* in the module of another message (or of this one)."""
         key = function, id(message)
@@ -80,6 +87,19 @@ class Source:
         exec(code, self.namespace)  # noqa: S102  # the text was written above, from declarations of this program
         linecache.cache[filename] = (len(text), None, text.splitlines(keepends=True), filename)
         self.namespace["__source__"] = text
+
+
+def maker(message: type[Any]) -> Callable[..., Any]:
+    """A callable that makes a message from all of its fields, faster than the class itself.
+
+    Calling a class whose metaclass is written in Python goes through a dict until Python 3.12 (325 ns for four fields);
+    replacing all fields of a blank message does not (80 ns).
+    """
+    if hasattr(message, "__post_init__"):
+        return message
+    blank = message(**dict.fromkeys(message.__struct_fields__))
+    replace: Callable[..., Any] = blank.__replace__
+    return replace
 
 
 class _Block:

@@ -16,7 +16,7 @@ _DECIMAL = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d{1,6})?\Z", re.ASCII
 MAX_DECIMAL = 4300
 """Characters: as many as Python converts without being asked twice."""
 _UUID = re.compile(r"[0-9a-fA-F]{8}(-?)[0-9a-fA-F]{4}\1[0-9a-fA-F]{4}\1[0-9a-fA-F]{4}\1[0-9a-fA-F]{12}\Z")
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_from_seconds = datetime.fromtimestamp
 _convert = msgspec.convert
 
 
@@ -42,8 +42,9 @@ def to_datetime(stamp: Any, path: str) -> datetime:
     if not 0 <= nanos <= 999_999_999:
         raise Violation(path, "expected nanoseconds of a timestamp from 0 to 999999999")
     try:
-        return _EPOCH + timedelta(0, stamp.seconds, nanos // 1000)
-    except OverflowError:
+        whole = _from_seconds(stamp.seconds, UTC)
+        return whole.replace(microsecond=nanos // 1000) if nanos else whole
+    except (OverflowError, ValueError):
         raise Violation(path, "expected a timestamp from the year 1 to 9999") from None
 
 

@@ -30,20 +30,21 @@ WIRE_TYPES = {
 }
 
 _ONE = [bytes((n,)) for n in range(SMALL)]
-_TWO = _ONE + [bytes((n & 127 | 128, n >> 7)) for n in range(128, 1 << 14)]
+TWO = _ONE + [bytes((n & 127 | 128, n >> 7)) for n in range(128, 1 << 14)]
 """Varints of one and two bytes, which is what most lengths and numbers are."""
+_MORE = [bytes((n & 127 | 128, n >> 7 | 128)) for n in range(1 << 14)]
+"""Two bytes of a longer varint."""
 
 
 def varint(number: int) -> bytes:
     """A number from 0 to 2**64-1."""
-    if number < 16384:
-        return _TWO[number]
-    written = bytearray()
-    while number > 127:
-        written.append(number & 127 | 128)
-        number >>= 7
-    written.append(number)
-    return bytes(written)
+    if number < 1 << 14:
+        return TWO[number]
+    if number < 1 << 28:
+        return _MORE[number & 16383] + TWO[number >> 14]
+    if number < 1 << 42:
+        return _MORE[number & 16383] + _MORE[number >> 14 & 16383] + TWO[number >> 28]
+    return _MORE[number & 16383] + _MORE[number >> 14 & 16383] + _MORE[number >> 28 & 16383] + varint(number >> 42)
 
 
 def tag_of(number: int, kind: str) -> bytes:
@@ -115,15 +116,23 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def timestamp(value: datetime) -> bytes:
-    """The body of a google.protobuf.Timestamp. Raises TypeError for a datetime without a time zone."""
-    return duration(value - _EPOCH, floor=True)
+    """The body of a google.protobuf.Timestamp, whose nanos are never negative.
+
+    Raises TypeError for a datetime without a time zone, OverflowError for one outside of the years 1 to 9999 in UTC.
+    """
+    if value.tzinfo is not UTC and value.utcoffset() is not None:
+        value = value.astimezone(UTC)
+    since = value - _EPOCH
+    seconds = since.days * 86400 + since.seconds
+    written = b"\x08" + varint(seconds if seconds >= 0 else seconds + (1 << 64)) if seconds else b""
+    return written + b"\x10" + varint(since.microseconds * 1000) if since.microseconds else written
 
 
-def duration(value: timedelta, *, floor: bool = False) -> bytes:
-    """The body of a google.protobuf.Duration, whose nanos have the sign of its seconds; a Timestamp's never are negative."""
+def duration(value: timedelta) -> bytes:
+    """The body of a google.protobuf.Duration, whose nanos have the sign of its seconds."""
     seconds = value.days * 86400 + value.seconds
     micros = value.microseconds
-    if seconds < 0 and micros and not floor:
+    if seconds < 0 and micros:
         seconds, micros = seconds + 1, micros - 1_000_000
     written = b""
     if seconds:

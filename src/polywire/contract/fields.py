@@ -89,9 +89,9 @@ def Field(  # noqa: N802  # it reads as a declaration where it is used
 ) -> Any:
     """Say more about a field than its type, inside of `Annotated`: `Annotated[int, Field(number=2, ge=1)]`.
 
-    *number* is the protobuf field number and *name* the name on the wire (protobuf and JSON), where they differ from the
-    derived ones; *numbers* and *names* are those of a union's members, in its order. *sensitive* keeps the value out of
-    `repr`. *known* refuses values of an enum that this side does not know; without it they pass through.
+    *number* is the protobuf field number and *name* the name on the wire (protobuf and JSON), where they differ from
+    the derived ones; *numbers* and *names* are those of a union's members, in its order. *sensitive* keeps the value
+    out of `repr`. *known* refuses values of an enum that this side does not know; without it they pass through.
     The limits are those of JSON Schema: *pattern* is searched for, not anchored; lengths count characters, bytes or
     elements.
     """
@@ -163,8 +163,8 @@ def enum_form(
 ) -> Callable[[E], E]:
     """Decorate an Enum whose names on the wire are not the derived ones.
 
-    Derived: the class's own name, and `STATE_PAID` for `State.PAID`. *names* maps members to theirs; *name* may be dotted
-    for an enum that is nested in a message.
+    Derived: the class's own name, and `STATE_PAID` for `State.PAID`. *names* maps members to theirs; *name* may be
+    dotted for an enum that is nested in a message.
     """
 
     def mark(cls: E) -> E:

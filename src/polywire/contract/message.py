@@ -75,8 +75,8 @@ def _names_given(class_name: str, body: dict[str, Any], namespace: dict[str, Any
             if options.name is not None:
                 if not _FIELD_NAME.match(options.name):
                     raise ContractError(
-                        f"{class_name}.{field}: name={options.name!r} is no field name on the wire: letters, digits and "
-                        "underscores, beginning with a letter or underscore."
+                        f"{class_name}.{field}: name={options.name!r} is no field name on the wire: letters, digits "
+                        "and underscores, not beginning with a digit."
                     )
                 names[field] = options.name
     return names
@@ -154,12 +154,12 @@ class MessageMeta(msgspec.StructMeta):
 
 
 class Message(msgspec.Struct, metaclass=MessageMeta):
-    """A value that travels: subclass it and annotate fields. Made with keywords, compared by value, checked when decoded.
+    """A value that travels: subclass it and annotate fields. Made with keywords, compared by value.
 
     Class keywords: *package* and *name* on the wire, where they are not derived (from the contract that uses the
-    message, and from the class); *reserved*, the numbers and names of fields that are gone, which stay free; *tag*, which
-    tells the members of a union apart (`payment: Card | Cash`); *transparent*, for a class of one scalar field that stands
-    for that scalar in a oneof.
+    message, and from the class); *reserved*, the numbers and names of fields that are gone, which stay free; *tag*,
+    which tells the members of a union apart (`payment: Card | Cash`); *transparent*, for a class of one scalar field
+    that stands for that scalar in a oneof.
 
     A field without a default has to be there in JSON; in protobuf an absent scalar, list or map is its zero value, and
     an absent message is refused. Building an object checks nothing; decoding does, and so does sending.
@@ -232,8 +232,8 @@ def _resolved(cls: type, field: str, hint: Any, names: dict[str, Any]) -> Any:
         return typing.get_type_hints(holder, names, names, include_extras=True)["hint"]
     except NameError as error:
         raise ContractError(
-            f"{cls.__qualname__}.{field} is annotated {hint!r}, but {error.name!r} is not defined where the class stands. "
-            "Import it outside of `if TYPE_CHECKING`, at the top of the module."
+            f"{cls.__qualname__}.{field} is annotated {hint!r}, but {error.name!r} is not defined where the class "
+            "stands. Import it outside of `if TYPE_CHECKING`, at the top of the module."
         ) from error
     except (SyntaxError, TypeError) as error:
         raise ContractError(f"{cls.__qualname__}.{field} is annotated {hint!r}, which is no type: {error}.") from error

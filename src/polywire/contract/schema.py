@@ -201,15 +201,15 @@ class EnumMember:
 class EnumSchema:
     """An enum, resolved. Number 0 is always there: `STATE_UNSPECIFIED` where no member has it."""
 
-    enum: type[enum.Enum]
+    enum: Any
     name: str
     package: str | None
     zero_name: str
     members: tuple[EnumMember, ...]
 
-    def by_number(self) -> dict[int, enum.Enum]:
+    def by_number(self) -> dict[int, Any]:
         """The first member of each number (aliases share one)."""
-        found: dict[int, enum.Enum] = {}
+        found: dict[int, Any] = {}
         for member in self.members:
             found.setdefault(member.number, member.member)
         return found
@@ -245,7 +245,7 @@ def _read_enum(cls: type[enum.Enum]) -> EnumSchema:
         )
     given = form.names or {}
     order = {member: number for number, member in enumerate(cls, start=1)}
-    read = []
+    read: list[EnumMember] = []
     for attribute, member in members:
         number = member.value if integer else order[member]
         if not -(2**31) <= number < 2**31:
@@ -510,8 +510,8 @@ def _members(
         tag = alternative.__struct_config__.tag if _is_message(alternative) else None
         if tag is None:
             raise ContractError(
-                f"{at} is a union with {_spelled(alternative)}, which cannot be told from the others. A union is made of "
-                "messages with a tag each: class Card(Message, tag='card')."
+                f"{at} is a union with {_spelled(alternative)}, which cannot be told from the others. "
+                "A union is made of messages with a tag each: class Card(Message, tag='card')."
             )
         name = options.names[index] if options.names else _member_name(alternative, tag)
         number = numbers.take(attribute, options.numbers[index] if options.numbers else None)
@@ -662,7 +662,9 @@ def _refuse_twins(where: str, fields: list[FieldSchema], reserved: tuple[int | s
         own = [(field.name, field.json_name)]
         for name, json_name in own + [(member.name, member.json_name) for member in field.members]:
             if name in reserved:
-                raise ContractError(f"{where}.{field.attribute}: the name {name!r} is reserved, as an older field had it.")
+                raise ContractError(
+                    f"{where}.{field.attribute}: the name {name!r} is reserved, as an older field had it."
+                )
             if name in seen or json_name in json_names:
                 other = seen.get(name) or json_names[json_name]
                 raise ContractError(
@@ -708,9 +710,9 @@ def _value_for_msgspec(value: Value) -> Any:
             del meta["le"]
         if limits.gt is not None:
             meta["ge"] = max(meta["ge"], limits.gt + 1)
-        upper = [bound for bound in (meta.get("le"), limits.le, None if limits.lt is None else limits.lt - 1) if bound is not None]
-        if upper:
-            meta["le"] = min(upper)
+        upper = (meta.get("le"), limits.le, None if limits.lt is None else limits.lt - 1)
+        if any(bound is not None for bound in upper):
+            meta["le"] = min(bound for bound in upper if bound is not None)
         if limits.multiple_of is not None:
             meta["multiple_of"] = limits.multiple_of
         return Annotated[inner, msgspec.Meta(**meta)]
