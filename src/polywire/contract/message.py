@@ -153,6 +153,8 @@ class MessageMeta(msgspec.StructMeta):
         return cls
 
 
+# Said once more for mypy, which otherwise takes what msgspec.Struct says (positional fields).
+@dataclass_transform(kw_only_default=True, field_specifiers=(msgspec.field,))
 class Message(msgspec.Struct, metaclass=MessageMeta):
     """A value that travels: subclass it and annotate fields. Made with keywords, compared by value.
 
