@@ -6,6 +6,7 @@ import h2.errors
 import h2.events
 import hpack
 import pytest
+from h2.settings import SettingCodes
 from http2_support import (
     REQUEST,
     RESPONSE,
@@ -492,7 +493,7 @@ def test_a_header_list_too_large_is_answered_431_and_the_table_stays_right() -> 
     service = Service()
     judge = Judge(server(service, Limits(max_header_bytes=1000)))
     judge.exchange()
-    judge.h2.remote_settings._settings[h2.settings.SettingCodes.MAX_HEADER_LIST_SIZE].clear()
+    judge.h2.remote_settings._settings[SettingCodes.MAX_HEADER_LIST_SIZE].clear()
     judge.h2.send_headers(1, [*GET, (b"x-large", b"v" * 1200)], end_stream=True)
     (response,) = of(h2.events.ResponseReceived, judge.exchange())
     assert response.headers == [(b":status", b"431")]

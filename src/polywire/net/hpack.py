@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, TypeVar, cast
 
 from jh2._hazmat import Decoder as NativeDecoder  # type: ignore[import-untyped]
 
@@ -58,6 +58,10 @@ _HUFFMAN_BITS = bytes(
 """How many bits each octet has in the code of RFC 7541 appendix B, one digit each."""
 
 
+_native_decode = NativeDecoder(1 << 24).decode
+"""Asked for single strings alone, as literals without indexing; these leave nothing behind, so all may share it."""
+
+
 class HpackError(Exception):
     """The block is not HPACK. The two tables no longer agree, so the connection must end with COMPRESSION_ERROR."""
 
@@ -93,7 +97,6 @@ class Decoder:
         "_allowed",
         "_capacity",
         "_fields",
-        "_huffman",
         "_interned",
         "_leads",
         "_max_bytes",
@@ -113,7 +116,6 @@ class Decoder:
         self._fields: list[Field] = [(b"", b""), *STATIC_TABLE]
         self._leads: dict[bytes, Lead] = {}
         self._interned: dict[tuple[Field, ...], Lead] = {}
-        self._huffman = NativeDecoder(1 << 24)
 
     def set_table_size(self, size: int) -> None:
         """Announced to the peer and acknowledged: from now on its table may be at most *size*."""
@@ -242,7 +244,7 @@ class Decoder:
         """Undo the Huffman code. The native decoder takes any padding, so the octets' code lengths are added up."""
         literal = b"\x00\x01-" + encode_integer(len(encoded), 0x7F, 0x80) + encoded
         try:
-            value: bytes = self._huffman.decode(literal, True)[0][1]
+            value = cast("bytes", _native_decode(literal, True)[0][1])
         except Exception as error:
             raise HpackError("a string is not in the Huffman code") from error
         padding = 8 * len(encoded) - sum(value.translate(_HUFFMAN_BITS))

@@ -83,11 +83,9 @@ class Http2Connection(Outbound):
         "_max_block",
         "_needed",
         "_nuisance",
-        "_opened_seen",
         "_partial",
         "_ping_sent_at",
         "_recent",
-        "_resets",
         "_room",
         "_started",
         "_strict",
@@ -145,11 +143,7 @@ class Http2Connection(Outbound):
         self._early: list[Http2Stream] = []
         self._nuisance = Allowance("frames that carry nothing", burst=10_000, per_second=1_000, now=now)
         self._faults = Allowance("faulty streams", burst=500, per_second=50, now=now)
-        self._resets = Allowance(
-            "streams that were reset", burst=max(1_000, 2 * limits.max_concurrent_streams), per_second=500, now=now
-        )
         self._work_seen = 0
-        self._opened_seen = 0
         self.opened = 0
         """Streams so far."""
         self.heard = True
@@ -183,6 +177,9 @@ class Http2Connection(Outbound):
 
     def _drain_acknowledged(self) -> None:
         """The peer has seen our first GOAWAY."""
+
+    def _peer_gave_up(self) -> None:
+        """The peer resets a stream. A server may do so as often as it likes: it is the client that began them."""
 
     # From bytes to frames.
 
@@ -248,6 +245,8 @@ class Http2Connection(Outbound):
         else:
             self._strict = False
             self.peer_settings_seen = True
+            # It says now how many it takes, or there is no limit.
+            self.peer_max_streams = LARGEST_STREAM
 
     def _other(self, kind: int, payload: bytes, flags: int, sid: int) -> None:
         if kind == WINDOW_UPDATE:
@@ -446,9 +445,7 @@ class Http2Connection(Outbound):
         if stream is None:
             self._spend(1)
             return
-        # Each stream that was opened and not reset makes good for one that was.
-        self._resets.spend(1, earned=max(self.opened - self._opened_seen - 1, 0))
-        self._opened_seen = self.opened
+        self._peer_gave_up()
         code: int = unpack_u32(payload)[0]
         reached = code != ErrorCode.REFUSED_STREAM
         self._fail(stream, StreamClosed(f"the peer reset the stream: {code_name(code)}", reached=reached, code=code))

@@ -19,6 +19,7 @@ from polywire.net.http2.frames import (
     frame,
     pack_u32,
 )
+from polywire.net.http2.guards import Allowance
 from polywire.net.http2.stream import SILENT, Http2Stream
 from polywire.net.stream import Application, Field, Head, Headers, Limits
 
@@ -40,7 +41,9 @@ class Http2Server(Http2Connection):
         "_drain_began",
         "_gaps",
         "_last",
+        "_opened_seen",
         "_preface",
+        "_resets",
     )
 
     def __init__(
@@ -53,6 +56,13 @@ class Http2Server(Http2Connection):
     ) -> None:
         super().__init__(limits, now=now, on_output=on_output)
         self._application = application
+        self._resets = Allowance(
+            "streams that were reset",
+            burst=max(1_000, 2 * limits.max_concurrent_streams),
+            per_second=500,
+            now=now,
+        )
+        self._opened_seen = 0
         self._last = 0
         self._gaps: list[tuple[int, int]] = []
         self._accepts_up_to = LARGEST_STREAM
@@ -138,6 +148,11 @@ class Http2Server(Http2Connection):
         stream.send_headers(_TOO_LARGE, end=True)
         if ended:
             self._end_remote(stream, ())
+
+    def _peer_gave_up(self) -> None:
+        # Each stream that was opened and not reset makes good for one that was.
+        self._resets.spend(1, earned=max(self.opened - self._opened_seen - 1, 0))
+        self._opened_seen = self.opened
 
     def _is_idle(self, sid: int) -> bool:
         return sid > self._last or not sid & 1

@@ -194,7 +194,6 @@ class Http2Stream(Stream):
         if (
             self.outbox is not None
             or not self.local_open
-            or trailers is None
             or not size
             or size > self.send_window
             or size > engine.send_window
@@ -205,24 +204,28 @@ class Http2Stream(Stream):
             return
         sid = self.id
         first = engine.encode(headers, tail)
-        last = engine.encode(trailers, trailers_tail)
-        if len(first) > DEFAULT_FRAME_SIZE or len(last) > DEFAULT_FRAME_SIZE:
+        if trailers is None:
             engine.send_block(sid, first, False)
-            engine.out.append(pack_header(size << 8, 0, sid) + body)
-            engine.send_block(sid, last, True)
+            engine.out.append(pack_header(size << 8, END_STREAM, sid) + body)
         else:
-            engine.out.append(
-                b"".join(
-                    (
-                        pack_header(len(first) << 8 | HEADERS, END_HEADERS, sid),
-                        first,
-                        pack_header(size << 8, 0, sid),
-                        body,
-                        pack_header(len(last) << 8 | HEADERS, END_HEADERS | END_STREAM, sid),
-                        last,
+            last = engine.encode(trailers, trailers_tail)
+            if len(first) > DEFAULT_FRAME_SIZE or len(last) > DEFAULT_FRAME_SIZE:
+                engine.send_block(sid, first, False)
+                engine.out.append(pack_header(size << 8, 0, sid) + body)
+                engine.send_block(sid, last, True)
+            else:
+                engine.out.append(
+                    b"".join(
+                        (
+                            pack_header(len(first) << 8 | HEADERS, END_HEADERS, sid),
+                            first,
+                            pack_header(size << 8, 0, sid),
+                            body,
+                            pack_header(len(last) << 8 | HEADERS, END_HEADERS | END_STREAM, sid),
+                            last,
+                        )
                     )
                 )
-            )
         self.send_window -= size
         engine.send_window -= size
         self.end_local()
