@@ -160,3 +160,42 @@ class ListValue(Message, package=PACKAGE):
 
     def plain(self) -> list[Plain]:
         return [value.plain() for value in self.values]
+
+
+class Timestamp(Message, package=PACKAGE):
+    """An instant, where it is a whole argument or result; a field is a `datetime` instead."""
+
+    seconds: Annotated[int, Field(number=1)] = 0
+    nanos: Annotated[Int32, Field(number=2)] = 0
+
+
+class Duration(Message, package=PACKAGE):
+    """A span of time, where it is a whole argument or result; a field is a `timedelta` instead."""
+
+    seconds: Annotated[int, Field(number=1)] = 0
+    nanos: Annotated[Int32, Field(number=2)] = 0
+
+
+MESSAGES: dict[str, type[Message]] = {
+    f"{PACKAGE}.{message.__name__}": message
+    for message in (
+        Any,
+        BoolValue,
+        BytesValue,
+        DoubleValue,
+        Duration,
+        Empty,
+        FieldMask,
+        FloatValue,
+        Int32Value,
+        Int64Value,
+        ListValue,
+        StringValue,
+        Struct,
+        Timestamp,
+        UInt32Value,
+        UInt64Value,
+        Value,
+    )
+}
+"""By full name."""
