@@ -15,14 +15,13 @@ import sys
 import time
 from typing import Any
 
-from polywire.net.http1 import Http1ClientConnection, Http1ServerProtocol
+from polywire.net.http1 import HeadReader, Http1ClientConnection, Http1ServerProtocol
 from polywire.net.listener import Listener
 from polywire.net.loop import run
 from polywire.net.pool import Pool
 from polywire.net.stream import Field, Head, Headers, Limits, Stream, StreamClosed
 
 CONNECTIONS = 32
-BATCH = 500
 ORDER = b"x" * 987
 RESPONSE = Headers([(b":status", b"200"), (b"content-type", b"application/json")])
 SHARED = [
@@ -100,23 +99,31 @@ class Pipe(asyncio.Transport):
 
 
 def in_memory(headers: Headers, body: bytes, exchanges: int, *, varied: bool) -> tuple[float, float]:
-    """Microseconds of the client and of the server."""
-    client, server = Http1ClientConnection(Limits()), Http1ServerProtocol(Answers, Limits())
+    """Microseconds of the client and of the server, taking turns on many connections."""
+    limits = Limits()
+    requests, responses = HeadReader(limits), HeadReader(limits)
+    clients = [Http1ClientConnection(limits, reader=responses) for _ in range(CONNECTIONS)]
+    servers = [Http1ServerProtocol(Answers, limits, reader=requests) for _ in range(CONNECTIONS)]
     up, down = Pipe(), Pipe()
-    client.connection_made(up)
-    server.connection_made(down)
+    for client, server in zip(clients, servers, strict=True):
+        client.connection_made(up)
+        server.connection_made(down)
     client_time = server_time = 0.0
-    for start in range(0, exchanges, BATCH):
-        tails = [tail(start + number) if varied else [] for number in range(BATCH)]
-        for rest in tails:
-            began = time.perf_counter()
+    for start in range(0, exchanges, CONNECTIONS):
+        tails = [tail(start + number) if varied else [] for number in range(CONNECTIONS)]
+        began = time.process_time()
+        for client, rest in zip(clients, tails, strict=True):
             client.open(headers, rest, Reads(), body=body)
-            opened = time.perf_counter()
-            server.data_received(up.written.pop())
-            answered = time.perf_counter()
-            client.data_received(down.written.pop())
-            server_time += answered - opened
-            client_time += time.perf_counter() - answered + opened - began
+        opened = time.process_time()
+        for server, data in zip(servers, up.written, strict=True):
+            server.data_received(data)
+        answered = time.process_time()
+        for client, data in zip(clients, down.written, strict=True):
+            client.data_received(data)
+        client_time += time.process_time() - answered + opened - began
+        server_time += answered - opened
+        up.written.clear()
+        down.written.clear()
     return client_time / exchanges * 1e6, server_time / exchanges * 1e6
 
 

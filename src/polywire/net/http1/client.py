@@ -253,12 +253,13 @@ class Http1ClientConnection(Endpoint):
         head = response.head
         self._keep = response.keep_alive
         stream.head = head
+        tail = stream.tail = response.tail
         length = response.length
         if stream.head_only or head.status in (204, 304):
             length = 0
         if length == 0:
             self._keep = self._keep and not data
-            stream.receiver.headers_received(head, ())
+            stream.receiver.headers_received(head, tail)
             if self.current is stream:
                 self._response_over(())
             return
@@ -269,7 +270,7 @@ class Http1ClientConnection(Endpoint):
             self._body = EndlessBody()
         else:
             self._body = SizedBody(length)
-        stream.receiver.headers_received(head, ())
+        stream.receiver.headers_received(head, tail)
         if data and self.current is stream:
             self._read_body(self._body, data)
 

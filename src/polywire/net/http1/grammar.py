@@ -38,9 +38,12 @@ sec-fetch-site sec-websocket-extensions sec-websocket-key sec-websocket-protocol
 set-cookie te trace-context traceparent tracestate trailer transfer-encoding upgrade upgrade-insecure-requests
 user-agent vary via www-authenticate x-forwarded-for x-forwarded-host x-forwarded-proto x-real-ip x-request-id
 """.split()
-KNOWN = {
-    spelling: name for name in _COMMON for spelling in (name, name.title(), b"-".join(name.title().split(b"-")))
-} | {b"ETag": b"etag", b"TE": b"te", b"DNT": b"dnt", b"WWW-Authenticate": b"www-authenticate"}
+KNOWN = {spelling: name for name in _COMMON for spelling in (name, name.title())} | {
+    b"ETag": b"etag",
+    b"TE": b"te",
+    b"DNT": b"dnt",
+    b"WWW-Authenticate": b"www-authenticate",
+}
 """Names in their usual spellings, to their lower-case form: found here they need no check and no copy."""
 
 
@@ -54,21 +57,18 @@ class Refused(Exception):
 
 
 def lower_name(name: bytes) -> bytes:
-    """The canonical form of a field name as sent. Raises Refused if it is not one."""
-    known = KNOWN.get(name)
-    if known is not None:
-        return known
+    """The canonical form of a field name that is not among `KNOWN`. Raises Refused if it is not one."""
     if TOKEN.fullmatch(name) is None:
         raise Refused(400, f"A header line is malformed: {show(name)} is not a field name.")
     return name.lower()
 
 
 def split_lines(block: bytes) -> list[bytes]:
-    """The lines of a complete head, without the empty one that ends it."""
+    """The lines of a complete head, or the rest of one, without the empty one that ends it."""
+    block = block[:-4]
     lines = block.split(b"\r\n")
-    if len(block.translate(None, CONTROLS)) != len(block) - 2 * (len(lines) - 1):
+    if len(block.translate(None, CONTROLS)) != len(block) - 2 * len(lines) + 2:
         raise Refused(400, "The head has a control character or a bare line end in it.")
-    del lines[-2:]
     return lines
 
 

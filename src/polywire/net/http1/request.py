@@ -21,7 +21,6 @@ class Http1ClientStream(Stream):
     __slots__ = ("_http", "head_only", "left", "sending")
 
     version = "1.1"
-    tail = ()
 
     def __init__(self, http: Http1ClientConnection, receiver: Receiver, *, head: bool) -> None:
         self._http = http

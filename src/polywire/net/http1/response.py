@@ -33,12 +33,12 @@ class Http1ServerStream(Stream):
     __slots__ = ("_http", "_left", "_modern", "awaits_continue", "request_open", "state")
 
     version = "1.1"
-    tail = ()
 
     def __init__(self, http: Http1ServerProtocol, request: RequestHead) -> None:
         self._http = http
         self.connection = http
         self.head = request.head
+        self.tail = request.tail
         self._modern = request.modern
         self._left = 0
         self.request_open = request.length != 0

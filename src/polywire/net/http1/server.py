@@ -107,7 +107,9 @@ class Http1ServerProtocol(Endpoint):
             self._pace()
         else:
             self._read(self._buffer + data if self._buffer else data)
-        self.uncork()
+        self._corked = False
+        if self._out:
+            self._flush()
 
     def eof_received(self) -> bool:
         # A client that half-closes is taken for gone, as nginx does: that is how abandoning a call looks like.

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 from typing import Any, cast
 
 
 class Endpoint(asyncio.Protocol):
     """One end of a connection."""
 
-    __slots__ = ("_high_water", "_reading_paused", "_transport", "_writers", "write_paused")
+    __slots__ = (
+        "_high_water",
+        "_reading_paused",
+        "_transport",
+        "_writers",
+        "peer",
+        "peer_certificate",
+        "secure",
+        "write_paused",
+    )
 
     _transport: asyncio.Transport
 
@@ -23,6 +33,11 @@ class Endpoint(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
         self._transport.set_write_buffer_limits(high=self._high_water)
+        # Now, because a transport that is closed cannot tell.
+        self.peer = _describe_peer(transport)
+        tls: ssl.SSLObject | None = transport.get_extra_info("ssl_object")
+        self.secure = tls is not None
+        self.peer_certificate: dict[str, Any] | None = (tls.getpeercert() or None) if tls is not None else None
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.wake_writers()
@@ -59,19 +74,11 @@ class Endpoint(asyncio.Protocol):
             if not self._transport.is_closing():
                 self._transport.resume_reading()
 
-    @property
-    def peer(self) -> str:
-        name: Any = self._transport.get_extra_info("peername")
-        if isinstance(name, tuple):
-            host, port = cast("tuple[str, int]", name[:2])
-            return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-        path: Any = name or self._transport.get_extra_info("sockname") or ""
-        return f"unix:{path.decode(errors='replace') if isinstance(path, bytes) else path}"
 
-    @property
-    def secure(self) -> bool:
-        return self._transport.get_extra_info("sslcontext") is not None
-
-    @property
-    def peer_certificate(self) -> dict[str, Any] | None:
-        return cast("dict[str, Any] | None", self._transport.get_extra_info("peercert") or None)
+def _describe_peer(transport: asyncio.BaseTransport) -> str:
+    name: Any = transport.get_extra_info("peername")
+    if isinstance(name, tuple):
+        host, port = cast("tuple[str, int]", name[:2])
+        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    path: Any = name or transport.get_extra_info("sockname") or ""
+    return f"unix:{path.decode(errors='replace') if isinstance(path, bytes) else path}"
