@@ -18,26 +18,30 @@ MakeDispatcher = Callable[[str, list[Any]], Dispatcher]
 
 @contextlib.asynccontextmanager
 async def hosting(
-    assemblies: Mapping[str, Assembly], wiring: Wiring, make: MakeDispatcher, *, given: Mapping[Key, Any]
+    assemblies: Mapping[str, Assembly],
+    wirings: Mapping[str, Wiring],
+    make: MakeDispatcher,
+    *,
+    given: Mapping[Key, Any],
 ) -> AsyncIterator[None]:
-    """Open everything that *assemblies* (by name of the service) need, for the length of the block.
+    """Open everything that *assemblies* need, for the length of the block; *wirings* has what each calls by.
 
     A service starts after those it calls in this process and closes before them. The dispatchers that *make* returns
-    are in `wiring.here`; whoever runs the block stops them before it ends.
+    are put into the wirings' `here`; whoever runs the block stops them before it ends.
     """
-    needs = {name: needed_here(assembly, wiring) for name, assembly in assemblies.items()}
-    for assembly in assemblies.values():
-        for contract in assembly.clients:
-            wiring.client(contract)  # refuses now what could not be called later
+    needs = {name: _called(assembly, wirings[name]) for name, assembly in assemblies.items()}
     async with contextlib.AsyncExitStack() as stack:
-        stack.push_async_callback(wiring.close)
+        for wiring in {id(wiring): wiring for wiring in wirings.values()}.values():
+            stack.push_async_callback(wiring.close)
         for name in start_order(needs):
+            wiring = wirings[name]
             objects = await stack.enter_async_context(assemblies[name].running(wiring.client, given))
             wiring.here[name] = make(name, objects)
         yield
 
 
-def needed_here(assembly: Assembly, wiring: Wiring) -> list[str]:
-    """The services that *assembly* calls."""
-    names = (service_of(contract).full_name for contract in assembly.clients)
-    return [wiring.targets[name].name for name in names if name in wiring.targets]
+def _called(assembly: Assembly, wiring: Wiring) -> list[str]:
+    """The services that *assembly* calls. Raises SetupError for a call that its wiring could not make."""
+    for contract in assembly.clients:
+        wiring.client(contract)
+    return [wiring.targets[service_of(contract).full_name].name for contract in assembly.clients]

@@ -41,9 +41,9 @@ class Wiring:
     defaults: CallDefaults = field(default_factory=CallDefaults)
     token: Callable[[], str] | None = None
     clock: Clock = SYSTEM_CLOCK
-    open_remote: Callable[[Sequence[str], Wire], Endpoints] | None = None
+    open_remote: Callable[[Target, Wire], Endpoints] | None = None
     here: dict[str, Dispatcher] = field(default_factory=dict)
-    """What runs in this process so far, by name of the service."""
+    """What runs in this process so far, by name of the service; the wirings of one process share it."""
     _channels: dict[tuple[str, Wire], Channel] = field(default_factory=dict)
 
     def client(self, contract: type[C]) -> C:
@@ -93,7 +93,7 @@ class Wiring:
             raise SetupError(
                 f"Service {target.name!r} is not in this process, and nothing outside of it can be called."
             )
-        return self.open_remote(target.addresses, wire)
+        return self.open_remote(target, wire)
 
     async def close(self) -> None:
         for channel in self._channels.values():

@@ -79,7 +79,7 @@ async def system(
 
     if fakes:
         wiring.here[FAKES] = make(FAKES, list(dict.fromkeys(fakes.values())))
-    async with hosting(assemblies, wiring, make, given=given):
+    async with hosting(assemblies, dict.fromkeys(assemblies, wiring), make, given=given):
         try:
             yield System(wiring, objects, given)
         finally:

@@ -1,0 +1,75 @@
+"""`polywire up`: every service of a system on this machine."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+
+import click
+
+from polywire.cli.options import log_option, profile_option
+from polywire.net.loop import run
+from polywire.system import environment
+from polywire.system.file import load
+from polywire.system.output import LineOutput
+from polywire.system.relay import Relay
+from polywire.system.shutdown import Shutdown
+from polywire.system.up import prepared, up, up_in_process
+from polywire.telemetry.access_log import LogFormat
+
+
+@click.command(short_help="Run a whole system on this machine.")
+@click.argument("file", required=False)
+@profile_option
+@click.option("--only", metavar="NAMES", help="Run these services alone, with commas in between.")
+@click.option("--in-process", is_flag=True, help="Run all services in one process, calling each other inside of it.")
+@click.option(
+    "--once-ready", metavar="COMMAND", help="Run a command once all is ready, then stop with its exit status."
+)
+@log_option
+def command(
+    file: str | None,
+    profile: str | None,
+    only: str | None,
+    in_process: bool,
+    once_ready: str | None,
+    log_format: LogFormat,
+) -> int:
+    """Run every service of a system, each as a process of its own, with their logs as one stream.
+
+    FILE is the system file, polywire.toml by default. A service that dies is started again. Ctrl-C stops all of them
+    without losing a call under way; a second Ctrl-C does not wait.
+
+    \b
+        polywire up
+        polywire up --only orders,inventory
+        polywire up --in-process --log json
+    """
+    system = load(file, profile=profile)
+    output = LineOutput()
+    status = 0
+
+    def then(shutdown: Shutdown) -> None:
+        if once_ready is not None:
+            tasks.add(asyncio.get_running_loop().create_task(run_command(once_ready, shutdown)))
+
+    async def run_command(line: str, shutdown: Shutdown) -> None:
+        nonlocal status
+        try:
+            environ = {**os.environ, environment.FILE: os.path.abspath(system.file)}
+            process = await asyncio.create_subprocess_shell(line, env=environ)
+            status = await process.wait()
+        finally:
+            shutdown.ask()
+
+    tasks: set[asyncio.Task[None]] = set()
+    with prepared(system, only=None if only is None else only.split(","), in_process=in_process) as made:
+        relay = Relay(output, list(made.apps), format=log_format, colour=log_format == "text" and sys.stdout.isatty())
+        announce = output if log_format == "text" else None
+        if in_process:
+            run(up_in_process(made, relay, format=log_format, announce=announce, then=then))
+        else:
+            # The standard loop: this process only waits and relays, and its children are what counts.
+            asyncio.run(up(made, relay, format=log_format, announce=announce, then=then))
+    return status

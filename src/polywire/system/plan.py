@@ -1,0 +1,177 @@
+"""A system on paper: its apps imported, every need met, every call with a wire that can get there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from polywire.channel import CallDefaults
+from polywire.clock import SYSTEM_CLOCK, Clock
+from polywire.contract import Contract, service_of
+from polywire.errors import SetupError
+from polywire.policy.retry import Retry
+from polywire.system.app import App, Key
+from polywire.system.assembly import Assembly, assemble
+from polywire.system.file import ServiceEntry, SystemFile
+from polywire.system.importing import add_to_path, load_app
+from polywire.system.reading import did_you_mean
+from polywire.system.wiring import Target, local_across_processes
+
+GIVEN = {Key(Clock): SYSTEM_CLOCK}
+"""What every app may ask for without providing it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What `plan` worked out."""
+
+    system: SystemFile
+    apps: Mapping[str, App]
+    """Of the services looked at, by name of the service."""
+    assemblies: Mapping[str, Assembly]
+    owners: Mapping[str, str]
+    """Which service implements a contract, by the contract's full name."""
+    contracts: Mapping[str, type[Contract]]
+    """The contracts whose classes were imported, by full name."""
+
+    def needs(self, name: str) -> list[str]:
+        """The services that service *name* calls."""
+        called = (self.owners[service_of(contract).full_name] for contract in self.assemblies[name].clients)
+        return list(dict.fromkeys(called))
+
+    def targets(self, here: Iterable[str]) -> dict[str, Target]:
+        """Every contract's service, as a process sees it that runs the services *here*."""
+        inside = set(here)
+        targets = {}
+        for contract, name in self.owners.items():
+            addresses = self.system.services[name].target or ()
+            targets[contract] = Target(name=name, addresses=addresses, here=name in inside)
+        return targets
+
+
+def plan(
+    system: SystemFile,
+    *,
+    only: Sequence[str] | None = None,
+    in_process: bool = False,
+    given: Mapping[str, App] | None = None,
+) -> Plan:
+    """Import the apps of *system* and check that they fit together; nothing is opened.
+
+    With *only*, the apps of other services are imported just where nothing but their code tells what they implement.
+    Apps that are *given* are not imported. Raises SetupError with the place in the system file.
+    """
+    given = given or {}
+    add_to_path(system.directory)
+    chosen = list(system.services) if only is None else _chosen(system, only)
+    runnable = [name for name in chosen if system.services[name].app is not None]
+    apps = {
+        name: given.get(name) or _load(system, entry)
+        for name, entry in system.services.items()
+        if entry.app is not None and (name in chosen or entry.serves is None)
+    }
+    owners, contracts = _owners(system, apps)
+    assemblies = {name: assemble(apps[name], given=GIVEN) for name in runnable}
+    worked_out = Plan(
+        system=system,
+        apps={name: apps[name] for name in runnable},
+        assemblies=assemblies,
+        owners=owners,
+        contracts=contracts,
+    )
+    _check_wire_names(worked_out)
+    for name in runnable:
+        _check_clients(worked_out, name, in_process=in_process)
+    return worked_out
+
+
+def _chosen(system: SystemFile, names: Sequence[str]) -> list[str]:
+    for name in names:
+        if name not in system.services:
+            raise SetupError(
+                f"{system.file} has no service {name!r}. {did_you_mean(name, system.services)}"
+                f"It has: {', '.join(system.services)}."
+            )
+        if system.services[name].app is None:
+            raise SetupError(
+                f"Service {name!r} of {system.file} runs elsewhere ({', '.join(system.services[name].address or ())}) "
+                "and cannot be started here. Give it an `app`, or leave it out."
+            )
+    return list(names)
+
+
+def _load(system: SystemFile, entry: ServiceEntry) -> App:
+    try:
+        return load_app(entry.app or "")
+    except SetupError as error:
+        raise system.settings.error(
+            ("services", entry.name, "app"), f"services.{entry.name}.app = {error}"
+        ) from error.__cause__
+
+
+def _owners(system: SystemFile, apps: Mapping[str, App]) -> tuple[dict[str, str], dict[str, type[Contract]]]:
+    owners: dict[str, str] = {}
+    contracts: dict[str, type[Contract]] = {}
+    for name, entry in system.services.items():
+        implemented = {
+            service_of(contract).full_name: contract for contract in (apps[name].contracts if name in apps else ())
+        }
+        contracts |= implemented
+        for contract in entry.serves or tuple(implemented):
+            if contract in owners:
+                raise system.error(
+                    ("services", name),
+                    f"implements {contract}, which services.{owners[contract]} implements already. Calls could not "
+                    "tell where to go; remove one of them.",
+                )
+            owners[contract] = name
+    return owners, contracts
+
+
+def _check_wire_names(worked_out: Plan) -> None:
+    system = worked_out.system
+    for contract in system.wires.by_contract:
+        if contract not in worked_out.owners:
+            raise system.settings.error(
+                ("wires", "rpc", contract),
+                f'wires.rpc."{contract}" names a contract that no service implements. '
+                f"{did_you_mean(contract, worked_out.owners)}They implement: {', '.join(worked_out.owners) or 'none'}.",
+            )
+
+
+def _check_clients(worked_out: Plan, name: str, *, in_process: bool) -> None:
+    system = worked_out.system
+    for contract in worked_out.assemblies[name].clients:
+        full_name = service_of(contract).full_name
+        owner = worked_out.owners.get(full_name)
+        if owner is None:
+            raise system.settings.error(
+                ("services", name),
+                f"services.{name} needs a client of {full_name}, but no service implements it. "
+                f"They implement: {', '.join(worked_out.owners) or 'none'}. Add the service, or "
+                "`address` and `serves` of one that runs elsewhere.",
+            )
+        inside = owner == name or (in_process and system.services[owner].app is not None)
+        if not inside and system.wires.of(full_name) == "local":
+            key = full_name if full_name in system.wires.by_contract else "default"
+            raise system.settings.error(
+                ("wires", "rpc", key),
+                f"service {name!r} calls {full_name}, but {local_across_processes(full_name, owner)}",
+            )
+
+
+def defaults_of(system: SystemFile) -> CallDefaults:
+    """What `[calls]` says, on top of polywire's own defaults."""
+    calls, usual = system.calls, CallDefaults()
+    retry = Retry(
+        retries=usual.retry.retries if calls.retries is None else calls.retries,
+        base=usual.retry.base if calls.retry_base is None else calls.retry_base,
+        cap=usual.retry.cap if calls.retry_cap is None else calls.retry_cap,
+    )
+    return CallDefaults(
+        timeout=usual.timeout if calls.timeout is None else calls.timeout,
+        retry=retry,
+        budget_share=usual.budget_share if calls.budget_share is None else calls.budget_share,
+        budget_minimum=usual.budget_minimum if calls.budget_minimum is None else calls.budget_minimum,
+        wait_for_ready=usual.wait_for_ready if calls.wait_for_ready is None else calls.wait_for_ready,
+    )

@@ -1,0 +1,121 @@
+"""Services of a system behind their listeners in this process, from start to a stop that loses nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Callable, Sequence
+from functools import partial
+from typing import Any
+
+from polywire.clock import SYSTEM_CLOCK
+from polywire.net.tls import ServerTls
+from polywire.server import BearerTokens, Server
+from polywire.services import MAX_MESSAGE_BYTES, STREAM_IDLE_TIMEOUT, AccessLog
+from polywire.system.file import ServiceEntry
+from polywire.system.hosting import hosting
+from polywire.system.plan import GIVEN, Plan, defaults_of
+from polywire.system.remote import remote_endpoints
+from polywire.system.tokens import token_sources
+from polywire.system.wiring import Wiring, start_order
+from polywire.wire.seam import Dispatcher
+
+log = logging.getLogger("polywire.system")
+
+DEFAULT_LISTEN = "127.0.0.1:0"
+
+MakeAccessLog = Callable[[str], AccessLog | None]
+"""The access log of a service, by its name."""
+
+
+class Process:
+    """The services that run here."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.servers: dict[str, Server] = {}
+        self.addresses: dict[str, str] = {}
+        """Where each listens, with the ports that were chosen."""
+
+    async def listen(self) -> None:
+        """Listen with every server, those that others here call first. Raises SetupError naming the service that
+        cannot."""
+        for name in start_order({name: self.plan.needs(name) for name in self.servers}):
+            listen = self.plan.system.services[name].listen or (DEFAULT_LISTEN,)
+            self.addresses[name] = await self.servers[name].start(",".join(listen))
+
+    async def drain(self) -> None:
+        """Stop without losing a request: each service before those that it calls."""
+        for name in reversed(start_order({name: self.plan.needs(name) for name in self.servers})):
+            timeouts = self.plan.system.services[name].timeouts
+            await self.servers[name].drain(delay=timeouts.drain_delay, grace=timeouts.grace)
+
+    async def close(self) -> None:
+        for server in self.servers.values():
+            await server.close()
+
+
+@contextlib.asynccontextmanager
+async def processing(plan: Plan, names: Sequence[str], *, access_log: MakeAccessLog) -> AsyncIterator[Process]:
+    """Run the services *names* of *plan* until the end of the block, where they are closed if they were not drained.
+
+    A single one calls the others over their wires; of several, each calls those beside it without leaving the process.
+    Raises SetupError where one cannot start; what was opened by then is closed.
+    """
+    process = Process(plan)
+    tokens = token_sources(_tokens(plan), plan.system.directory)
+    here: dict[str, Dispatcher] = {}
+    wirings = {name: _wiring(plan, name, names, here, tokens.get(name)) for name in names}
+
+    def make(name: str, objects: list[Any]) -> Dispatcher:
+        authenticator = BearerTokens(tokens) if tokens else None
+        server = _server(plan.system.services[name], objects, authenticator, access_log(name))
+        process.servers[name] = server
+        return server.services
+
+    async with hosting({name: plan.assemblies[name] for name in names}, wirings, make, given=GIVEN):
+        try:
+            await process.listen()
+            yield process
+        finally:
+            await process.close()
+
+
+def _tokens(plan: Plan) -> dict[str, str]:
+    return {name: entry.token for name, entry in plan.system.services.items() if entry.token is not None}
+
+
+def _wiring(
+    plan: Plan, name: str, beside: Sequence[str], here: dict[str, Dispatcher], token: Callable[[], str] | None
+) -> Wiring:
+    """What service *name* calls by; *beside* it in this process are others."""
+    system = plan.system
+    return Wiring(
+        targets=plan.targets(beside),
+        wires=system.wires,
+        always_local=len(beside) > 1,
+        defaults=defaults_of(system),
+        token=token,
+        clock=SYSTEM_CLOCK,
+        open_remote=partial(remote_endpoints, system, system.services[name]),
+        here=here,
+    )
+
+
+def _server(
+    entry: ServiceEntry, objects: list[Any], authenticator: BearerTokens | None, access_log: AccessLog | None
+) -> Server:
+    tls = None
+    if entry.tls is not None:
+        tls = ServerTls(certificate=entry.tls.certificate, key=entry.tls.key, client_ca=entry.tls.ca)
+    return Server(
+        objects,
+        name=entry.name,
+        limits=entry.limits,
+        authenticator=authenticator,
+        public=entry.public,
+        tls=tls,
+        access_log=access_log,
+        max_message_bytes=entry.max_message_bytes or MAX_MESSAGE_BYTES,
+        stream_idle_timeout=entry.stream_idle_timeout or STREAM_IDLE_TIMEOUT,
+    )

@@ -1,0 +1,151 @@
+"""The life of a process that serves: start, tell that it is ready, wait for a signal, drain."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+
+from polywire.contract import Contract, service_of
+from polywire.net.address import parse_addresses
+from polywire.net.loop import run as run_loop
+from polywire.net.stream import Limits
+from polywire.net.tls import ServerTls
+from polywire.services import AccessLog
+from polywire.system.app import App
+from polywire.system.file import ServiceEntry, SystemFile, Timeouts, Tls, Wire, Wires
+from polywire.system.output import LineOutput
+from polywire.system.plan import Plan, plan
+from polywire.system.process import processing
+from polywire.system.shutdown import Shutdown
+from polywire.system.supervised import Supervised
+from polywire.telemetry import logs
+from polywire.telemetry.access_log import AccessLog as Lines
+from polywire.telemetry.access_log import LogFormat
+
+log = logging.getLogger("polywire.system")
+
+Targets = Mapping[type[Contract], str | Sequence[str]]
+"""Where the contracts are that an app calls outside of itself: addresses, with grpc:// or http:// before them."""
+
+
+@contextlib.asynccontextmanager
+async def serve(
+    app: App,
+    address: str = "127.0.0.1:0",
+    *,
+    targets: Targets | None = None,
+    public: bool = False,
+    tls: ServerTls | None = None,
+    limits: Limits | None = None,
+    drain_delay: float = 0.0,
+    grace: float = 20.0,
+    access_log: AccessLog | None = None,
+) -> AsyncIterator[str]:
+    """Serve *app* outside of a system for the length of the block, which gets the address with its port.
+
+    At the end of the block what is under way has *grace* seconds to finish; see `Server.drain`. Signals are left alone;
+    `run` minds them. Raises SetupError where the app cannot be started or *address* cannot be listened on.
+    """
+    entry = ServiceEntry(
+        name=app.name,
+        app="",
+        listen=(address,),
+        public=public,
+        tls=None if tls is None else _tls(tls),
+        limits=limits or Limits(),
+        timeouts=Timeouts(drain_delay=drain_delay, grace=grace),
+    )
+    made = standalone(app, entry, _by_name(targets))
+    async with processing(made, [app.name], access_log=lambda _name: access_log) as process:
+        try:
+            yield process.addresses[app.name]
+        finally:
+            await process.drain()
+
+
+def run(app: App, address: str, *, targets: Targets | None = None, log_format: LogFormat = "text") -> None:
+    """Serve *app* as all that this process does, with its logs on standard output, until SIGTERM or SIGINT; then drain.
+
+    A second signal ends the process at once. Raises SetupError as `serve` does.
+    """
+    entry = ServiceEntry(name=app.name, app="", listen=(address,))
+    made = standalone(app, entry, _by_name(targets))
+    run_loop(run_service(made, app.name, format=log_format, supervised=None))
+
+
+def _by_name(targets: Targets | None) -> dict[str, tuple[str, ...]]:
+    return {
+        service_of(contract).full_name: (address,) if isinstance(address, str) else tuple(address)
+        for contract, address in (targets or {}).items()
+    }
+
+
+def standalone(app: App, entry: ServiceEntry, targets: Mapping[str, tuple[str, ...]]) -> Plan:
+    """The plan of an app that is a system of its own; *targets* has the addresses of the contracts that it calls."""
+    services = {entry.name: entry}
+    wires: dict[str, Wire] = {}
+    for name, addresses in targets.items():
+        services[name] = ServiceEntry(name=name, address=addresses, serves=(name,))
+        wires[name] = wire_of_addresses(addresses)
+    system = SystemFile(
+        name=app.name, file="serve(...)", directory=Path.cwd(), services=services, wires=Wires(by_contract=wires)
+    )
+    return plan(system, only=[entry.name], given={entry.name: app})
+
+
+def wire_of_addresses(addresses: Sequence[str]) -> Wire:
+    """The wire that addresses ask for by their scheme; gRPC without one."""
+    return "http" if parse_addresses(addresses)[0].scheme in ("http", "https") else "grpc"
+
+
+def _tls(tls: ServerTls) -> Tls:
+    key, ca = tls.key, tls.client_ca
+    return Tls(
+        certificate=str(tls.certificate), key=None if key is None else str(key), ca=None if ca is None else str(ca)
+    )
+
+
+async def run_services(
+    made: Plan,
+    names: Sequence[str],
+    *,
+    shutdown: Shutdown,
+    make_access_log: Callable[[str], AccessLog | None],
+    ready: Callable[[Mapping[str, str]], None],
+) -> None:
+    """Run the services *names* of a plan in this process until *shutdown*, then drain.
+
+    *ready* gets their addresses once all of them listen. Raises SetupError where one cannot start.
+    """
+    with shutdown.listening():
+        async with processing(made, names, access_log=make_access_log) as process:
+            ready(process.addresses)
+            await shutdown.wait()
+            await process.drain()
+
+
+async def run_service(made: Plan, name: str, *, format: LogFormat, supervised: Supervised | None) -> None:
+    """Run one service of a plan as the whole of this process, with its logs on standard output."""
+    output = LineOutput()
+    lines = Lines(output, format=format, service=name)
+    logs.configure(output, format=format, service=name, before=lines.flush)
+    shutdown = Shutdown(at_once=lines.close)
+    timeouts = made.system.services[name].timeouts
+    if supervised is not None:
+        orphaned = partial(asyncio.get_running_loop().call_soon_threadsafe, shutdown.ask)
+        supervised.watch(orphaned, patience=timeouts.drain_delay + timeouts.grace + 5.0)
+
+    def ready(addresses: Mapping[str, str]) -> None:
+        log.info("%s listens on %s", name, addresses[name])
+        if supervised is not None:
+            supervised.ready(addresses[name])
+
+    try:
+        await run_services(made, [name], shutdown=shutdown, make_access_log=lambda _name: lines, ready=ready)
+        log.info("%s has stopped", name)
+    finally:
+        lines.close()

@@ -1,0 +1,174 @@
+"""`polywire up`: a whole system on this machine, in many processes or in one."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+
+from polywire.system import environment
+from polywire.system.addresses import Reservations, noted, remove_note, urls, write_note
+from polywire.system.file import SystemFile
+from polywire.system.plan import Plan, plan
+from polywire.system.relay import OURS, Relay
+from polywire.system.serving import run_services
+from polywire.system.shutdown import Shutdown
+from polywire.system.supervisor import Job, Supervisor
+from polywire.telemetry import logs
+from polywire.telemetry.access_log import AccessLog, LogFormat
+
+Announce = Callable[[str], None]
+
+
+@contextlib.contextmanager
+def prepared(system: SystemFile, *, only: Sequence[str] | None, in_process: bool) -> Iterator[Plan]:
+    """The plan of what is to run, with an address for every service that was given none.
+
+    Services that this `up` does not run are taken where another one on this machine runs them.
+    """
+    made = plan(system, only=only, in_process=in_process)
+    elsewhere = noted(system.directory)
+    reservations = Reservations()
+    try:
+        picked = {}
+        for name, entry in system.services.items():
+            if entry.target is None:
+                known = elsewhere.get(name) if name not in made.apps else None
+                picked[name] = known or reservations.reserve()
+        reservations.release_where_needed()
+        yield replace(made, system=system.with_listen(picked))
+    finally:
+        reservations.close()
+
+
+class Announcement:
+    """Says once that the system is ready: a table on a terminal, a line in JSON; and notes where others find it."""
+
+    def __init__(self, made: Plan, relay: Relay, announce: Announce | None, then: Callable[[], None]) -> None:
+        self._made = made
+        self._relay = relay
+        self._announce = announce
+        self._then = then
+        self._began = time.monotonic()
+
+    def __call__(self, addresses: Mapping[str, str]) -> None:
+        write_note(self._made.system.directory, addresses)
+        took = time.monotonic() - self._began
+        text = f"{self._made.system.name} is ready after {took:.2f} s"
+        if self._announce is None:
+            places = ", ".join(f"{name} at {address}" for name, address in addresses.items())
+            self._relay.say(f"{text}: {places}")
+        else:
+            self._announce(f"\n{text}. Ctrl-C stops it.\n\n{table(self._made, addresses)}\n")
+        self._then()
+
+
+def table(made: Plan, addresses: Mapping[str, str]) -> str:
+    """Services, where they are, and what they implement, in columns."""
+    rows = [("SERVICE", "URL", "IMPLEMENTS")]
+    for name in made.apps:
+        secure = made.system.services[name].tls is not None
+        where = " ".join(urls(addresses[name], secure=secure))
+        rows.append((name, where, ", ".join(contract for contract, owner in made.owners.items() if owner == name)))
+    widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
+    return "".join(f"{row[0]:<{widths[0]}}  {row[1]:<{widths[1]}}  {row[2]}".rstrip() + "\n" for row in rows)
+
+
+async def up(
+    made: Plan, relay: Relay, *, format: LogFormat, announce: Announce | None, then: Callable[[Shutdown], None]
+) -> None:
+    """Run every service of the plan in a process of its own until a signal.
+
+    Raises SetupError saying which one did not start and why.
+    """
+    supervisor: Supervisor | None = None
+
+    def at_once() -> None:
+        if supervisor is not None:
+            supervisor.kill()
+
+    shutdown = Shutdown(at_once=at_once)
+    supervisor = Supervisor(_jobs(made, format), relay, shutdown)
+    with shutdown.listening(), _stopping_is_said(shutdown, relay):
+        try:
+            await supervisor.run(Announcement(made, relay, announce, lambda: then(shutdown)))
+        finally:
+            remove_note(made.system.directory)
+
+
+async def up_in_process(
+    made: Plan, relay: Relay, *, format: LogFormat, announce: Announce | None, then: Callable[[Shutdown], None]
+) -> None:
+    """Run every service of the plan in this process until a signal. Raises SetupError where one does not start."""
+    access_logs: dict[str, AccessLog] = {}
+
+    def make_access_log(name: str) -> AccessLog:
+        def write(text: str) -> None:
+            relay.lines(name, text)
+
+        return access_logs.setdefault(name, AccessLog(write, format=format, service=name))
+
+    def flush() -> None:
+        for lines in access_logs.values():
+            lines.flush()
+
+    def write_ours(text: str) -> None:
+        relay.lines(OURS, text)
+
+    logs.configure(write_ours, format=format, before=flush)
+    shutdown = Shutdown(at_once=flush)
+    names = list(made.apps)
+    try:
+        with _stopping_is_said(shutdown, relay):
+            await run_services(
+                made,
+                names,
+                shutdown=shutdown,
+                make_access_log=make_access_log,
+                ready=Announcement(made, relay, announce, lambda: then(shutdown)),
+            )
+    finally:
+        flush()
+        remove_note(made.system.directory)
+
+
+@contextlib.contextmanager
+def _stopping_is_said(shutdown: Shutdown, relay: Relay) -> Iterator[None]:
+    async def wait() -> None:
+        await shutdown.wait()
+        relay.say("stopping: calls under way are finished first; a second Ctrl-C does not wait for them")
+
+    task = asyncio.get_running_loop().create_task(wait())
+    try:
+        yield
+    finally:
+        task.cancel()
+
+
+def _jobs(made: Plan, format: LogFormat) -> list[Job]:
+    system = made.system
+    environ = {**os.environ, "PYTHONUNBUFFERED": "1", environment.FILE: system.file}
+    if system.profile is not None:
+        environ[environment.PROFILE] = system.profile
+    # What was worked out here is handed down, so that no service has to import the others or could choose otherwise.
+    for name, entry in system.services.items():
+        contracts = [contract for contract, owner in made.owners.items() if owner == name]
+        if contracts:
+            environ[environment.spelled(("services", name, "serves"))] = ",".join(contracts)
+        if entry.listen is not None:
+            environ[environment.spelled(("services", name, "listen"))] = ",".join(entry.listen)
+    return [
+        Job(
+            name=name,
+            command=[sys.executable, "-m", "polywire.cli", "serve", name, "--log", format],
+            environ=environ,
+            needs=made.needs(name),
+            start_timeout=system.services[name].timeouts.start,
+            stop_timeout=system.services[name].timeouts.drain_delay + system.services[name].timeouts.grace,
+        )
+        for name in made.apps
+    ]
