@@ -130,8 +130,10 @@ class EndpointWire(Protocol):
     name: str
     """`local`, `grpc`, `connect` or `rest`."""
     address: str
-    in_flight: int
-    """Calls under way; what balancing looks at."""
+
+    @property
+    def in_flight(self) -> int:
+        """Calls under way; what balancing looks at."""
 
     @property
     def usable(self) -> bool:
