@@ -198,7 +198,9 @@ def table(rows: list[dict[str, Any]]) -> str:
     cases = sorted({(row["kind"], row["in_flight"]) for row in rows})
     for kind, in_flight in cases:
         lines.append(f"\n### {kind}, {in_flight} in flight\n")
-        lines.append("| stack | per second | p50 / p95 / p99 ms | client + server µs CPU | bytes | client / server MB |")
+        lines.append(
+            "| stack | per second | p50 / p95 / p99 ms | client + server µs CPU | bytes | client / server MB |"
+        )
         lines.append("| --- | --- | --- | --- | --- | --- |")
         for row in rows:
             if (row["kind"], row["in_flight"]) != (kind, in_flight):

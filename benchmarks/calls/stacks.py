@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
-import os
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -18,9 +17,10 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal
 
-from benchmarks.messages import ORDER, Order, OrderQuery, Orders
+from benchmarks.calls.contract import ORDER, QUERY, Orders, OrderService, WatchQuery
+from benchmarks.messages import Order
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,58 +42,44 @@ class Stack:
 
 def _serve_polywire(port: int) -> None:
     """As shipped: deadline, counters, request id and an access line per call, to a file as a log collector reads it."""
-    import polywire
     from polywire.net.loop import run
     from polywire.server import Server
-    from polywire.telemetry.access_log import AccessLog
-
-    class OrderService(Orders):
-        async def get(self, query: OrderQuery) -> Order:
-            return ORDER
-
-        async def put(self, order: Order) -> Order:
-            return order
-
-        async def watch(self, query: OrderQuery) -> AsyncIterator[Order]:
-            for _ in range(query.count):
-                yield ORDER
 
     async def main() -> None:
-        with open(os.devnull if os.environ.get("BENCH_LOG") == "null" else _log_file(), "a") as file:
-            log = AccessLog(file.write, format="json", service="orders")
-            server = Server([OrderService()], name="orders", access_log=log)
-            await server.start(f"127.0.0.1:{port}")
-            await asyncio.Event().wait()
+        server = Server([OrderService()], name="orders", access_log=_access_log())
+        await server.start(f"127.0.0.1:{port}")
+        await asyncio.Event().wait()
 
-    assert polywire
     run(main())
 
 
-def _log_file() -> str:
-    return str(Path(tempfile.gettempdir()) / f"polywire-bench-{os.getpid()}.log")
+def _access_log() -> Any:
+    """To a file that is gone with the process."""
+    from polywire.telemetry.access_log import AccessLog
+
+    file = tempfile.TemporaryFile("w")  # noqa: SIM115 - it lives as long as the process
+    return AccessLog(file.write, format="json", service="orders")
 
 
-def _polywire(scheme: str) -> Callable[[int], AbstractAsyncContextManager[Calls]]:
+def _polywire(wire: Literal["grpc", "connect", "http"]) -> Callable[[int], AbstractAsyncContextManager[Calls]]:
     @asynccontextmanager
     async def connected(port: int) -> AsyncIterator[Calls]:
-        from polywire import connect
+        from polywire.connecting import connect
 
-        async with connect(Orders, f"{scheme}://127.0.0.1:{port}") as orders:
+        async with connect(Orders, f"127.0.0.1:{port}", wire=wire) as orders:
             yield _calls(orders)
 
     return connected
 
 
 def _calls(orders: Orders) -> Calls:
-    query = OrderQuery(id=ORDER.id)
-
     async def stream(count: int) -> int:
         seen = 0
-        async for _ in orders.watch(OrderQuery(id=ORDER.id, count=count)):
+        async for _ in orders.watch(WatchQuery(order_id=ORDER.id, count=count)):
             seen += 1
         return seen
 
-    return Calls(get=lambda: orders.get(query), post=lambda: orders.put(ORDER), stream=stream)
+    return Calls(get=lambda: orders.get(QUERY), post=lambda: orders.put(ORDER), stream=stream)
 
 
 @asynccontextmanager
@@ -103,25 +89,12 @@ async def _polywire_local(port: int) -> AsyncIterator[Calls]:
     from polywire.client import client_for
     from polywire.discovery import StaticResolver
     from polywire.services import Services
-    from polywire.telemetry.access_log import AccessLog
     from polywire.wire.local import LocalWire
 
-    class OrderService(Orders):
-        async def get(self, query: OrderQuery) -> Order:
-            return ORDER
-
-        async def put(self, order: Order) -> Order:
-            return order
-
-        async def watch(self, query: OrderQuery) -> AsyncIterator[Order]:
-            for _ in range(query.count):
-                yield ORDER
-
-    with open(_log_file(), "a") as file:
-        services = Services([OrderService()], access_log=AccessLog(file.write, format="json", service="orders"))
-        channel = Channel("orders", Endpoints(StaticResolver(["local"]), lambda _: LocalWire(services)))
-        yield _calls(client_for(Orders, channel))
-        await channel.close()
+    services = Services([OrderService()], access_log=_access_log())
+    channel = Channel("orders", Endpoints(StaticResolver(["local"]), lambda _: LocalWire(services)))
+    yield _calls(client_for(Orders, channel))
+    await channel.close()
 
 
 # grpcio
@@ -129,11 +102,20 @@ async def _polywire_local(port: int) -> AsyncIterator[Calls]:
 
 def _grpc_modules() -> tuple[ModuleType, ModuleType]:
     """The generated code for `orders.proto`, made once per process."""
+    import grpc_tools
     from grpc_tools import protoc
 
     target = tempfile.mkdtemp(prefix="polywire-bench-")
     source = Path(__file__).parent
-    arguments = ["protoc", f"-I{source}", f"--python_out={target}", f"--grpc_python_out={target}", "orders.proto"]
+    known = Path(grpc_tools.__file__).parent / "_proto"
+    arguments = [
+        "protoc",
+        f"-I{source}",
+        f"-I{known}",
+        f"--python_out={target}",
+        f"--grpc_python_out={target}",
+        "orders.proto",
+    ]
     if protoc.main(arguments):
         raise SystemExit("protoc failed")
     sys.path.insert(0, target)
@@ -211,19 +193,17 @@ async def _grpc_aio(port: int) -> AsyncIterator[Calls]:
 
     pb, stubs = _grpc_modules()
     order = _pb_order(pb)
-    query = pb.OrderQuery(id=ORDER.id)
+    query = pb.OrderQuery(order_id=ORDER.id)
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
         stub = stubs.OrdersStub(channel)
 
         async def stream(count: int) -> int:
             seen = 0
-            async for _ in stub.Watch(pb.OrderQuery(id=ORDER.id, count=count)):
+            async for _ in stub.Watch(pb.WatchQuery(order_id=ORDER.id, count=count)):
                 seen += 1
             return seen
 
-        yield Calls(
-            get=lambda: stub.Get(query, timeout=10), post=lambda: stub.Put(order, timeout=10), stream=stream
-        )
+        yield Calls(get=lambda: stub.Get(query, timeout=10), post=lambda: stub.Put(order, timeout=10), stream=stream)
 
 
 # JSON over HTTP/1.1
@@ -231,20 +211,7 @@ async def _grpc_aio(port: int) -> AsyncIterator[Calls]:
 
 def _serve_fastapi(port: int) -> None:
     import uvicorn
-    from fastapi import FastAPI
-
-    from benchmarks.calls.fastapi_models import OrderModel, order_model
-
-    app = FastAPI()
-    order = order_model(ORDER)
-
-    @app.get("/orders/{order_id}")
-    async def get(order_id: str) -> OrderModel:
-        return order
-
-    @app.post("/orders")
-    async def post(order: OrderModel) -> OrderModel:
-        return order
+    from benchmarks.calls.fastapi_app import app
 
     uvicorn.run(app, host="127.0.0.1", port=port, log_level="warning", access_log=False)
 

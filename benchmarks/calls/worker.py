@@ -95,9 +95,7 @@ def main() -> None:
     if options.role == "server":
         stack.serve(options.port)
         return
-    work = client(
-        options.stack, options.port, options.kind, options.in_flight, options.seconds, options.count
-    )
+    work = client(options.stack, options.port, options.kind, options.in_flight, options.seconds, options.count)
     if stack.uvloop:
         import uvloop
 

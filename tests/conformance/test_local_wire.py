@@ -51,9 +51,7 @@ def _says(token: str) -> Callable[[], str]:
 
 class TestLocalWire(WireSuite):
     @asynccontextmanager
-    async def serving(
-        self, *services: object, authenticator: Authenticator | None = None
-    ) -> AsyncIterator[Served]:
+    async def serving(self, *services: object, authenticator: Authenticator | None = None) -> AsyncIterator[Served]:
         served = LocalServed(Services(services, authenticator=authenticator))
         try:
             yield served

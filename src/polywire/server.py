@@ -1,0 +1,162 @@
+"""One process's services on a port: which wire a request is for, when the service is ready, and how it stops."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from hmac import compare_digest
+
+from polywire.clock import SYSTEM_CLOCK, Clock
+from polywire.context import Call
+from polywire.net.listener import Listener
+from polywire.net.stream import Limits, Receiver, Stream
+from polywire.net.tls import ServerTls
+from polywire.services import MAX_MESSAGE_BYTES, STREAM_IDLE_TIMEOUT, AccessLog, Authenticator, Services
+from polywire.wire.grpc.health import HealthService
+from polywire.wire.grpc.protocol import is_grpc
+from polywire.wire.grpc.reflection import reflection_services
+from polywire.wire.grpc.route import CONTENT_TYPE_FIELD, Route
+from polywire.wire.grpc.server import GrpcServer
+from polywire.wire.http import HttpApplication
+
+log = logging.getLogger("polywire.server")
+
+
+class Server:
+    """Serves *services* over gRPC, Connect and REST, all on the same port.
+
+    *services* are instances of classes that implement contracts. Health (`grpc.health.v1`, and `GET /livez`, `/readyz`,
+    `/healthz`) is always there and needs no credentials; reflection is there unless *public*. A *public* server asks
+    nobody who they are and believes no principal.
+
+    It turns ready by itself once it listens; set `ready` to take it out of its callers' rotation and back.
+    """
+
+    def __init__(
+        self,
+        services: Iterable[object],
+        *,
+        name: str = "",
+        limits: Limits | None = None,
+        authenticator: Authenticator | None = None,
+        public: bool = False,
+        reflection: bool | None = None,
+        tls: ServerTls | None = None,
+        clock: Clock = SYSTEM_CLOCK,
+        access_log: AccessLog | None = None,
+        max_message_bytes: int = MAX_MESSAGE_BYTES,
+        stream_idle_timeout: float = STREAM_IDLE_TIMEOUT,
+    ) -> None:
+        self.name = name
+        self.addresses: list[str] = []
+        served = list(services)
+        self._health = HealthService()
+        reflects = not public if reflection is None else reflection
+        self.services = Services(
+            served,
+            internal=[self._health, *(reflection_services(served) if reflects else ())],
+            authenticator=authenticator,
+            public=public,
+            access_log=access_log,
+            clock=clock,
+            max_message_bytes=max_message_bytes,
+            stream_idle_timeout=stream_idle_timeout,
+        )
+        self._grpc = GrpcServer(self.services, clock=clock)
+        self._http = HttpApplication(
+            self.services,
+            clock=clock,
+            plain={"/livez": _alive, "/readyz": self._readiness, "/healthz": self._readiness},
+        )
+        self._listener = Listener(self, limits=limits, tls=tls)
+        self._ready = False
+
+    @property
+    def ready(self) -> bool:
+        """Whether callers should send requests here."""
+        return self._ready
+
+    @ready.setter
+    def ready(self, ready: bool) -> None:
+        self._ready = ready
+        for name in ("", *self.services.services):
+            self._health.set(name, ready)
+
+    def __call__(self, stream: Stream) -> Receiver:
+        """The listener's application: gRPC by its content type, everything else by its path."""
+        memo = stream.head.memo
+        if type(memo) is Route or (memo is None and stream.version == "2" and _is_grpc(stream)):
+            return self._grpc(stream)
+        return self._http(stream)
+
+    async def start(self, address: str) -> str:
+        """Listen on *address* and turn ready. Returns the address with the port that was chosen for a 0.
+
+        Raises SetupError where it cannot be listened on, saying why.
+        """
+        bound = await self._listener.start(address)
+        self.addresses.extend(bound.split(","))
+        self.ready = True
+        return bound
+
+    async def drain(self, *, delay: float = 0.0, grace: float = 30.0) -> None:
+        """Stop without losing a request.
+
+        Readiness goes off at once. For *delay* seconds everything is served as before, so that whoever sends requests
+        here can find out. Then no connection is accepted, those that exist are told to go elsewhere, and calls that run
+        have *grace* seconds to end.
+        """
+        self.ready = False
+        if delay > 0:
+            await asyncio.sleep(delay)
+        self._health.close()
+        await self._listener.drain(grace)
+        await self.services.finish(0.0)
+
+    async def close(self) -> None:
+        """Stop now; calls under way fail. May be called twice."""
+        self.ready = False
+        self._health.close()
+        self._listener.close()
+        await self.services.finish(0.0)
+
+    def _readiness(self) -> tuple[int, str, bytes]:
+        if self._ready:
+            return 200, "application/json", b'{"status":"ready"}\n'
+        return 503, "application/json", b'{"status":"not ready"}\n'
+
+
+def _alive() -> tuple[int, str, bytes]:
+    return 200, "application/json", b'{"status":"alive"}\n'
+
+
+def _is_grpc(stream: Stream) -> bool:
+    for fields in (stream.head.fields, stream.tail):
+        for name, value in fields:
+            if name == CONTENT_TYPE_FIELD:
+                return is_grpc(value)
+    return False
+
+
+class BearerTokens:
+    """Tells services by the bearer tokens that they call with.
+
+    *tokens* has a function for each service that returns its token now, so that tokens change without a restart.
+    """
+
+    def __init__(self, tokens: Mapping[str, Callable[[], str]]) -> None:
+        self._tokens = dict(tokens)
+
+    def caller_of(self, call: Call) -> str | None:
+        scheme, _, given = (call.credentials or "").partition(" ")
+        if scheme.lower() != "bearer" or not given:
+            return None
+        presented = given.strip().encode()
+        found = None
+        # All of them are compared, whichever matches, so that the time taken tells nothing.
+        for service, token in self._tokens.items():
+            expected = token().encode()
+            if compare_digest(presented, expected) and expected:
+                found = service
+        return found
