@@ -132,9 +132,7 @@ class _UnknownMethod(Target):
     def begin(self, stream: Stream) -> Receiver:
         call = Inbound(stream.head.fields + stream.tail).call("", stream, "connect", None, self._server.clock)
         known = [rpc.name for rpc in self._server.dispatcher.services[self._service].rpcs.values()]
-        error = Unimplemented(
-            f"{self._service} has no method {self._method!r}. It has {', '.join(known) or 'none'}."
-        )
+        error = Unimplemented(f"{self._service} has no method {self._method!r}. It has {', '.join(known) or 'none'}.")
         self._server.reject(stream, call, error, 404)
         return Ignoring(stream)
 
@@ -232,8 +230,8 @@ class ConnectInbound(Inbound):
                 self.timeout = connect.parse_timeout(given)
             except ValueError:
                 self.refusal = InvalidArgument(
-                    f"connect-timeout-ms is {given[:40].decode('latin-1')!r}, but it has to be a number of milliseconds "
-                    "of at most 10 digits."
+                    f"connect-timeout-ms is {given[:40].decode('latin-1')!r}, but it has to be a number of "
+                    "milliseconds of at most 10 digits."
                 )
 
     def _read_message(self, parameters: dict[str, str]) -> None:
@@ -491,4 +489,3 @@ def _oversized(limit: int) -> ResourceExhausted:
     return ResourceExhausted(
         f"A message of more than {limit} bytes was not read. Split it, or raise `max_message_bytes` at its receiver."
     )
-

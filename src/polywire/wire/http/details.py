@@ -21,7 +21,7 @@ Packed = tuple[str, bytes]
 
 
 def packed_details(error: CallError) -> list[Packed]:
-    """Type URL and bytes of each detail. What cannot be sent is logged and left out, so that the error itself arrives."""
+    """Type URL and bytes of each detail. What cannot be sent is logged and left out, so that the error arrives."""
     try:
         return details_of(error)
     except (TypeError, InvalidArgument) as wrong:

@@ -10,10 +10,11 @@ from polywire.clock import Clock
 from polywire.context import Call, Metadata
 from polywire.net.stream import Field, Stream
 from polywire.wire.request_id import new_request_id
-from polywire.wire.seam import PREVIOUS_ATTEMPTS, REQUEST_ID, TIMEOUT, metadata_from_fields, request_id_from
+from polywire.wire.seam import PREVIOUS_ATTEMPTS, PRINCIPAL, REQUEST_ID, TIMEOUT, metadata_from_fields, request_id_from
 
 _REQUEST_ID = REQUEST_ID.encode()
 REST_TIMEOUT = TIMEOUT.encode()
+_PRINCIPAL = PRINCIPAL.encode()
 _ATTEMPTS = PREVIOUS_ATTEMPTS.encode()
 
 MAX_TRACESTATE = 512
@@ -24,8 +25,18 @@ _TRACEPARENT = re.compile(rb"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}(-
 class Inbound:
     """The headers of one request by name, and what follows from them. It may be shared by requests with equal heads."""
 
-    __slots__ = ("_metadata", "authorization", "baggage", "fields", "named", "previous", "request_id", "traceparent",
-                 "tracestate")  # fmt: skip
+    __slots__ = (
+        "_metadata",
+        "authorization",
+        "baggage",
+        "fields",
+        "named",
+        "previous",
+        "principal",
+        "request_id",
+        "traceparent",
+        "tracestate",
+    )
 
     def __init__(self, fields: tuple[Field, ...]) -> None:
         self.fields = fields
@@ -42,6 +53,8 @@ class Inbound:
             self.tracestate = self._joined(b"tracestate", MAX_TRACESTATE)
         if b"baggage" in named:
             self.baggage = self._joined(b"baggage", MAX_BAGGAGE)
+        principal = get(_PRINCIPAL)
+        self.principal = None if principal is None else principal.decode("latin-1")
         attempts = get(_ATTEMPTS)
         self.previous = int(attempts) if attempts is not None and attempts.isdigit() and len(attempts) < 4 else 0
         self._metadata: Callable[[], Metadata] = partial(metadata_from_fields, fields)
@@ -63,6 +76,7 @@ class Inbound:
         )
         call._metadata_source = self._metadata
         call.credentials = self.authorization
+        call.principal = self.principal
         call.traceparent = self.traceparent
         call.tracestate = self.tracestate
         call.baggage = self.baggage
@@ -92,7 +106,8 @@ def accepts(header: bytes | None, *kinds: bytes) -> bool:
         quality = _quality(parameters)
         for wanted in kinds:
             # The most specific range decides (RFC 9110 section 12.5.1).
-            rank = 2 if kind == wanted else 1 if kind == wanted.partition(b"/")[0] + b"/*" else 0 if kind == b"*/*" else -1
+            group = wanted.partition(b"/")[0] + b"/*"
+            rank = 2 if kind == wanted else 1 if kind == group else 0 if kind == b"*/*" else -1
             if rank >= 0 and rank >= best.get(wanted, (-1, 0.0))[0]:
                 best[wanted] = rank, quality
     return any(quality > 0 for _, quality in best.values())

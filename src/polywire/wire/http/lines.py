@@ -37,7 +37,8 @@ class Lines(Frames):
         if len(self._line) + len(piece) > self.limit:
             self._line.clear()
             self.fault = BodyTooLarge(
-                f"A line of more than {self.limit} bytes was not read. Split it, or raise `max_message_bytes` of the service."
+                f"A line of more than {self.limit} bytes was not read. Split it, or raise `max_message_bytes` of the "
+                "service."
             )
         else:
             self._line += piece

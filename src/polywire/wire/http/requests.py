@@ -37,19 +37,20 @@ class RequestReader:
     * A path parameter wins over a field of the same name in the body.
     """
 
-    def __init__(self, rpc: Rpc, route: Route, prefix: str) -> None:
-        self.template = Template(prefix + route.path)
+    def __init__(self, rpc: Rpc, route: Route) -> None:
+        self.template = Template(rpc.prefix + route.path)
         self.where = f"{rpc.full_name}: {route.verb} {self.template.text}"
         self._request = rpc.request
         self.decode: Callable[[bytes], Any] = codec_for(rpc.request, "json").decode
         fields = {} if rpc.request is None else _fields_by_name(rpc.request)
-        self._variables = [(variable, self._path_binding(fields, variable)) for variable in self.template.variables]
+        self.variables = [(variable, self._path_binding(fields, variable)) for variable in self.template.variables]
         self.body = self._body_field(fields, route)
         """`"*"`, the wire name of a field, or None."""
-        self._headers = [
-            (header.lower().encode(), self._binding(fields, name, "its headers")) for name, header in route.headers.items()
+        self.headers = [
+            (header.lower().encode(), self._binding(fields, name, "its headers"))
+            for name, header in route.headers.items()
         ]
-        taken = {binding.name for _, binding in [*self._variables, *self._headers]}
+        taken = {binding.name for _, binding in [*self.variables, *self.headers]}
         self._query: dict[str, Binding] = {}
         self._empty_lists: tuple[str, ...] = ()
         if self.body != "*" and rpc.request is not None:
@@ -59,13 +60,13 @@ class RequestReader:
                 for field in schema_of(rpc.request).fields
                 if field.form is Form.LIST and field.required and field.name in self._query
             )
-        self._flat = all(len(binding.path) == 1 for _, binding in [*self._variables, *self._headers])
-        self.plain_body = self.body == "*" and not self._variables and not self._headers
+        self._flat = all(len(binding.path) == 1 for _, binding in [*self.variables, *self.headers])
+        self.plain_body = self.body == "*" and not self.variables and not self.headers
         """The body is the message, as it is."""
 
     @property
     def reads_headers(self) -> bool:
-        return bool(self._headers)
+        return bool(self.headers)
 
     def _refuse(self, what: str) -> ContractError:
         return ContractError(f"{self.where} cannot be served: {what}")
@@ -87,12 +88,14 @@ class RequestReader:
         if self._request is None:
             return self._refuse(f"{place} names {name!r}, but the method takes no message.")
         known = ", ".join(dict.fromkeys(field.name for field in fields.values())) or "none"
-        return self._refuse(f"{place} names {name!r}, which {self._request.__qualname__} does not have. Its fields: {known}.")
+        return self._refuse(
+            f"{place} names {name!r}, which {self._request.__qualname__} does not have. Its fields: {known}."
+        )
 
     def _path_binding(self, fields: dict[str, FieldSchema], variable: Variable) -> Binding:
         binding = self._binding(fields, variable.field, "its path")
         if binding.many or binding.read.__name__ == "_json":
-            raise self._refuse(f"{variable.field!r} in its path is no single value: only scalars and enums can be there.")
+            raise self._refuse(f"{variable.field!r} in its path is no single value; only scalars can be there.")
         return binding
 
     def _body_field(self, fields: dict[str, FieldSchema], route: Route) -> str | None:
@@ -109,11 +112,11 @@ class RequestReader:
         parts: Parts = {}
         if self._query:
             self._read_query(query, parts)
-        for raw_name, binding in self._headers:
+        for raw_name, binding in self.headers:
             for name, value in fields:
                 if name == raw_name:
                     self._put(parts, binding, value.decode("latin-1"))
-        for variable, binding in self._variables:
+        for variable, binding in self.variables:
             _set(parts, binding.path, binding.read(binding.name, self._segment_text(variable, path, segments)))
         return parts
 
@@ -175,7 +178,9 @@ class RequestReader:
             raise self._malformed(error) from None
 
     def _malformed(self, error: Exception) -> Malformed:
-        why = "nested too deeply" if isinstance(error, RecursionError) else str(error).removeprefix("JSON is malformed: ")
+        why = str(error).removeprefix("JSON is malformed: ")
+        if isinstance(error, RecursionError):
+            why = "nested too deeply"
         return Malformed(f"The body of {self.where} is not JSON: {why}.")
 
     @staticmethod
@@ -243,14 +248,14 @@ def _holder(parts: Parts, path: tuple[str, ...]) -> Parts:
 
 def _set(parts: Parts, path: tuple[str, ...], value: Any) -> bool:
     """True where something was there already."""
-    holder = _holder(parts, path) if len(path) > 1 else parts
+    holder = _holder(parts, path)
     there = path[-1] in holder
     holder[path[-1]] = value
     return there
 
 
 def _append(parts: Parts, path: tuple[str, ...], value: Any) -> None:
-    holder = _holder(parts, path) if len(path) > 1 else parts
+    holder = _holder(parts, path)
     holder.setdefault(path[-1], []).append(value)
 
 

@@ -39,7 +39,7 @@ class RestPlan:
         rpc = handler.rpc
         self.handler = handler
         self.route = route
-        self.reader = RequestReader(rpc, route, handler.service.prefix)
+        self.reader = RequestReader(rpc, route)
         self.where = self.reader.where
         self._check_kind()
         status = route.status or (204 if rpc.response is None else 200)
@@ -107,7 +107,7 @@ class RestPlan:
             raise self._refuse(f"location={template!r} is no path. Write it like '/orders/{{order_id}}'.")
         if template.startswith("/"):
             # Relative to the contract's prefix, as the route's own path is.
-            parts[0] = self.handler.service.prefix + parts[0]
+            parts[0] = self.handler.rpc.prefix + parts[0]
         readers = [self._scalar(response, name, "location") for name in parts[1::2]]
 
         def location(answer: Any) -> list[Field]:

@@ -58,8 +58,8 @@ class RestServer:
         other = self._router.add(plan.route.verb, plan.reader.template, plan)
         if other is not None:
             raise SetupError(
-                f"{plan.where} cannot be served: {other.where} takes the same requests. Change one of the paths, or give "
-                "one contract a prefix of its own, `prefix='/api/v2'`."
+                f"{plan.where} cannot be served: {other.where} takes the same requests. Change one of the paths, or "
+                "give one contract a prefix of its own, `prefix='/api/v2'`."
             )
 
     def target(self, head: Head) -> Target:
@@ -104,9 +104,7 @@ class RestServer:
         allow = (b"allow", ", ".join(name for name in VERBS if name in allowed or name == "OPTIONS").encode())
         if verb == "OPTIONS":
             return Bare(Headers(((b":status", b"204"), allow)))
-        refusal = problem.MethodNotAllowed(
-            f"{verb[:40]} is not possible at {shown}. It has {allow[1].decode()}."
-        )
+        refusal = problem.MethodNotAllowed(f"{verb[:40]} is not possible at {shown}. It has {allow[1].decode()}.")
         refusal.fields = (allow,)
         return Refused(self, refusal)
 
@@ -230,7 +228,8 @@ class RestInbound(Inbound):
                 )
         if not plan.bodiless and not accepts(get(b"accept"), plan.produced):
             self.refusal = problem.NotAcceptable(
-                f"{plan.where} was not called: its answer is {plan.produced.decode()}, which the Accept header leaves out."
+                f"{plan.where} was not called: its answer is {plan.produced.decode()}, which the Accept header leaves "
+                "out."
             )
         self.gzip = accepts_gzip(get(b"accept-encoding"))
         self.json = get(b"content-type", b"").partition(b";")[0].strip().lower() in plan.accepted
@@ -513,4 +512,3 @@ async def drained(stream: Stream) -> None:
         await stream.drain()
     except StreamClosed as error:
         raise Cancelled(f"The caller went away: {error.reason}.") from None
-
