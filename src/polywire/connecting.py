@@ -40,9 +40,9 @@ async def connect(
     """A typed client of *contract* at *address*, for as long as the block lasts.
 
     *address* is `host:port`, `unix:/path`, `dns:///host:port` or a list of them, with `grpc://`, `grpcs://`,
-    `http://` or `https://` before it; that also says which *wire* is meant where none is given (gRPC without a scheme). *token* is
-    sent as a bearer token; a function is asked at every call, so that it can change. *tls* is for certificates that
-    the machine does not trust by itself, and for showing one.
+    `http://` or `https://` before it; that also says which *wire* is meant where none is given (gRPC without a scheme).
+    *token* is sent as a bearer token; a function is asked at every call, so that it can change. *tls* is for
+    certificates that the machine does not trust by itself, and for showing one.
 
     Nothing is connected before the first call. Raises SetupError for an address or a contract that cannot work.
     """
