@@ -130,6 +130,10 @@ class Decoder:
         """
         if self._must_shrink and not (block and 0x20 <= block[0] < 0x40):
             raise HpackError("the peer did not shrink its table after it was told to")
+        # A block that is all indices and was seen before: answers and trailers, call after call.
+        lead = self._leads.get(block)
+        if lead is not None:
+            return lead, ()
         end: int = _INDEXED_RUN(block).end()  # type: ignore[union-attr]  # it matches the empty run too
         run = block[:end]
         lead = self._leads.get(run)

@@ -55,6 +55,7 @@ MAX_CONTINUATIONS = 32
 """Frames of one header block. A block of the permitted size needs a handful."""
 MAX_REMEMBERED = 4096
 """Streams that we reset and whose frames may still be on their way."""
+_BLOCK_FLAGS = PADDED | PRIORITISED | END_HEADERS
 DRAIN_PING = b"polydrai"
 ALIVE_PING = b"polyping"
 
@@ -226,7 +227,10 @@ class Http2Connection(Outbound):
                 if kind == DATA:
                     self._data(data, start, end, flags, sid)
                 elif kind == HEADERS:
-                    self._headers(data, start, end, flags, sid)
+                    if flags & _BLOCK_FLAGS == END_HEADERS:
+                        self._block_complete(sid, data[start:end], flags & END_STREAM)
+                    else:
+                        self._headers(data, start, end, flags, sid)
                 else:
                     self._other(kind, data[start:end], flags, sid)
             except StreamFault as fault:
@@ -323,9 +327,7 @@ class Http2Connection(Outbound):
     # HEADERS and CONTINUATION.
 
     def _headers(self, data: bytes, start: int, end: int, flags: int, sid: int) -> None:
-        if flags & (PADDED | PRIORITISED | END_HEADERS) == END_HEADERS:
-            self._block_complete(sid, data[start:end], flags & END_STREAM)
-            return
+        """A block with something around it, or the beginning of one."""
         fault = None
         if flags & (PADDED | PRIORITISED):
             start, end, fault = self._unwrap(data, start, end, flags, sid)
