@@ -24,6 +24,7 @@ from pathlib import Path
 from customers import BARGAIN, Outcome, Report, crowd, tell
 from shop.api_v1 import Books, GatewayV1
 from shop.contracts import OrderState, ProductQuery
+from shop.database import data_directory
 from shop.gateway import euros
 
 from polywire import CallError, calling, connect
@@ -76,7 +77,7 @@ def _free_port() -> int:
 async def running_shop(options: Options, data: Path) -> AsyncIterator[None]:
     """`polywire up`, with what it logs in a file. Raises NotRunning where it ends other than by being told to."""
     log = data / "shop.log"
-    command = [str(Path(sys.executable).with_name("polywire")), "up", "--system", str(HERE / "polywire.toml")]
+    command = [str(Path(sys.executable).with_name("polywire")), "up", str(HERE / "polywire.toml")]
     command += ["--profile", options.profile] if options.profile else []
     command += ["--in-process"] if options.in_process else []
     environment = {
@@ -248,7 +249,7 @@ def main() -> int:
             if options.once:
                 data = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="shop-")))
             else:
-                data = HERE / ".polywire" / "shop"
+                data = data_directory()
                 data.mkdir(parents=True, exist_ok=True)
             return 1 if asyncio.run(visit(options, data)) else 0
     except NotRunning as error:

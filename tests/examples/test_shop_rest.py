@@ -1,0 +1,282 @@
+"""curl on every REST route of the shop: statuses, headers, bodies, in both versions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from shop.api_v1 import GatewayV1
+from shop.api_v2 import GatewayV2
+from shop_support import BAD_CARD, BARGAIN, GOOD_CARD, RunningShop, running_shop
+
+from polywire.contract import service_of
+
+CHECKED: set[str] = set()
+"""Verb and path of the routes that a test here has been to."""
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningShop]:
+    with running_shop(tmp_path_factory.mktemp("shop"), "--in-process") as running:
+        yield running
+        assert running.stop() == 0
+
+
+def route(text: str) -> Any:
+    """Marks the routes that a test goes to, so that none is forgotten."""
+    CHECKED.add(text)
+    return lambda test: test
+
+
+def order_of(product_id: str = "SKU-123", quantity: int = 1, card: str = GOOD_CARD, user_id: str = "U-1") -> Any:
+    return {"user_id": user_id, "items": [{"product_id": product_id, "quantity": quantity}], "card": card}
+
+
+@route("GET /api/v1/products")
+def test_products_come_in_pages_with_links_that_keep_the_filter(shop: RunningShop) -> None:
+    answer = shop.curl("GET", "/api/v1/products?search=oak&limit=2&page=2")
+    assert answer.status == 200
+    assert answer.headers["content-type"] == "application/json"
+    page = answer.body
+    assert len(page["items"]) == 2
+    assert all("Oak" in product["name"] for product in page["items"])
+    assert (page["page"], page["limit"], page["total"]) == (2, 2, 113)
+    assert page["links"] == {
+        "first": "/api/v1/products?search=oak&page=1&limit=2",
+        "last": "/api/v1/products?search=oak&page=57&limit=2",
+        "prev": "/api/v1/products?search=oak&page=1&limit=2",
+        "next": "/api/v1/products?search=oak&page=3&limit=2",
+    }
+    following = shop.curl("GET", page["links"]["next"]).body
+    assert following["page"] == 3
+    assert following["items"][0]["product_id"] not in {product["product_id"] for product in page["items"]}
+
+
+def test_the_last_page_has_no_next_and_the_first_no_previous_one(shop: RunningShop) -> None:
+    last = shop.curl("GET", "/api/v1/products?category=Toys&max_price_cents=800&limit=100").body
+    assert last["links"].keys() == {"first", "last"}
+    assert last["total"] == len(last["items"]) > 0
+
+
+@pytest.mark.parametrize(
+    ("query", "field", "message"),
+    [
+        ("page=0", "page", "page: expected `int` >= 1"),
+        ("page=two", "page", "page: expected `int`, got 'two'"),
+        ("limit=101", "limit", "limit: expected `int` <= 100"),
+    ],
+)
+def test_a_wrong_page_is_refused_with_its_field(shop: RunningShop, query: str, field: str, message: str) -> None:
+    answer = shop.curl("GET", f"/api/v1/products?{query}")
+    assert answer.status == 422
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert answer.error == {"code": "invalid_argument", "message": message, "field": field}
+
+
+@route("GET /api/v1/products/{product_id}")
+def test_a_product_comes_with_its_stock(shop: RunningShop) -> None:
+    answer = shop.curl("GET", "/api/v1/products/SKU-123")
+    assert answer.status == 200
+    assert answer.body["name"] == "Folding Slate Desk Lamp"
+    assert answer.body["price_cents"] == 6099
+    assert answer.body["in_stock"] is True
+    missing = shop.curl("GET", "/api/v1/products/SKU-1")
+    assert missing.status == 404
+    assert missing.error == {"code": "not_found", "message": "There is no product 'SKU-1'.", "field": None}
+
+
+def test_head_answers_as_get_without_a_body(shop: RunningShop) -> None:
+    whole = shop.curl("GET", "/api/v1/products/SKU-500")
+    head = shop.curl("HEAD", "/api/v1/products/SKU-500")
+    assert (head.status, head.text) == (200, "")
+    assert head.headers["content-length"] == whole.headers["content-length"]
+
+
+@route("POST /api/v1/orders")
+@route("GET /api/v1/orders/{order_id}")
+@route("DELETE /api/v1/orders/{order_id}")
+def test_an_order_is_created_found_and_cancelled(shop: RunningShop) -> None:
+    created = shop.curl("POST", "/api/v1/orders", order_of(quantity=2))
+    assert created.status == 201
+    order = created.body
+    assert created.headers["location"] == f"/api/v1/orders/{order['order_id']}"
+    assert (order["state"], order["total_cents"]) == ("confirmed", 12198)
+    found = shop.curl("GET", created.headers["location"])
+    assert (found.status, found.body) == (200, order)
+    deleted = shop.curl("DELETE", created.headers["location"])
+    assert (deleted.status, deleted.text) == (204, "")
+    assert shop.curl("GET", created.headers["location"]).body["state"] == "cancelled"
+    assert shop.curl("DELETE", created.headers["location"]).status == 204
+    assert shop.curl("DELETE", "/api/v1/orders/ord-none").error["message"] == "There is no order 'ord-none'."
+
+
+def test_the_same_idempotency_key_is_answered_with_the_same_order(shop: RunningShop) -> None:
+    first = shop.curl("POST", "/api/v1/orders", order_of(), idempotency_key='"again"')
+    second = shop.curl("POST", "/api/v1/orders", order_of(), idempotency_key='"again"')
+    assert first.status == second.status == 201
+    assert first.body == second.body
+    other = shop.curl("POST", "/api/v1/orders", order_of(quantity=3), idempotency_key='"again"')
+    assert other.status == 422
+    assert other.error["message"].startswith("The key 'U-1/again' was used for a different order.")
+
+
+def test_a_declined_card_and_an_empty_shelf_are_told_apart(shop: RunningShop) -> None:
+    declined = shop.curl("POST", "/api/v1/orders", order_of(card=BAD_CARD))
+    assert declined.status == 400
+    assert declined.error["code"] == "failed_precondition"
+    assert declined.error["message"] == "The card ending in 0002 was declined."
+    assert declined.body["details"][0]["debug"] == {"reason": "CARD_DECLINED", "domain": "shop.v1"}
+    sold_out = shop.curl("POST", "/api/v1/orders", order_of(BARGAIN, quantity=2))
+    assert sold_out.status == 400
+    assert sold_out.error["message"] == "Product 'SKU-117' is out of stock: 2 wanted, 1 on hand."
+    assert sold_out.body["details"][0]["debug"] == {"reason": "OUT_OF_STOCK", "domain": "shop.v1"}
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "field"),
+    [
+        (order_of(quantity=0), 422, "items[0].quantity"),
+        (order_of(card="12"), 422, "card"),
+        ({**order_of(), "items": []}, 422, "items"),
+        ({"user_id": "U-1"}, 422, "items"),
+        ({**order_of(), "user_id": 7}, 422, "user_id"),
+        ("{", 400, None),
+        ("[" * 100_000, 400, None),
+    ],
+)
+def test_an_order_that_is_not_one_is_refused(shop: RunningShop, body: Any, status: int, field: str | None) -> None:
+    answer = shop.curl("POST", "/api/v1/orders", body)
+    assert answer.status == status
+    assert (answer.error["code"], answer.error["field"]) == ("invalid_argument", field)
+
+
+def test_an_order_of_a_stranger_or_for_nothing_that_exists_is_not_found(shop: RunningShop) -> None:
+    assert shop.curl("POST", "/api/v1/orders", order_of(user_id="U-0")).error["message"] == "There is no user 'U-0'."
+    assert shop.curl("POST", "/api/v1/orders", order_of("SKU-1")).error["message"] == "There is no product 'SKU-1'."
+
+
+@route("POST /api/v1/users")
+@route("GET /api/v1/users/{user_id}")
+@route("PUT /api/v1/users/{user_id}")
+@route("PATCH /api/v1/users/{user_id}")
+def test_a_user_is_created_read_replaced_and_changed(shop: RunningShop) -> None:
+    created = shop.curl("POST", "/api/v1/users", {"name": "Joan", "email": "joan@example.com"})
+    assert created.status == 201
+    place = created.headers["location"]
+    assert place == f"/api/v1/users/{created.body['user_id']}"
+    assert shop.curl("GET", place).body == created.body
+    replaced = shop.curl("PUT", place, {"name": "Joan C", "email": "joan@example.org", "city": "Delft"})
+    assert (replaced.status, replaced.body["city"]) == (200, "Delft")
+    changed = shop.curl("PATCH", place, {"city": "Graz"})
+    assert changed.body == {**replaced.body, "city": "Graz"}
+    assert shop.curl("GET", place).body == changed.body
+    incomplete = shop.curl("PUT", place, {"name": "Joan"})
+    assert (incomplete.status, incomplete.error["field"]) == (422, "email")
+
+
+def test_an_email_that_somebody_has_is_a_conflict(shop: RunningShop) -> None:
+    taken = shop.curl("GET", "/api/v1/users/U-2").body["email"]
+    for answer in (
+        shop.curl("POST", "/api/v1/users", {"name": "Impostor", "email": taken}),
+        shop.curl("PATCH", "/api/v1/users/U-3", {"email": taken}),
+    ):
+        assert answer.status == 409
+        assert answer.error == {
+            "code": "already_exists", "message": f"Somebody has the email {taken!r} already.", "field": None
+        }  # fmt: skip
+
+
+@route("GET /api/v1/users/{user_id}/orders")
+def test_the_orders_of_a_user_come_in_pages_the_latest_first(shop: RunningShop) -> None:
+    placed = [shop.curl("POST", "/api/v1/orders", order_of(user_id="U-9")).body["order_id"] for _ in range(3)]
+    page = shop.curl("GET", "/api/v1/users/U-9/orders?limit=2").body
+    assert [order["order_id"] for order in page["items"]] == placed[:0:-1]
+    assert page["total"] == 3
+    rest = shop.curl("GET", page["links"]["next"]).body
+    assert [order["order_id"] for order in rest["items"]] == placed[:1]
+    assert shop.curl("GET", "/api/v1/users/U-0/orders").status == 404
+
+
+@route("GET /api/v1/books")
+def test_the_books_balance(shop: RunningShop) -> None:
+    books = shop.curl("GET", "/api/v1/books")
+    assert books.status == 200
+    assert books.body["problems"] == []
+    stock = books.body["stock"]
+    assert stock["initial"] == stock["on_hand"] + stock["reserved"] + stock["sold"]
+
+
+@route("GET /api/v2/products")
+def test_the_second_version_goes_on_from_a_cursor_and_has_money_with_a_currency(shop: RunningShop) -> None:
+    first = shop.curl("GET", "/api/v2/products?category=Garden&limit=2").body
+    assert first["products"][0]["price"].keys() == {"amount", "currency"}
+    second = shop.curl("GET", f"/api/v2/products?category=Garden&limit=2&cursor={first['next']}").body
+    numbers = [int(p["product_id"].removeprefix("SKU-")) for p in first["products"] + second["products"]]
+    assert numbers == sorted(set(numbers))
+
+
+@route("GET /api/v2/products/{product_id}")
+def test_both_versions_tell_of_the_same_product_side_by_side(shop: RunningShop) -> None:
+    one = shop.curl("GET", "/api/v1/products/SKU-200").body
+    two = shop.curl("GET", "/api/v2/products/SKU-200").body
+    assert two["product"]["price"]["amount"] == f"{one['price_cents'] / 100:.2f}"
+    assert two["units"] == one["units"]
+    assert shop.curl("GET", "/api/v2/products/SKU-1").status == 404
+
+
+@route("POST /api/v2/orders")
+@route("GET /api/v2/orders/{order_id}")
+@route("DELETE /api/v2/orders/{order_id}")
+def test_an_order_of_the_second_version_names_its_customer_and_is_seen_by_the_first(shop: RunningShop) -> None:
+    created = shop.curl("POST", "/api/v2/orders", order_of(quantity=2), idempotency_key='"v2"')
+    assert created.status == 201
+    order = created.body
+    assert created.headers["location"] == f"/api/v2/orders/{order['order_id']}"
+    assert order["customer"]["user_id"] == "U-1"
+    assert order["total"] == {"amount": "121.98", "currency": "EUR"}
+    assert shop.curl("GET", created.headers["location"]).body == order
+    assert shop.curl("GET", f"/api/v1/orders/{order['order_id']}").body["total_cents"] == 12198
+    cancelled = shop.curl("DELETE", created.headers["location"])
+    assert (cancelled.status, cancelled.body["state"]) == (200, "cancelled")
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "allow"),
+    [
+        ("POST", "/api/v1/products", "GET, HEAD, OPTIONS"),
+        ("DELETE", "/api/v1/books", "GET, HEAD, OPTIONS"),
+        ("PUT", "/api/v1/orders/ord-1", "DELETE, GET, HEAD, OPTIONS"),
+        ("TRACE", "/api/v1/users/U-1", "GET, HEAD, OPTIONS, PATCH, PUT"),
+    ],
+)
+def test_a_method_that_a_route_does_not_have_is_answered_with_those_it_has(
+    shop: RunningShop, method: str, path: str, allow: str
+) -> None:
+    answer = shop.curl(method, path)
+    assert answer.status == 405
+    assert sorted(answer.headers["allow"].split(", ")) == sorted(allow.split(", "))
+
+
+def test_a_path_that_does_not_exist_is_not_found(shop: RunningShop) -> None:
+    for path in ("/", "/api/v3/products", "/api/v1/products/SKU-1/reviews"):
+        assert shop.curl("GET", path).status == 404
+
+
+def test_a_body_of_another_type_is_refused(shop: RunningShop) -> None:
+    answer = shop.curl("POST", "/api/v1/orders", "<order/>", content_type="application/xml")
+    assert answer.status == 415
+
+
+def test_the_request_id_of_a_customer_comes_back(shop: RunningShop) -> None:
+    assert shop.curl("GET", "/api/v1/products/SKU-123", x_request_id="abc-1").headers["x-request-id"] == "abc-1"
+
+
+def test_no_route_was_forgotten() -> None:
+    declared = {
+        f"{route.verb} {service_of(contract).prefix}{route.path}"
+        for contract in (GatewayV1, GatewayV2)
+        for rpc in service_of(contract).rpcs.values()
+        for route in rpc.routes
+    }
+    assert declared == CHECKED

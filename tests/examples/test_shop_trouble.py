@@ -1,0 +1,43 @@
+"""The shop while one of its processes is killed: callers see `unavailable` or success, and the books balance again."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from pathlib import Path
+
+import pytest
+from customers import Outcome, Report, crowd
+from demo import quiet_books
+from shop.api_v1 import GatewayV1
+from shop.contracts import OrderState
+from shop_support import RunningShop, running_shop
+
+from polywire import connect
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", ["inventory", "payments", "orders", "users"])
+async def test_a_service_killed_under_load_leaves_books_that_balance(tmp_path: Path, victim: str) -> None:
+    with running_shop(tmp_path) as shop:
+        report = Report()
+        async with connect(GatewayV1, shop.address) as client:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(crowd(client, report, customers=150, seed=5, over=2.0, patience=0.3))
+                tasks.create_task(kill_under_load(shop, victim, report))
+            books = await quiet_books(client, within=30.0)
+    assert books.problems == []
+    assert books.unfinished == 0
+    assert set(report.failures) <= {"unavailable"}
+    assert report.asked == report.outcomes.total()
+    assert report.outcomes[Outcome.PLACED] > 0
+    sold = books.orders.by_state.get(OrderState.CONFIRMED, 0) + books.orders.by_state.get(OrderState.CANCELLED, 0)
+    assert report.outcomes[Outcome.PLACED] <= sold
+
+
+async def kill_under_load(shop: RunningShop, victim: str, report: Report) -> None:
+    """Once the first orders are placed and many more are under way."""
+    while report.outcomes[Outcome.PLACED] < 20:  # noqa: ASYNC110 - the report is a plain record
+        await asyncio.sleep(0.01)
+    os.kill(shop.pid_of(victim), signal.SIGKILL)
