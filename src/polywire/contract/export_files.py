@@ -256,6 +256,10 @@ class File:
         for field in schema.fields:
             if field.form is Form.ONEOF:
                 self._comment((*path, _ONEOFS, oneofs[field.name]), field.description)
+                for member in field.members:
+                    if member.transparent is not None:  # its class is nowhere else in the file
+                        doc = inspect.cleandoc(schema_of(member.message).doc)
+                        self._comment((*path, _FIELDS, fields[member.name]), doc)
             else:
                 implied = _IMPLIED.get(field.value.kind, "") if field.value is not None else ""
                 self._comment((*path, _FIELDS, fields[field.name]), field.description or implied)

@@ -123,7 +123,7 @@ def _entries(file: File) -> Iterator[Entry]:
     comments = Comments(file)
 
     def visit(described: Described, names: tuple[str, ...], path: Path) -> Iterator[Entry]:
-        if isinstance(described, descriptor_pb2.DescriptorProto) and described.options.map_entry:
+        if isinstance(described, descriptor_pb2.DescriptorProto) and _is_map(described):
             return
         names = (*names, described.name)
         yield Entry(file, comments, described, names, path)
@@ -157,7 +157,15 @@ def _references(described: Described) -> Iterator[str]:
 
 def entries_of(message: descriptor_pb2.DescriptorProto) -> dict[str, descriptor_pb2.DescriptorProto]:
     """What maps are made of, by name."""
-    return {nested.name: nested for nested in message.nested_type if nested.options.map_entry}
+    return {nested.name: nested for nested in message.nested_type if _is_map(nested)}
+
+
+def _is_map(message: descriptor_pb2.DescriptorProto) -> bool:
+    """Whether a message is the entry of a map.
+
+    Not so where keys are bools, as JSON libraries know no such maps: those are lists of entries, the same on the wire.
+    """
+    return message.options.map_entry and message.field[0].type != FieldProto.TYPE_BOOL
 
 
 def is_entry(message: descriptor_pb2.DescriptorProto, field: FieldProto) -> bool:
