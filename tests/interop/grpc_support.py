@@ -13,9 +13,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import grpc
-from grpc_tools import protoc
-
 from polywire.channel import CallDefaults, Channel, Endpoints
 from polywire.client import client_for
 from polywire.context import Call, current
@@ -32,6 +29,14 @@ from polywire.wire.grpc.client import GrpcWire
 from polywire.wire.grpc.server import GrpcServer
 
 SOON = 20.0
+
+
+def untyped(module: str) -> Any:
+    """A module of grpcio's family, which comes without types, or with ones that know half of it."""
+    return importlib.import_module(module)
+
+
+grpc = untyped("grpc")
 
 
 class Item(Message):
@@ -249,11 +254,11 @@ def generated() -> tuple[Any, Any]:
         path.write_text(text)
     source = next((directory / "interop_generated").glob("*.proto"))
     arguments = [f"-I{directory}", f"--python_out={directory}", f"--grpc_python_out={directory}"]
-    assert protoc.main(["protoc", *arguments, str(source)]) == 0
+    assert untyped("grpc_tools.protoc").main(["protoc", *arguments, str(source)]) == 0
     sys.path.insert(0, str(directory))
     try:
         name = f"interop_generated.{source.stem}_pb2"
-        return importlib.import_module(name), importlib.import_module(f"{name}_grpc")
+        return untyped(name), untyped(f"{name}_grpc")
     finally:
         sys.path.remove(str(directory))
 

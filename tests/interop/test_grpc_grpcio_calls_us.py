@@ -7,25 +7,24 @@ import gzip
 from contextlib import AsyncExitStack
 from typing import Any
 
-import grpc
 import pytest
-from google.protobuf.descriptor_pool import DescriptorPool
-from google.rpc import error_details_pb2
-from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
-from grpc_status import rpc_status
-from grpc_support import SOON, Load, RigService, generated, grpcio_client, our_server
+from grpc_support import SOON, Load, RigService, generated, grpc, grpcio_client, our_server, untyped
 
 from polywire.errors import BY_CODE
 from polywire.wire.grpc.health import HealthService
 from polywire.wire.grpc.reflection import reflection_services
+
+error_details_pb2 = untyped("google.rpc.error_details_pb2")
+health_pb2 = untyped("grpc_health.v1.health_pb2")
+health_pb2_grpc = untyped("grpc_health.v1.health_pb2_grpc")
+rpc_status = untyped("grpc_status.rpc_status")
 
 
 def item(text: str = "", number: int = 0, data: bytes = b"") -> Any:
     return generated()[0].Item(text=text, number=number, data=data)
 
 
-async def failure(call: Any) -> grpc.aio.AioRpcError:
+async def failure(call: Any) -> Any:
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await asyncio.wait_for(_whole(call), SOON)
     return caught.value
@@ -145,7 +144,7 @@ async def test_every_code_with_message_and_details(code: str) -> None:
         error = await failure(stub.Fail(item(code)))
     assert error.code().value == (BY_CODE[code].number, code.replace("_", " "))
     assert error.details() == f"failed with {code}: 100 % ✓"
-    status = rpc_status.from_call(error)  # type: ignore[arg-type]  # its annotations know grpc.Call alone
+    status = rpc_status.from_call(error)
     assert status is not None
     assert (status.code, status.message) == (BY_CODE[code].number, f"failed with {code}: 100 % ✓")
     info = error_details_pb2.ErrorInfo()
@@ -205,8 +204,8 @@ async def test_a_message_that_is_too_large() -> None:
             error = await failure(call)
             assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
             assert error.details() is not None
-            assert error.details().startswith("A message of 1000")  # type: ignore[union-attr]  # tested above
-            assert error.details().endswith(  # type: ignore[union-attr]
+            assert error.details().startswith("A message of 1000")
+            assert error.details().endswith(
                 "was not read: the limit is 1000 bytes. Split it, or raise `max_message_bytes` at its receiver."
             )
 
@@ -231,7 +230,7 @@ async def test_metadata_both_ways_text_and_binary() -> None:
         call = stub.Echo(item(), metadata=sent)
         await call
         for received in (await call.initial_metadata(), await call.trailing_metadata()):
-            assert [pair for pair in received if pair[0].startswith("x-echo")] == sent  # type: ignore[union-attr]
+            assert [pair for pair in received if pair[0].startswith("x-echo")] == sent
 
 
 async def test_a_request_id_is_kept_or_made() -> None:
@@ -350,7 +349,7 @@ async def test_health_by_grpcios_own_client() -> None:
 
         async def status(name: str) -> str:
             answer = await stub.Check(health_pb2.HealthCheckRequest(service=name))
-            return health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)
+            return str(health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status))
 
         assert await status("") == "SERVING"
         assert await status("interop.v1.Rig") == "NOT_SERVING"
@@ -378,8 +377,9 @@ async def test_health_by_grpcios_own_client() -> None:
 async def test_reflection_by_grpcios_own_client() -> None:
     def ask(address: str) -> tuple[list[str], list[str], str]:
         with grpc.insecure_channel(address) as channel:
-            database = ProtoReflectionDescriptorDatabase(channel)
-            pool = DescriptorPool(database)
+            reflection = untyped("grpc_reflection.v1alpha.proto_reflection_descriptor_database")
+            database = reflection.ProtoReflectionDescriptorDatabase(channel)
+            pool = untyped("google.protobuf.descriptor_pool").DescriptorPool(database)
             service = pool.FindServiceByName("interop.v1.Rig")
             echo = service.methods_by_name["Echo"]
             assert pool.FindMethodByName("interop.v1.Rig.Count").server_streaming

@@ -7,12 +7,8 @@ import gc
 from collections.abc import AsyncIterator
 from typing import Any
 
-import grpc
 import pytest
-from google.protobuf import any_pb2
-from google.rpc import code_pb2, error_details_pb2, status_pb2
-from grpc_status import rpc_status
-from grpc_support import SOON, Item, Load, generated, grpcio_server, our_client, until
+from grpc_support import SOON, Item, Load, generated, grpc, grpcio_server, our_client, until, untyped
 
 from polywire.context import calling
 from polywire.contract.details import BadRequest, ErrorInfo
@@ -27,6 +23,12 @@ from polywire.errors import (
     Unavailable,
     Unimplemented,
 )
+
+any_pb2 = untyped("google.protobuf.any_pb2")
+code_pb2 = untyped("google.rpc.code_pb2")
+error_details_pb2 = untyped("google.rpc.error_details_pb2")
+status_pb2 = untyped("google.rpc.status_pb2")
+rpc_status = untyped("grpc_status.rpc_status")
 
 
 class Servicer:
@@ -285,7 +287,7 @@ async def test_an_error_after_answers_and_an_error_while_sending() -> None:
 async def test_metadata_both_ways_text_and_binary() -> None:
     servicer = Servicer()
     async with grpcio_server(servicer) as (address, _), our_client(address) as rig:
-        sent = {"x-echo": "a, b", "x-echo-bin": bytes(range(256))}
+        sent: dict[str, str | bytes] = {"x-echo": "a, b", "x-echo-bin": bytes(range(256))}
         with calling(metadata=sent) as call:
             await rig.echo(Item(text=""))
         assert {**call.headers} == sent
