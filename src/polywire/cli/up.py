@@ -47,6 +47,7 @@ def command(
         polywire up --in-process --log json
     """
     system = load(file, profile=profile)
+    path = os.path.abspath(system.file)
     output = LineOutput()
     status = 0
 
@@ -57,7 +58,7 @@ def command(
     async def run_command(line: str, shutdown: Shutdown) -> None:
         nonlocal status
         try:
-            environ = {**os.environ, environment.FILE: os.path.abspath(system.file)}
+            environ = {**os.environ, environment.FILE: path}
             process = await asyncio.create_subprocess_shell(line, env=environ)
             status = await process.wait()
         finally:

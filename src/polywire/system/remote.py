@@ -15,6 +15,7 @@ from polywire.system.file import ServiceEntry, SystemFile, Wire
 from polywire.system.wiring import Target
 from polywire.wire.grpc.client import GrpcWire
 from polywire.wire.http.connect_client import ConnectWire
+from polywire.wire.http.rest_client import RestWire
 from polywire.wire.seam import EndpointWire
 
 
@@ -51,4 +52,7 @@ def _client_tls(system: SystemFile, caller: ServiceEntry, target: Target, addres
 def _open(wire: Wire, tls: ClientTls | None, address: str) -> EndpointWire:
     if wire == "grpc":
         return GrpcWire(Pool(address, version="2", tls=tls))
-    return ConnectWire(Pool(address, version="2", tls=tls), secure=tls is not None)
+    streaming = Pool(address, version="2", tls=tls)
+    if wire == "connect":
+        return ConnectWire(streaming, secure=tls is not None)
+    return RestWire(Pool(address, version="1.1", tls=tls), streaming=streaming, secure=tls is not None)
