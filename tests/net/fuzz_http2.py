@@ -15,7 +15,7 @@ import time
 import hpack
 
 from polywire.net.http2.client import Http2Client
-from polywire.net.http2.engine import MAX_REMEMBERED, Http2Connection
+from polywire.net.http2.engine import Http2Connection
 from polywire.net.http2.frames import (
     CONTINUATION,
     DATA,
@@ -33,6 +33,7 @@ from polywire.net.http2.frames import (
     pack_u32,
 )
 from polywire.net.http2.server import Http2Server
+from polywire.net.http2.upkeep import MAX_REMEMBERED
 from polywire.net.stream import Field, Head, Headers, Limits, Stream, StreamClosed
 
 LIMITS = Limits(max_concurrent_streams=50, max_header_bytes=4096, stream_window=65_535, connection_window=200_000)
@@ -196,7 +197,7 @@ class Fuzz:
     def check(self, engine: Http2Connection) -> None:
         """Whatever is kept for a peer has a bound."""
         assert len(engine._partial) <= 16_393
-        assert engine._block is None or len(engine._block) <= 4 * LIMITS.max_header_bytes + 16_384
+        assert engine.unfinished_block is None or len(engine.unfinished_block) <= 4 * LIMITS.max_header_bytes + 16_384
         assert len(engine._recent) <= MAX_REMEMBERED
         assert len(engine.streams) <= 200
         assert not engine.out

@@ -536,6 +536,19 @@ def test_a_drain_lets_requests_on_their_way_in_and_then_ends() -> None:
     assert engine.finished
 
 
+def test_the_last_goaway_names_the_last_request_that_was_taken() -> None:
+    for drained in (False, True):
+        engine = greeted(server(Service(None)))
+        engine.receive(request_frames(1) + request_frames(3))
+        if drained:
+            engine.drain()
+            engine.receive(frame(PING, 1, 0, b"polydrai"))
+            engine.receive(request_frames(5))
+        engine.take()
+        engine.receive(frame(PING, 0, 1, b"12345678"))
+        assert frames(engine.take())[-1][3][:8] == pack_u32(3) + pack_u32(ErrorCode.PROTOCOL_ERROR)
+
+
 def test_a_drain_does_not_wait_for_ever_for_the_answer_to_its_ping() -> None:
     clock = Clock()
     engine = greeted(server(clock=clock))
