@@ -20,12 +20,12 @@ from polywire.errors import SetupError
 from polywire.system.importing import add_to_path
 
 
-@click.group()
-def contract() -> None:
+@click.group("contract")
+def command() -> None:
     """Write contracts as .proto files, and read .proto files as contracts."""
 
 
-@contract.command()
+@command.command()
 @click.argument("targets", nargs=-1, required=True)
 @click.option("--out", type=click.Path(path_type=Path), help="Directory to write into; without it, print.")
 @click.option("--no-http", is_flag=True, help="Leave out the REST routes (google.api.http).")
@@ -39,14 +39,11 @@ def export(targets: tuple[str, ...], out: Path | None, no_http: bool, with_impor
         polywire contract export shop.contracts --out protos
         polywire contract export shop.contracts:Inventory
     """
-    try:
-        add_to_path(Path.cwd())
-        found = Found()
-        for target in targets:
-            found.add(target)
-        files = proto_files(found.services, found.messages, found.enums, http=not no_http, imports=with_imports)
-    except SetupError as error:
-        raise click.ClickException(str(error)) from error
+    add_to_path(Path.cwd())
+    found = Found()
+    for target in targets:
+        found.add(target)
+    files = proto_files(found.services, found.messages, found.enums, http=not no_http, imports=with_imports)
     if out is None:
         click.echo(_joined(files), nl=False)
         return
@@ -54,7 +51,7 @@ def export(targets: tuple[str, ...], out: Path | None, no_http: bool, with_impor
         _write(out / name, text)
 
 
-@contract.command("import")
+@command.command("import")
 @click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("-I", "--include", multiple=True, type=click.Path(path_type=Path), help="Where imports are looked up.")
 @click.option("--out", type=click.Path(path_type=Path), help="Module to write; without it, print.")
@@ -67,11 +64,8 @@ def import_(files: tuple[Path, ...], include: tuple[Path, ...], out: Path | None
         polywire contract import protos/shop/v1/shop.proto --out src/shop/contracts.py
         polywire contract import -I protos shop/v1/shop.proto
     """
-    try:
-        compiled, names = compile_protos([_found(file, include) for file in files], include)
-        text = python_module(compiled, names)
-    except SetupError as error:
-        raise click.ClickException(str(error)) from error
+    compiled, names = compile_protos([_found(file, include) for file in files], include)
+    text = python_module(compiled, names)
     if out is None:
         click.echo(text, nl=False)
     else:
@@ -95,7 +89,7 @@ def _write(path: Path, text: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
     except OSError as error:
-        raise click.ClickException(f"{path} was not written: {error.strerror}.") from error
+        raise SetupError(f"{path} was not written: {error.strerror}.") from error
     click.echo(f"wrote {path}")
 
 

@@ -31,6 +31,7 @@ _NESTED = descriptor_pb2.DescriptorProto.NESTED_TYPE_FIELD_NUMBER
 _NESTED_ENUMS = descriptor_pb2.DescriptorProto.ENUM_TYPE_FIELD_NUMBER
 _VERSION = re.compile(r"v\d+((alpha|beta|p)\d*)*\Z")
 _COMMENT_WIDTH = 96
+_LAID_OUT = re.compile(r"\s|[-*+|>`]|\d+[.)] ")
 _IMPLIED = {"decimal": "A decimal number, as text.", "uuid": "A UUID, as text."}
 
 Path = tuple[int, ...]
@@ -271,17 +272,19 @@ class File:
 
     def _comment(self, path: Path, text: str) -> None:
         if text.strip():
-            lines = [line for given in text.strip().splitlines() for line in _wrapped(given.rstrip())]
+            paragraphs = [_wrapped(paragraph) for paragraph in text.strip().split("\n\n")]
+            lines = [line for paragraph in paragraphs for line in ("", *paragraph)][1:]
             leading = "".join(f" {line}\n" if line else "\n" for line in lines)
             self.described.source_code_info.location.add(path=path, leading_comments=leading)
 
 
-def _wrapped(line: str) -> list[str]:
-    """Only what is too long is broken: tables and code in a docstring stay as they are."""
-    if len(line) <= _COMMENT_WIDTH:
-        return [line]
-    indent = line[: len(line) - len(line.lstrip())]
-    return textwrap.wrap(line, _COMMENT_WIDTH, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+def _wrapped(paragraph: str) -> list[str]:
+    """The lines of a paragraph, filled anew where one is too long; lists, tables and code stay as they are."""
+    lines = [line.rstrip() for line in paragraph.splitlines()]
+    as_it_is = all(len(line) <= _COMMENT_WIDTH for line in lines) or any(_LAID_OUT.match(line) for line in lines)
+    if as_it_is:
+        return lines
+    return textwrap.wrap(" ".join(lines), _COMMENT_WIDTH, break_long_words=False, break_on_hyphens=False)
 
 
 def _homes_of(described: descriptor_pb2.DescriptorProto, files: Files) -> Iterator[str]:

@@ -172,12 +172,16 @@ class _Text:
 
 
 def _symbols(file: descriptor_pb2.FileDescriptorProto) -> Iterator[str]:
-    """Every name that can stand before a dot, or be a type, in the scopes of a file."""
+    """Every name that decides what a type's name means in the scopes of a file."""
     parts = file.package.split(".") if file.package else []
     yield from (".".join(parts[: count + 1]) for count in range(len(parts)))
     waiting = [(file.package, message) for message in file.message_type]
     yield from (_joined(file.package, enum.name) for enum in file.enum_type)
-    yield from (_joined(file.package, service.name) for service in file.service)
+    for service in file.service:
+        own = _joined(file.package, service.name)
+        yield own
+        # In the scope of a service the name of an rpc hides a message of that name.
+        yield from (_joined(own, method.name) for method in service.method)
     while waiting:
         scope, message = waiting.pop()
         own = _joined(scope, message.name)
