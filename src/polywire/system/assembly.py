@@ -118,7 +118,7 @@ def _source(
     for resource in resources:
         if resource.key == need.key:
             return resource
-    if _is_contract(need.key.type):
+    if is_contract(need.key.type):
         contract: type[Contract] = need.key.type
         return contract
     fitting = [resource for resource in resources if _fits(resource.key, need.key)]
@@ -129,7 +129,7 @@ def _source(
     raise SetupError(_missing(app, who, need, resources, fitting))
 
 
-def _is_contract(wanted: Any) -> bool:
+def is_contract(wanted: Any) -> bool:
     return isinstance(wanted, type) and issubclass(wanted, Contract) and "__declared__" in vars(wanted)
 
 
@@ -154,7 +154,7 @@ def _missing(app: App, who: str, need: Need, resources: tuple[Resource, ...], fi
     offered = ", ".join(f"{r.label} -> {r.key}" for r in resources if r.key.type is not None) or "none"
     advice = f"Add `@app.resource async def {need.parameter}() -> AsyncIterator[{need.key}]`."
     if isinstance(need.key.type, type) and issubclass(need.key.type, Contract):
-        contract = next(base for base in need.key.type.__mro__ if _is_contract(base))
+        contract = next(base for base in need.key.type.__mro__ if is_contract(base))
         advice = f"To call a service, ask for its contract: '{need.parameter}: {contract.__qualname__}'."
     return f"{who} needs a {wanted}, but app {app.name!r} has no resource of that type. It has: {offered}. {advice}"
 

@@ -21,6 +21,17 @@ def add_to_path(directory: Path) -> None:
 
 def load_app(path: str) -> App:
     """The App at `module:attribute`. Raises SetupError saying what there is instead."""
+    found = load_object(path)
+    if not isinstance(found, App):
+        names = vars(sys.modules[path.partition(":")[0]])
+        raise SetupError(
+            f"{path!r} is no App but {_article(type(found).__name__)}. {_apps_in(names, path.partition(':')[2])}"
+        )
+    return found
+
+
+def load_object(path: str) -> object:
+    """Whatever is at `module:attribute`. Raises SetupError where nothing is."""
     module_name, colon, attribute = path.partition(":")
     if not colon or not module_name or not attribute:
         raise SetupError(f"{path!r} names no app. Write it as 'module:attribute', for example 'shop.inventory:app'.")
@@ -42,10 +53,6 @@ def load_app(path: str) -> App:
                 f"{_apps_in(vars(module), attribute)}"
             )
         found = getattr(found, part)
-    if not isinstance(found, App):
-        raise SetupError(
-            f"{path!r} is no App but {_article(type(found).__name__)}. {_apps_in(vars(module), attribute)}"
-        )
     return found
 
 

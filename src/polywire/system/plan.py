@@ -11,7 +11,7 @@ from polywire.contract import Contract, service_of
 from polywire.errors import SetupError
 from polywire.policy.retry import Retry
 from polywire.system.app import App, Key
-from polywire.system.assembly import Assembly, assemble
+from polywire.system.assembly import Assembly, assemble, is_contract
 from polywire.system.file import ServiceEntry, SystemFile
 from polywire.system.importing import add_to_path, load_app
 from polywire.system.reading import did_you_mean
@@ -175,3 +175,17 @@ def defaults_of(system: SystemFile) -> CallDefaults:
         budget_minimum=usual.budget_minimum if calls.budget_minimum is None else calls.budget_minimum,
         wait_for_ready=usual.wait_for_ready if calls.wait_for_ready is None else calls.wait_for_ready,
     )
+
+
+def catalogue(system: SystemFile) -> dict[str, tuple[type[Contract], str]]:
+    """Every contract that the system's code knows, by full name, with the service that implements it (empty if none
+    does)."""
+    add_to_path(system.directory)
+    apps = {name: _load(system, entry) for name, entry in system.services.items() if entry.app is not None}
+    owners, contracts = _owners(system, apps)
+    for app in apps.values():
+        services, resources = app.read()
+        for need in [need for one in services for need in one.needs] + [n for one in resources for n in one.needs]:
+            if is_contract(need.key.type):
+                contracts.setdefault(service_of(need.key.type).full_name, need.key.type)
+    return {name: (contract, owners.get(name, "")) for name, contract in contracts.items()}

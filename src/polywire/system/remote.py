@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 
 from polywire.channel import Endpoints
@@ -21,9 +22,16 @@ from polywire.wire.seam import EndpointWire
 
 def remote_endpoints(system: SystemFile, caller: ServiceEntry, target: Target, wire: Wire) -> Endpoints:
     """The endpoints of *target* as service *caller* reaches them over *wire*."""
-    addresses = parse_addresses(target.addresses)
-    tls = _client_tls(system, caller, target, addresses[0])
-    return Endpoints(resolver_of(target.name, addresses), partial(_open, wire, tls), clock=SYSTEM_CLOCK)
+    tls = _client_tls(system, caller, target)
+    return open_endpoints(target.name, target.addresses, wire, tls)
+
+
+def open_endpoints(name: str, addresses: Sequence[str], wire: Wire, tls: ClientTls | None) -> Endpoints:
+    """The endpoints at *addresses*; a scheme that asks for TLS gets it, with the machine's own authorities."""
+    places = parse_addresses(addresses)
+    if tls is None and any(place.secure for place in places):
+        tls = ClientTls()
+    return Endpoints(resolver_of(name, places), partial(_open, wire, tls), clock=SYSTEM_CLOCK)
 
 
 def resolver_of(name: str, addresses: tuple[Address, ...]) -> Resolver:
@@ -38,10 +46,10 @@ def resolver_of(name: str, addresses: tuple[Address, ...]) -> Resolver:
     return StaticResolver([str(address) for address in addresses])
 
 
-def _client_tls(system: SystemFile, caller: ServiceEntry, target: Target, address: Address) -> ClientTls | None:
+def _client_tls(system: SystemFile, caller: ServiceEntry, target: Target) -> ClientTls | None:
     """TLS as the target's entry demands it; the caller shows its own certificate."""
     served = system.services[target.name].tls
-    if served is None and not address.secure:
+    if served is None and not parse_addresses(target.addresses)[0].secure:
         return None
     ca = served.ca if served is not None else None
     if caller.tls is None:
