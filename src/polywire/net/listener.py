@@ -20,7 +20,7 @@ from polywire.net.tls import ServerTls
 
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 _BACKLOG = 1024
-_DRAIN_TICK = 0.05
+_DRAIN_TICK = 0.1
 """Seconds between sweeps while draining: how long a connection that was just active may still bring a request."""
 
 
