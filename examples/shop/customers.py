@@ -141,8 +141,8 @@ class Customer:
         await self._afterwards(user, placed)
 
     async def _place(self, order: NewOrder, key: str) -> Order | Outcome:
-        """With a key of the customer's own, so that asking again after a lost answer cannot order twice."""
-        order.idempotency_key = key
+        """With a key of the customer's own, so that asking again after a lost answer cannot order twice. It is sent as
+        `Idempotency-Key`, where the shop reads it."""
         with calling(idempotency_key=key):
             started = time.perf_counter()
             try:

@@ -142,7 +142,7 @@ def test_a_declined_card_and_an_empty_shelf_are_told_apart(shop: RunningShop) ->
         ({"user_id": "U-1"}, 422, "items"),
         ({**order_of(), "user_id": 7}, 422, "user_id"),
         ("{", 400, None),
-        ("[" * 100_000, 400, None),
+        ('{"x":' + "[" * 50_000, 400, None),
     ],
 )
 def test_an_order_that_is_not_one_is_refused(shop: RunningShop, body: Any, status: int, field: str | None) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Literal, get_args
 
 import pytest
 from shop.contracts import (
@@ -27,7 +28,8 @@ from shop_support import BARGAIN
 from polywire import connect, serve
 from polywire.errors import AlreadyExists
 
-WIRES = pytest.mark.parametrize("wire", ["grpc", "connect"])
+Remote = Literal["grpc", "connect"]
+WIRES = pytest.mark.parametrize("wire", get_args(Remote))
 
 
 @pytest.fixture(autouse=True)
@@ -36,20 +38,20 @@ def _databases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @contextlib.asynccontextmanager
-async def the_users(wire: str) -> AsyncIterator[Users]:
-    async with serve(users, "127.0.0.1:0") as address, connect(Users, f"{wire}://{address}") as client:
+async def the_users(wire: Remote) -> AsyncIterator[Users]:
+    async with serve(users, "127.0.0.1:0") as address, connect(Users, address, wire=wire) as client:
         yield client
 
 
 @WIRES
-async def test_all_users_are_listed(wire: str) -> None:
+async def test_all_users_are_listed(wire: Remote) -> None:
     async with the_users(wire) as people:
         names = [user.user_id async for user in people.list_users(UserList())]
     assert names == [f"U-{number}" for number in range(1, SEEDED + 1)]
 
 
 @WIRES
-async def test_many_users_are_created_by_one_stream(wire: str) -> None:
+async def test_many_users_are_created_by_one_stream(wire: Remote) -> None:
     async def newcomers(count: int, *, at: str) -> AsyncIterator[NewUser]:
         for number in range(count):
             yield NewUser(name=f"New {number}", email=f"new{number}@{at}")
@@ -67,7 +69,7 @@ async def test_many_users_are_created_by_one_stream(wire: str) -> None:
 
 
 @WIRES
-async def test_a_chat_goes_back_and_forth(wire: str) -> None:
+async def test_a_chat_goes_back_and_forth(wire: Remote) -> None:
     heard: asyncio.Queue[str] = asyncio.Queue()
 
     async def customer() -> AsyncIterator[ChatMessage]:
@@ -85,10 +87,10 @@ async def test_a_chat_goes_back_and_forth(wire: str) -> None:
 
 
 @WIRES
-async def test_a_change_of_stock_reaches_those_who_watch(wire: str) -> None:
+async def test_a_change_of_stock_reaches_those_who_watch(wire: Remote) -> None:
     async with (
         serve(inventory, "127.0.0.1:0") as address,
-        connect(Inventory, f"{wire}://{address}") as warehouse,
+        connect(Inventory, address, wire=wire) as warehouse,
     ):
         stock = warehouse.watch(StockWatch(product_ids=[BARGAIN]))
         assert (await anext(stock)).quantity == 1

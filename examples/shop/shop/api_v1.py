@@ -57,7 +57,7 @@ class NewOrder(Message):
     user_id: str
     items: Annotated[list[Item], Field(min_length=1, max_length=50)]
     card: Card
-    idempotency_key: Annotated[str, Field(max_length=100)] = ""
+    idempotency_key: Annotated[str, Field(min_length=1, max_length=100)] | None = None
     """Of the customer's own making: the same key again is answered with the same order."""
 
 

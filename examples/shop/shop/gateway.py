@@ -168,10 +168,10 @@ class GatewayServiceV2(GatewayV2):
         return _order_v2(order, await self._users.get_user(UserQuery(user_id=order.user_id)))
 
 
-async def place(orders: Orders, key: str, user_id: str, items: list[Item], card: str) -> Order:
+async def place(orders: Orders, key: str | None, user_id: str, items: list[Item], card: str) -> Order:
     """Place an order under the customer's key, or one made up here: with it, asking again cannot order twice, so the
     call is safe to retry although it is not declared idempotent."""
-    key = key.strip('"') or str(uuid.uuid4())
+    key = (key or str(uuid.uuid4())).strip('"')
     with calling(idempotency_key=key):
         return await orders.place(PlaceOrder(key=f"{user_id}/{key}", user_id=user_id, items=items, card=card))
 
