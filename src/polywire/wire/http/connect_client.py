@@ -8,7 +8,7 @@ from typing import Any
 
 from polywire.clock import SYSTEM_CLOCK, Clock
 from polywire.codec import codec_for
-from polywire.context import NO_METADATA
+from polywire.context import Metadata
 from polywire.contract import Kind, Message, Rpc
 from polywire.errors import CallError, Cancelled, Internal, InvalidArgument
 from polywire.net.pool import Pool
@@ -16,8 +16,17 @@ from polywire.net.stream import Field, Head, Headers, Stream, StreamClosed
 from polywire.wire.compression import compress
 from polywire.wire.framing import COMPRESSED, Frames, framed
 from polywire.wire.http import connect_protocol as connect
-from polywire.wire.http.connect_protocol import CODECS, STREAM_TYPES, TIMEOUT, TRAILER, UNARY_TYPES, Encoding
-from polywire.wire.http.outbound import CANCEL, MAX_MESSAGE_BYTES, Calls, Reply, cancelled, fields_of, metadata_among
+from polywire.wire.http.connect_protocol import CODECS, STREAM_TYPES, TIMEOUT, UNARY_TYPES, Encoding
+from polywire.wire.http.outbound import (
+    CANCEL,
+    MAX_MESSAGE_BYTES,
+    Calls,
+    Reply,
+    answer_head,
+    cancelled,
+    fields_of,
+    metadata_among,
+)
 from polywire.wire.incoming import Incoming
 from polywire.wire.seam import Outgoing, not_in_time, unavailable
 
@@ -89,17 +98,17 @@ class ConnectWire:
         return self._answer(method, outgoing, reply)
 
     def _answer(self, method: _Method, outgoing: Outgoing, reply: Reply) -> Any:
-        fields = reply.fields
-        named = dict(fields)
-        content_type = connect.media_type(named.get(b"content-type", b""))
-        self._tell(outgoing, fields)
+        head = answer_head(reply.head, reply.tail)
+        outgoing.headers = head.metadata
+        outgoing.trailers = head.trailers
         body = reply.body
-        if b"content-encoding" in named and named[b"content-encoding"] != b"identity":
-            body = self._inflated(outgoing, named[b"content-encoding"], body)
-        if reply.head.status != 200:
-            error = connect.error_from_response(reply.head.status, fields, body, self.address, content_type)
-            headers, trailers = outgoing.headers or NO_METADATA, outgoing.trailers or NO_METADATA
-            error.metadata = type(headers)((*headers.pairs(), *trailers.pairs()))
+        if head.coding != b"identity":
+            body = self._inflated(outgoing, head.coding, body)
+        content_type = head.content_type
+        if head.status != 200:
+            fields = reply.head.fields + reply.tail
+            error = connect.error_from_response(head.status, fields, body, self.address, content_type)
+            error.metadata = Metadata((*head.metadata.pairs(), *head.trailers.pairs()))
             raise error
         if content_type != method.content_type:
             raise Internal(
@@ -110,13 +119,6 @@ class ConnectWire:
             return method.decode(body)
         except InvalidArgument as error:
             raise unreadable(outgoing, error) from None
-
-    @staticmethod
-    def _tell(outgoing: Outgoing, fields: tuple[Field, ...]) -> None:
-        found = metadata_among([field for field in fields if not field[0].startswith(TRAILER)])
-        outgoing.headers = found
-        after = [(name[len(TRAILER) :], value) for name, value in fields if name.startswith(TRAILER)]
-        outgoing.trailers = metadata_among(after) if after else NO_METADATA
 
     def _inflated(self, outgoing: Outgoing, coding: bytes, body: bytes) -> bytes:
         if coding != b"gzip":

@@ -93,11 +93,12 @@ class ConnectServer:
 class ConnectPlan:
     """One rpc over Connect."""
 
-    __slots__ = ("answers", "gettable", "handler", "requests", "unary")
+    __slots__ = ("answers", "gettable", "handler", "method", "requests", "unary")
 
     def __init__(self, handler: Handler) -> None:
         rpc = handler.rpc
         self.handler = handler
+        self.method = rpc.full_name
         self.unary = rpc.kind is Kind.UNARY
         self.requests: dict[Encoding, Codec] = {e: codec_for(rpc.request, name) for e, name in CODECS.items()}
         self.answers: dict[Encoding, Codec] = {e: codec_for(rpc.response, name) for e, name in CODECS.items()}
@@ -153,13 +154,26 @@ class ConnectTarget(Target):
         inbound = self._inbound
         if inbound is None:
             inbound = self._inbound = ConnectInbound(stream.head.fields, plan, self._query)
+        call = None
         if stream.tail:
-            inbound = ConnectInbound(inbound.fields + stream.tail, plan, self._query)
+            if inbound.encoding is not None:
+                call = inbound.call_amended(
+                    plan.method,
+                    stream,
+                    "connect",
+                    inbound.timeout,
+                    server.clock,
+                    connect.TIMEOUT,
+                    connect.parse_timeout,
+                )
+            if call is None:
+                inbound = ConnectInbound(inbound.fields + stream.tail, plan, self._query)
         if inbound.encoding is None:
             _NO_SUCH_TYPE[plan.unary].begin(stream)
             return Ignoring(stream)
         rpc = plan.handler.rpc
-        call = inbound.call(rpc.full_name, stream, "connect", inbound.timeout, server.clock)
+        if call is None:
+            call = inbound.call(plan.method, stream, "connect", inbound.timeout, server.clock)
         if inbound.refusal is not None:
             if plan.unary:
                 server.reject(stream, call, inbound.refusal)

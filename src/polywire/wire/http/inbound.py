@@ -65,10 +65,50 @@ class Inbound:
 
     def call(self, method: str, stream: Stream, wire: str, timeout: float | None, clock: Clock) -> Call:
         """The call, as its handler will know it."""
+        call = self._call(method, stream, wire, timeout, clock)
+        if not call.request_id:
+            call.request_id = new_request_id()
+        return call
+
+    def call_amended(
+        self,
+        method: str,
+        stream: Stream,
+        wire: str,
+        timeout: float | None,
+        clock: Clock,
+        timeout_name: bytes,
+        parse_timeout: Callable[[bytes], float],
+    ) -> Call | None:
+        """As `call`, with what the stream's tail says in the few headers that differ from call to call.
+
+        None where the tail has others, or something that cannot be read: then all headers have to be looked at.
+        """
+        call = self._call(method, stream, wire, timeout, clock)
+        for name, value in stream.tail:
+            if name == _REQUEST_ID:
+                call.request_id = request_id_from(value)
+            elif name == timeout_name:
+                try:
+                    call.deadline = clock.monotonic() + parse_timeout(value)
+                except ValueError:
+                    return None
+            elif name == b"traceparent":
+                if b"tracestate" in self.named:
+                    return None
+                if _TRACEPARENT.match(value):
+                    call.traceparent = value.decode("ascii")
+            elif name != b"content-length":
+                return None
+        if not call.request_id:
+            call.request_id = new_request_id()
+        return call
+
+    def _call(self, method: str, stream: Stream, wire: str, timeout: float | None, clock: Clock) -> Call:
         call = Call(
             method,
             deadline=None if timeout is None else clock.monotonic() + timeout,
-            request_id=self.request_id or new_request_id(),
+            request_id=self.request_id,
             metadata=None,
             peer=stream.connection.peer,
             wire=wire,
@@ -97,7 +137,7 @@ _SECONDS = re.compile(rb"[0-9]{1,9}(\.[0-9]{0,9})?\Z")
 
 def accepts(header: bytes | None, *kinds: bytes) -> bool:
     """Whether an `Accept` header takes one of these media types; without the header everything is taken."""
-    if header is None:
+    if header is None or header in kinds or header == b"*/*":
         return True
     best: dict[bytes, tuple[int, float]] = {}
     for part in header.split(b","):

@@ -12,6 +12,7 @@ from polywire.errors import CallError, Cancelled, InvalidArgument, ResourceExhau
 from polywire.net.pool import Pool
 from polywire.net.stream import ClientConnection, Field, Head, Stream, StreamClosed
 from polywire.policy.deadline import Deadlines
+from polywire.wire.http.connect_protocol import TRAILER
 from polywire.wire.seam import (
     PREVIOUS_ATTEMPTS,
     PRINCIPAL,
@@ -32,11 +33,12 @@ _REQUEST_ID = REQUEST_ID.encode()
 _PRINCIPAL = PRINCIPAL.encode()
 _PREVIOUS = PREVIOUS_ATTEMPTS.encode()
 _NO_HEAD = Head(())
+_QUIET = frozenset({b"date", b"content-length", b"vary", b"server", _REQUEST_ID})
+"""Headers that change nothing about how an answer is read, and are no metadata."""
 
 # Headers of nearly every answer that are no metadata: left out before the slower look at each name.
 _PLAIN = frozenset(
-    {b"content-type", b"content-length", b"date", b"server", b"vary", _REQUEST_ID, b"content-encoding", b"location",
-     b"cache-control", b"transfer-encoding"}
+    {b"content-type", b"content-length", b"date", b"server", b"vary", _REQUEST_ID, b"content-encoding"}
 )  # fmt: skip
 
 
@@ -80,6 +82,35 @@ def metadata_among(fields: Iterable[Field]) -> Metadata:
     return metadata_from_fields(rest) if rest else NO_METADATA
 
 
+class AnswerHead:
+    """What the headers of an answer say; kept in `Head.memo` for all answers that begin with the same ones."""
+
+    __slots__ = ("coding", "content_type", "fields", "metadata", "status", "trailers")
+
+    def __init__(self, status: int, fields: tuple[Field, ...]) -> None:
+        named = dict(fields)
+        self.status = status
+        self.fields = fields
+        self.content_type = named.get(b"content-type", b"").partition(b";")[0].strip().lower()
+        self.coding = named.get(b"content-encoding", b"identity").strip().lower()
+        after = [(name[len(TRAILER) :], value) for name, value in fields if name.startswith(TRAILER)]
+        self.trailers = metadata_among(after) if after else NO_METADATA
+        """Of Connect, whose trailers of unary answers are headers."""
+        before = [field for field in fields if not field[0].startswith(TRAILER)] if after else fields
+        self.metadata = metadata_among(before)
+
+
+def answer_head(head: Head, tail: tuple[Field, ...]) -> AnswerHead:
+    """What *head* and *tail* say together."""
+    known = head.memo
+    if not isinstance(known, AnswerHead):
+        known = head.memo = AnswerHead(head.status, head.fields)
+    for name, _ in tail:
+        if name not in _QUIET:
+            return AnswerHead(head.status, head.fields + tail)
+    return known
+
+
 class Reply:
     """Takes the whole of one answer; *future* is done when it is there, or never will be."""
 
@@ -99,10 +130,6 @@ class Reply:
         self.trailers: tuple[Field, ...] = ()
         self.body = b""
         self.future: asyncio.Future[None] = loop.create_future()
-
-    @property
-    def fields(self) -> tuple[Field, ...]:
-        return self.head.fields + self.tail if self.tail else self.head.fields
 
     def headers_received(self, head: Head, tail: tuple[Field, ...]) -> None:
         self.head = head

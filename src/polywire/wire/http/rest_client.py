@@ -10,10 +10,11 @@ from urllib.parse import quote
 import msgspec
 
 from polywire.clock import SYSTEM_CLOCK, Clock
-from polywire.codec import codec_for
+from polywire.codec import check, codec_for
 from polywire.context import NO_METADATA
 from polywire.contract import Kind, Message, Rpc
-from polywire.contract.schema import schema_of
+from polywire.contract.fields import INTEGER_RANGES
+from polywire.contract.schema import FieldSchema, Form, schema_of
 from polywire.errors import Internal, InvalidArgument
 from polywire.net.pool import Pool
 from polywire.net.stream import Field, Headers
@@ -21,7 +22,7 @@ from polywire.wire.compression import compress
 from polywire.wire.http import connect_protocol as connect
 from polywire.wire.http.connect_client import COMPRESS_FROM, ConnectStream, ConnectWire, unreadable
 from polywire.wire.http.inbound import REST_TIMEOUT
-from polywire.wire.http.outbound import MAX_MESSAGE_BYTES, Calls, Reply, fields_of, metadata_among
+from polywire.wire.http.outbound import MAX_MESSAGE_BYTES, Calls, Reply, answer_head, fields_of, metadata_among
 from polywire.wire.http.problem import error_from_response
 from polywire.wire.http.requests import RequestReader
 from polywire.wire.http.rest_plan import JSON
@@ -111,21 +112,19 @@ class RestWire:
         return self._answer(route, outgoing, reply)
 
     def _answer(self, route: _RouteCall, outgoing: Outgoing, reply: Reply) -> Any:
-        fields = reply.fields
-        outgoing.headers = metadata_among(fields)
+        head = answer_head(reply.head, reply.tail)
+        outgoing.headers = head.metadata
         outgoing.trailers = metadata_among(reply.trailers) if reply.trailers else NO_METADATA
-        named = dict(fields)
         body = reply.body
-        if named.get(b"content-encoding", b"identity") != b"identity":
-            body = self._inflated(outgoing, named[b"content-encoding"], body)
-        status = reply.head.status
-        if not 200 <= status <= 299:
-            error = error_from_response(status, fields, body, self.address)
+        if head.coding != b"identity":
+            body = self._inflated(outgoing, head.coding, body)
+        if not 200 <= head.status <= 299:
+            error = error_from_response(head.status, reply.head.fields + reply.tail, body, self.address)
             error.metadata = outgoing.headers
             raise error
         if outgoing.rpc.response is None:
             return None
-        content_type = connect.media_type(named.get(b"content-type", b""))
+        content_type = head.content_type
         if content_type != JSON:
             raise Internal(
                 f"{self.address} answered {route.where} with {content_type[:60].decode('latin-1')!r} instead of "
@@ -162,8 +161,8 @@ class RestWire:
 class _RouteCall:
     """One rpc by its first route: the reverse of `RequestReader`."""
 
-    __slots__ = ("_encode", "_fixed", "_headers", "_last", "_omissible", "_paths", "_query", "_reader", "_route",
-                 "decode", "where")  # fmt: skip
+    __slots__ = ("_encode", "_fixed", "_headers", "_last", "_omissible", "_paths", "_query", "_quick", "_reader",
+                 "_route", "decode", "where")  # fmt: skip
 
     def __init__(self, rpc: Rpc, first: tuple[Field, ...], *, gzip: bool) -> None:
         route = self._route = rpc.routes[0]
@@ -185,7 +184,61 @@ class _RouteCall:
         """Where the path is always the same and the body is the message as it is."""
         fields = () if rpc.request is None else schema_of(rpc.request).fields
         self._query = {field.name: field for field in fields}
+        self._quick = self._quick_pieces(fields)
         self._omissible = tuple(field for field in fields if not field.required) if route.verb == "PATCH" else ()
+
+    def _quick_pieces(self, fields: tuple[FieldSchema, ...]) -> _Pieces | None:
+        """How the target is put together where all fields are plain texts, numbers or booleans in path or query.
+
+        Most GETs are like that, and need no JSON in between.
+        """
+        reader = self._reader
+        by_name = {field.name: field for field in fields}
+        if reader.body is not None or reader.reads_headers or not fields:
+            return None
+        if any(not _is_quick(field) for field in fields) or any(
+            not variable.single or variable.literals[0] is not None or len(binding.path) > 1
+            for variable, binding in reader.variables
+        ):
+            return None
+        segments: list[str | FieldSchema] = ["/" + segment for segment in reader.template.segments]
+        for variable, binding in reader.variables:
+            segments[variable.start] = by_name.pop(binding.name)
+        pieces: list[tuple[str, str, str]] = []
+        before = ""
+        for segment in segments:
+            if isinstance(segment, str):
+                before += segment
+            else:
+                pieces.append((before + "/", segment.attribute, segment.name))
+                before = ""
+        if reader.template.verb:
+            before += ":" + reader.template.verb
+        return pieces, before, [(f"{field.name}=", field.attribute) for field in by_name.values()]
+
+    def _quick_path(self, pieces: _Pieces, request: Any) -> str:
+        check(request)
+        in_path, path, in_query = pieces
+        start = ""
+        for before, attribute, name in in_path:
+            text = text_of(getattr(request, attribute))
+            if not _UNRESERVED(text):
+                text = self._segment(name, text)
+            start += before + text
+        path = start + path
+        if in_query:
+            pairs = [name + _quoted(text_of(getattr(request, attribute))) for name, attribute in in_query]
+            return f"{path}?{'&'.join(pairs)}"
+        return path
+
+    def _segment(self, name: str, text: str) -> str:
+        """A parameter as one segment of the path."""
+        if not text:
+            raise InvalidArgument(
+                f"{self.where} was not called: {name} is part of its path and must not be empty.", field=name
+            )
+        # A segment of dots alone would be taken for a step in the path.
+        return text if _UNRESERVED(text) else quote(text, safe="").replace(".", "%2E")
 
     def _headers_for(self, path: str) -> Headers:
         found = self._paths.get(path)
@@ -197,6 +250,8 @@ class _RouteCall:
 
     def encode(self, request: Message | None) -> Encoded:
         """Headers and body. Raises InvalidArgument where the message violates its contract or does not fit."""
+        if self._quick is not None:
+            return self._headers_for(self._quick_path(self._quick, request)), (), b""
         data = self._encode(request)
         if self._fixed is not None:
             return self._fixed, (), data if self._route.body is not None else b""
@@ -225,20 +280,14 @@ class _RouteCall:
         for variable, binding in self._reader.variables:
             value = _take(document, binding.path)
             text = "" if value is None else text_of(value)
-            if not text:
-                raise InvalidArgument(
-                    f"{self.where} was not called: {binding.name} is part of its path and must not be empty.",
-                    field=binding.name,
-                )
             texts.append((variable, self._segments_of(variable, binding.name, text)))
         for variable, text in reversed(texts):
             segments[variable.start : variable.end] = [text]
         return "/" + "/".join(segments) + (f":{template.verb}" if template.verb else "")
 
     def _segments_of(self, variable: Variable, name: str, text: str) -> str:
-        if variable.single and variable.literals[0] is None:
-            # A segment of dots alone would be taken for a step in the path.
-            return text if _UNRESERVED(text) else quote(text, safe="").replace(".", "%2E")
+        if not text or (variable.single and variable.literals[0] is None):
+            return self._segment(name, text)
         parts = text.split("/")
         literals = variable.literals
         fits = len(parts) == len(literals) if variable.end is not None else len(parts) >= len(literals)
@@ -273,6 +322,21 @@ class _RouteCall:
                 )
             _append(pairs, name, value, dotted=field.value is not None and field.value.is_message)
         return "&".join(pairs)
+
+
+_Pieces = tuple[list[tuple[str, str, str]], str, list[tuple[str, str]]]
+"""Before a parameter, its attribute and its name; what follows the last; of the query, `name=` and attribute."""
+
+
+def _is_quick(field: FieldSchema) -> bool:
+    """Whether a field's value is its own text, always."""
+    value = field.value
+    return (
+        field.form is Form.ONE
+        and not field.nullable
+        and value is not None
+        and (value.kind in ("string", "bool") or value.kind in INTEGER_RANGES)
+    )
 
 
 def _append(pairs: list[str], name: str, value: Any, *, dotted: bool) -> None:

@@ -33,11 +33,25 @@ Decorate = Callable[[Any], list[Field]]
 class RestPlan:
     """One route of one handler."""
 
-    __slots__ = ("accepted", "decorate", "encode", "handler", "headers", "produced", "reader", "route", "where")
+    __slots__ = (
+        "accepted",
+        "decorate",
+        "encode",
+        "handler",
+        "headers",
+        "kind",
+        "method",
+        "produced",
+        "reader",
+        "route",
+        "where",
+    )
 
     def __init__(self, handler: Handler, route: Route) -> None:
         rpc = handler.rpc
         self.handler = handler
+        self.method = rpc.full_name
+        self.kind = rpc.kind
         self.route = route
         self.reader = RequestReader(rpc, route)
         self.where = self.reader.where

@@ -174,15 +174,21 @@ class RestTarget(Target):
         inbound = self._inbound
         if inbound is None:
             inbound = self._inbound = RestInbound(stream.head.fields, self.plan)
-        if stream.tail:
-            inbound = RestInbound(inbound.fields + stream.tail, self.plan)
         plan = self.plan
         server = self.server
-        call = inbound.call(plan.handler.rpc.full_name, stream, "rest", inbound.timeout, server.clock)
+        call = None
+        if stream.tail:
+            call = inbound.call_amended(
+                plan.method, stream, "rest", inbound.timeout, server.clock, REST_TIMEOUT, rest_timeout
+            )
+            if call is None:
+                inbound = RestInbound(inbound.fields + stream.tail, plan)
+        if call is None:
+            call = inbound.call(plan.method, stream, "rest", inbound.timeout, server.clock)
         if inbound.refusal is not None:
             server.reject(stream, call, inbound.refusal)
             return Ignoring(stream)
-        kind = plan.handler.rpc.kind
+        kind = plan.kind
         if kind is Kind.UNARY:
             return RestCall(self, stream, inbound, call)
         if kind is Kind.SERVER_STREAM:
