@@ -187,6 +187,17 @@ def test_the_same_leading_fields_are_the_same_object_though_their_indices_moved(
     assert first is second
 
 
+def test_the_same_octets_mean_other_fields_once_the_table_has_changed() -> None:
+    ours = decoder()
+    decode(INSERTS, ours)
+    assert decode(b"\xbe", ours) == [(b"a", b"b")]
+    decode(b"\x40\x01c\x01d", ours)
+    assert decode(b"\xbe", ours) == [(b"c", b"d")]
+    assert decode(b"\xbf", ours) == [(b"a", b"b")]
+    decode(b"\x20\x3f\xe1\x1f" + b"\x40\x01e\x01f", ours)
+    assert decode(b"\xbe", ours) == [(b"e", b"f")]
+
+
 def test_a_path_is_taught_only_when_its_headers_come_again() -> None:
     ours = Encoder()
     for number in range(200):
