@@ -15,7 +15,7 @@ from polywire.codec.limits import emit_limits, emit_size
 from polywire.codec.source import Source, attribute, functions_for
 from polywire.contract.fields import FLOAT_KINDS, INTEGER_RANGES, is_recognized
 from polywire.contract.message import Message
-from polywire.contract.schema import FieldSchema, Form, Schema, Value
+from polywire.contract.schema import FieldSchema, Form, Schema, Value, closure_of, schema_of
 from polywire.errors import InvalidArgument
 
 FLOAT32_LIMIT = 3.4028235677973366e38
@@ -51,6 +51,24 @@ def checker_for(message: type[Message], *, json: bool = False) -> Callable[[Any]
     return found
 
 
+def residual_checker_for(message: type[Message]) -> Callable[[Any], None] | None:
+    """Raises a Violation for what msgspec lets pass in JSON; None where nothing is left to check."""
+    if not any(_residual(field) for inner in closure_of(message) for field in schema_of(inner).fields):
+        return None
+    found: Callable[[Any], None] = functions_for(message, "check after JSON", _generate_residual)["check"]
+    return found
+
+
+def _residual(field: FieldSchema) -> bool:
+    values = [field.value, field.key, *(member.transparent for member in field.members)]
+    return any(value is not None and _left_to_check(value) for value in values)
+
+
+def _left_to_check(value: Value) -> bool:
+    """msgspec knows no integers above int64, no floats of 32 bits, and takes every decimal."""
+    return value.kind in ("uint64", "fixed64", "float", "decimal", "timestamp") or value.constraints.known
+
+
 def explain(expected: type[Message], message: Any, error: BaseException, checker: Callable[[Any], None]) -> NoReturn:
     """Raise what is wrong with an object that could not be encoded, by looking at it once more and slowly."""
     if isinstance(error, RecursionError):
@@ -65,6 +83,10 @@ def explain(expected: type[Message], message: Any, error: BaseException, checker
 def spelled(value: Any) -> str:
     """The type of a value, the way msgspec names it."""
     return "null" if value is None else type(value).__name__
+
+
+def _holds_messages(field: FieldSchema) -> bool:
+    return field.form is Form.ONEOF or field.holds.is_message
 
 
 _PYTHON: dict[str, type] = {
@@ -90,11 +112,16 @@ def _generate_for_json(schema: Schema, source: Source) -> None:
     _Checks(schema, source, finite=True).write()
 
 
+def _generate_residual(schema: Schema, source: Source) -> None:
+    _Checks(schema, source, finite=False, residual=True).write()
+
+
 class _Checks:
-    def __init__(self, schema: Schema, source: Source, *, finite: bool) -> None:
+    def __init__(self, schema: Schema, source: Source, *, finite: bool, residual: bool = False) -> None:
         self._schema = schema
         self._source = source
         self._finite = finite
+        self._residual = residual
         source.namespace.update(HELPERS)
 
     def write(self) -> None:
@@ -104,7 +131,8 @@ class _Checks:
             with source.block(f"if m.__class__ is not {owner} and not isinstance(m, {owner}):"):
                 source.line(f"wrong(m, {owner}, '')")
             for field in self._schema.fields:
-                self._field(field)
+                if not self._residual or _residual(field) or _holds_messages(field):
+                    self._field(field)
 
     def _field(self, field: FieldSchema) -> None:
         source = self._source

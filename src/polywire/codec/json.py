@@ -8,7 +8,8 @@ from typing import Any
 import msgspec
 
 from polywire.codec.base import Codec, GeneratedCodec, Malformed, Violation, title_of, violation_from_msgspec
-from polywire.codec.checks import checker_for, run_check
+from polywire.codec.checks import checker_for, residual_checker_for, run_check
+from polywire.codec.newer import reader_for_newer
 from polywire.contract.message import Message
 from polywire.contract.schema import closure_of, schema_of
 from polywire.errors import ContractError
@@ -23,7 +24,7 @@ def json_codec(message: type[Message]) -> Codec:
         decoder = msgspec.json.Decoder(message)
     except (TypeError, ValueError) as error:
         raise ContractError(f"{message.__qualname__} cannot be read from JSON: {error}.") from error
-    return GeneratedCodec(encode=_encoder(message), decode=_decoder(message, decoder))
+    return GeneratedCodec(encode=_encoder(message), decode=_decoder(message, _read(message, decoder)))
 
 
 def _encoder(message: type[Message]) -> Callable[[Any], bytes]:
@@ -37,12 +38,34 @@ def _encoder(message: type[Message]) -> Callable[[Any], bytes]:
     return encode
 
 
-def _decoder(message: type[Message], decoder: msgspec.json.Decoder[Any]) -> Callable[[bytes], Any]:
-    read = decoder.decode
+def _read(message: type[Message], decoder: msgspec.json.Decoder[Any]) -> Callable[[bytes], Any]:
+    """What msgspec does, and what it leaves: values of a newer peer, and limits that are none of its own."""
+    native = decoder.decode
+    newer = reader_for_newer(message)
+    residual = residual_checker_for(message)
+    if newer is None and residual is None:
+        return native
 
+    def read(data: bytes) -> Any:
+        try:
+            value = native(data)
+        except msgspec.ValidationError:
+            if newer is None:
+                raise
+            value = newer(data)
+        if residual is not None:
+            residual(value)
+        return value
+
+    return read
+
+
+def _decoder(message: type[Message], read: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
     def decode(data: bytes) -> Any:
         try:
             return read(data)
+        except Violation as violation:
+            raise violation.error() from None
         except msgspec.ValidationError as error:
             raise violation_from_msgspec(str(error)).error() from None
         except msgspec.DecodeError as error:
