@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+import time
 
 import click
 
@@ -12,10 +13,11 @@ from polywire.cli.options import log_option, profile_option
 from polywire.net.loop import run
 from polywire.system import environment
 from polywire.system.file import load
+from polywire.system.forking import can_fork
 from polywire.system.output import LineOutput
 from polywire.system.relay import Relay
 from polywire.system.shutdown import Shutdown
-from polywire.system.up import prepared, up, up_in_process
+from polywire.system.up import fork_services, prepared, up, up_in_process
 from polywire.telemetry.access_log import LogFormat
 
 
@@ -27,6 +29,7 @@ from polywire.telemetry.access_log import LogFormat
 @click.option(
     "--once-ready", metavar="COMMAND", help="Run a command once all is ready, then stop with its exit status."
 )
+@click.option("--fresh", is_flag=True, help="Start each service in a new interpreter; slower.")
 @log_option
 def command(
     file: str | None,
@@ -34,6 +37,7 @@ def command(
     only: str | None,
     in_process: bool,
     once_ready: str | None,
+    fresh: bool,
     log_format: LogFormat,
 ) -> int:
     """Run every service of a system, each as a process of its own, with their logs as one stream.
@@ -46,6 +50,7 @@ def command(
         polywire up --only orders,inventory
         polywire up --in-process --log json
     """
+    began = time.monotonic()
     system = load(file, profile=profile)
     path = os.path.abspath(system.file)
     output = LineOutput()
@@ -69,8 +74,9 @@ def command(
         relay = Relay(output, list(made.apps), format=log_format, colour=log_format == "text" and sys.stdout.isatty())
         announce = output if log_format == "text" else None
         if in_process:
-            run(up_in_process(made, relay, format=log_format, announce=announce, then=then))
+            run(up_in_process(made, relay, format=log_format, announce=announce, then=then, began=began))
         else:
+            forked = fork_services(made, format=log_format) if can_fork() and not fresh else {}
             # The standard loop: this process only waits and relays, and its children are what counts.
-            asyncio.run(up(made, relay, format=log_format, announce=announce, then=then))
+            asyncio.run(up(made, relay, format=log_format, announce=announce, then=then, began=began, forked=forked))
     return status

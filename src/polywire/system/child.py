@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import enum
 import os
 import signal
 import socket
+import subprocess
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from polywire.system.forking import Forked
 from polywire.system.relay import Relay, Source
 from polywire.system.supervised import VARIABLE, read_messages
 
@@ -38,8 +41,26 @@ class Child:
         self.ended = asyncio.Event()
         self._relay = relay
         self._last: deque[str] = deque()
-        self._transport: asyncio.SubprocessTransport | None = None
+        self._pid: int | None = None
         self._ours: asyncio.Transport | None = None
+
+    async def adopt(self, forked: Forked) -> None:
+        """Look after a process that was started before there was an event loop."""
+        loop = asyncio.get_running_loop()
+        source = Source(self._relay, self.name)
+        self._last = source.last
+        self._pid = forked.pid
+        await loop.connect_read_pipe(lambda: source, os.fdopen(forked.output, "rb", buffering=0))
+        self._ours, _ = await loop.create_connection(lambda: _Messages(self), sock=forked.connection)
+
+        def exited() -> None:
+            loop.remove_reader(forked.process)
+            os.close(forked.process)
+            self.gone()
+            _, status = os.waitpid(forked.pid, 0)
+            _all_read(source, lambda: self.over(os.waitstatus_to_exitcode(status)))
+
+        loop.add_reader(forked.process, exited)
 
     async def start(self, command: Sequence[str], environ: Mapping[str, str]) -> None:
         loop = asyncio.get_running_loop()
@@ -50,10 +71,10 @@ class Child:
             self._last = source.last
             await loop.connect_read_pipe(lambda: source, os.fdopen(reading, "rb", buffering=0))
             self._ours, _ = await loop.create_connection(lambda: _Messages(self), sock=ours)
-            self._transport, _ = await loop.subprocess_exec(
+            transport, _ = await loop.subprocess_exec(
                 lambda: _Process(self, source),
                 *command,
-                stdin=None,
+                stdin=subprocess.DEVNULL,
                 stdout=writing,
                 stderr=writing,
                 env={**environ, VARIABLE: str(theirs.fileno())},
@@ -61,17 +82,13 @@ class Child:
                 # A group of its own: Ctrl-C reaches the supervisor alone, which then stops services in good order.
                 start_new_session=True,
             )
+            self._pid = transport.get_pid() if transport.get_returncode() is None else None
         except BaseException:
             self.over(None)
             raise
         finally:
             theirs.close()
             os.close(writing)
-
-    @property
-    def pid(self) -> int:
-        assert self._transport is not None  # noqa: S101 - set by start, without which there is nothing to ask
-        return self._transport.get_pid()
 
     def told(self, message: Mapping[str, str]) -> None:
         if "ready" in message:
@@ -82,7 +99,12 @@ class Child:
         elif "failed" in message:
             self.failure = message["failed"]
 
+    def gone(self) -> None:
+        """Its number may belong to another process from now on."""
+        self._pid = None
+
     def over(self, status: int | None) -> None:
+        self._pid = None
         self.status = status
         self.state = State.ENDED
         if self._ours is not None:
@@ -92,11 +114,9 @@ class Child:
 
     def send(self, number: int) -> None:
         """Send a signal, if there is still somebody to get it."""
-        if self._transport is not None and self.state is not State.ENDED:
-            try:
-                self._transport.send_signal(number)
-            except ProcessLookupError:
-                return
+        if self._pid is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._pid, number)
 
     def why(self) -> str:
         """What became of it, as a part of a sentence."""
@@ -141,18 +161,26 @@ class _Process(asyncio.SubprocessProtocol):
         self._transport = transport
 
     def process_exited(self) -> None:
+        self._child.gone()
         status = self._transport.get_returncode()
-        # What it wrote last may still be in the pipe. Who inherited the pipe may keep it open for ever, though.
-        loop = asyncio.get_running_loop()
-        late = loop.call_later(0.5, self._over, status)
 
-        def all_read(_ended: object) -> None:
-            late.cancel()
-            self._over(status)
-
-        self._source.ended.add_done_callback(all_read)
-
-    def _over(self, status: int | None) -> None:
-        if self._child.state is not State.ENDED:
+        def over() -> None:
             self._transport.close()
             self._child.over(status)
+
+        _all_read(self._source, over)
+
+
+def _all_read(source: Source, then: Callable[[], None]) -> None:
+    """Call *then* once everything was read that a process wrote before its end.
+
+    Who inherited its pipe may keep it open for ever, though, so that is waited for only half a second.
+    """
+    late = asyncio.get_running_loop().call_later(0.5, then)
+
+    def ended(_ended: object) -> None:
+        if not late.cancelled() and late.when() > asyncio.get_running_loop().time():
+            late.cancel()
+            then()
+
+    source.ended.add_done_callback(ended)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from polywire.errors import SetupError
 from polywire.system.child import Child, State
+from polywire.system.forking import Forked
 from polywire.system.relay import Relay
 from polywire.system.shutdown import Shutdown
 
@@ -37,14 +38,18 @@ class Job:
 class Supervisor:
     """Keeps the processes of a system running until it is asked to stop.
 
-    A service that cannot be started at first ends the whole. One that ends later is started again, after a quarter of a
-    second, then twice that, up to ten seconds; after ten seconds of running the count begins anew.
+    Processes that were *forked* already are taken over. A service that cannot be started at first ends the whole. One
+    that ends later is started again, after a quarter of a second, then twice that, up to ten seconds; after ten seconds
+    of running the count begins anew.
     """
 
-    def __init__(self, jobs: Sequence[Job], relay: Relay, shutdown: Shutdown) -> None:
+    def __init__(
+        self, jobs: Sequence[Job], relay: Relay, shutdown: Shutdown, *, forked: Mapping[str, Forked] | None = None
+    ) -> None:
         self._jobs = {job.name: job for job in jobs}
         self._relay = relay
         self._shutdown = shutdown
+        self._forked = dict(forked or {})
         self.children: dict[str, Child] = {}
 
     async def run(self, ready: Callable[[Mapping[str, str]], None]) -> None:
@@ -73,7 +78,11 @@ class Supervisor:
     async def _start(self, job: Job) -> None:
         """Start a service and wait until it is ready. Raises SetupError if that does not happen."""
         child = self.children[job.name] = Child(job.name, self._relay)
-        await child.start(job.command, job.environ)
+        forked = self._forked.pop(job.name, None)
+        if forked is not None:
+            await child.adopt(forked)
+        else:
+            await child.start(job.command, job.environ)
         try:
             async with asyncio.timeout(job.start_timeout):
                 await child.settled.wait()

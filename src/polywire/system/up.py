@@ -10,13 +10,16 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
+from polywire.net.loop import run as run_loop
 from polywire.system import environment
 from polywire.system.addresses import Reservations, noted, remove_note, urls, write_note
 from polywire.system.file import SystemFile
+from polywire.system.forking import Forked, fork_all
 from polywire.system.plan import Plan, plan
 from polywire.system.relay import OURS, Relay
-from polywire.system.serving import run_services
+from polywire.system.serving import run_service, run_services
 from polywire.system.shutdown import Shutdown
+from polywire.system.supervised import Supervised
 from polywire.system.supervisor import Job, Supervisor
 from polywire.telemetry import logs
 from polywire.telemetry.access_log import AccessLog, LogFormat
@@ -48,12 +51,14 @@ def prepared(system: SystemFile, *, only: Sequence[str] | None, in_process: bool
 class Announcement:
     """Says once that the system is ready: a table on a terminal, a line in JSON; and notes where others find it."""
 
-    def __init__(self, made: Plan, relay: Relay, announce: Announce | None, then: Callable[[], None]) -> None:
+    def __init__(
+        self, made: Plan, relay: Relay, announce: Announce | None, then: Callable[[], None], began: float
+    ) -> None:
         self._made = made
         self._relay = relay
         self._announce = announce
         self._then = then
-        self._began = time.monotonic()
+        self._began = began
 
     def __call__(self, addresses: Mapping[str, str]) -> None:
         write_note(self._made.system.directory, addresses)
@@ -78,10 +83,26 @@ def table(made: Plan, addresses: Mapping[str, str]) -> str:
     return "".join(f"{row[0]:<{widths[0]}}  {row[1]:<{widths[1]}}  {row[2]}".rstrip() + "\n" for row in rows)
 
 
+def fork_services(made: Plan, *, format: LogFormat) -> Mapping[str, Forked]:
+    """Start a process for every service of the plan. To be called where `can_fork` says so."""
+
+    def serve(name: str, supervised: Supervised) -> None:
+        run_loop(run_service(made, name, format=format, supervised=supervised))
+
+    return fork_all(list(made.apps), serve)
+
+
 async def up(
-    made: Plan, relay: Relay, *, format: LogFormat, announce: Announce | None, then: Callable[[Shutdown], None]
+    made: Plan,
+    relay: Relay,
+    *,
+    format: LogFormat,
+    announce: Announce | None,
+    then: Callable[[Shutdown], None],
+    began: float,
+    forked: Mapping[str, Forked] | None = None,
 ) -> None:
-    """Run every service of the plan in a process of its own until a signal.
+    """Run every service of the plan in a process of its own until a signal; those *forked* already are taken over.
 
     Raises SetupError saying which one did not start and why.
     """
@@ -92,16 +113,22 @@ async def up(
             supervisor.kill()
 
     shutdown = Shutdown(at_once=at_once)
-    supervisor = Supervisor(_jobs(made, format), relay, shutdown)
+    supervisor = Supervisor(_jobs(made, format), relay, shutdown, forked=forked)
     with shutdown.listening(), _stopping_is_said(shutdown, relay):
         try:
-            await supervisor.run(Announcement(made, relay, announce, lambda: then(shutdown)))
+            await supervisor.run(Announcement(made, relay, announce, lambda: then(shutdown), began))
         finally:
             remove_note(made.system.directory)
 
 
 async def up_in_process(
-    made: Plan, relay: Relay, *, format: LogFormat, announce: Announce | None, then: Callable[[Shutdown], None]
+    made: Plan,
+    relay: Relay,
+    *,
+    format: LogFormat,
+    announce: Announce | None,
+    then: Callable[[Shutdown], None],
+    began: float,
 ) -> None:
     """Run every service of the plan in this process until a signal. Raises SetupError where one does not start."""
     access_logs: dict[str, AccessLog] = {}
@@ -129,7 +156,7 @@ async def up_in_process(
                 names,
                 shutdown=shutdown,
                 make_access_log=make_access_log,
-                ready=Announcement(made, relay, announce, lambda: then(shutdown)),
+                ready=Announcement(made, relay, announce, lambda: then(shutdown), began),
             )
     finally:
         flush()
