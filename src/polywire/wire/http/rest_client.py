@@ -78,7 +78,7 @@ class RestWire:
 
     @property
     def usable(self) -> bool:
-        return self._calls.usable
+        return self._calls.usable and self._connect.usable
 
     @property
     def in_flight(self) -> int:
