@@ -12,6 +12,12 @@ from polywire.net.stream import Field, Limits
 _CHUNK_LINE = 256
 """Bytes that a chunk's size line may have, extensions included."""
 
+_CRLF = b"\r\n"
+
+# What comes next in a chunked body, where it is not the rest of a chunk.
+_LINE = 0
+_TRAILERS = -1
+
 
 class Body(Protocol):
     """The rest of a message. Feed it until it says what came after its end."""
@@ -22,8 +28,8 @@ class Body(Protocol):
     def left(self) -> int | None:
         """Bytes still to come, None where that is not known."""
 
-    def feed(self, data: bytes, deliver: Callable[[bytes], None]) -> bytes | None:
-        """Deliver what *data* holds. Returns what follows the end of the body, None while there is more to come.
+    def feed(self, data: bytes, position: int, deliver: Callable[[bytes], None]) -> int:
+        """Deliver what *data* holds from *position* on, at most once. Returns where the body ends, -1 if it goes on.
 
         Raises Refused where the framing is wrong.
         """
@@ -38,19 +44,18 @@ class SizedBody:
     def __init__(self, length: int) -> None:
         self.left = length
 
-    def feed(self, data: bytes, deliver: Callable[[bytes], None]) -> bytes | None:
-        size = len(data)
+    def feed(self, data: bytes, position: int, deliver: Callable[[bytes], None]) -> int:
+        here = len(data) - position
         left = self.left
-        if size < left:
-            self.left = left - size
-            deliver(data)
-            return None
+        if here < left:
+            self.left = left - here
+            if here:
+                deliver(data[position:])
+            return -1
         self.left = 0
-        if size == left:
-            deliver(data)
-            return b""
-        deliver(data[:left])
-        return data[left:]
+        end = position + left
+        deliver(data[position:end])
+        return end
 
 
 class EndlessBody:
@@ -60,102 +65,106 @@ class EndlessBody:
     trailers: tuple[Field, ...] = ()
     left = None
 
-    def feed(self, data: bytes, deliver: Callable[[bytes], None]) -> bytes | None:
-        deliver(data)
-        return None
+    def feed(self, data: bytes, position: int, deliver: Callable[[bytes], None]) -> int:
+        if position < len(data):
+            deliver(data[position:])
+        return -1
 
 
 class ChunkedBody:
     """A body in chunks (RFC 9112 section 7.1), with trailers. *limit* is of the whole body, None for no limit."""
 
-    __slots__ = ("_chunk", "_held", "_limit", "_limits", "_reader", "_state", "_total", "trailers")
+    __slots__ = ("_held", "_limit", "_limits", "_missing", "_reader", "_total", "trailers")
     left = None
-
-    _SIZE, _DATA, _DATA_END, _TRAILERS = range(4)
 
     def __init__(self, reader: HeadReader, limits: Limits, limit: int | None) -> None:
         self._reader = reader
         self._limits = limits
         self._limit = limit
         self._held = b""
-        self._state = self._SIZE
-        self._chunk = 0
+        """The beginning of a line that is not complete."""
+        self._missing = _LINE
+        """Bytes until the end of the chunk under way, its CRLF included; or what else is next."""
         self._total = 0
         self.trailers: tuple[Field, ...] = ()
 
-    def feed(self, data: bytes, deliver: Callable[[bytes], None]) -> bytes | None:
+    def feed(self, data: bytes, position: int, deliver: Callable[[bytes], None]) -> int:
+        behind = 0
         if self._held:
-            data = self._held + data
+            behind = len(self._held) - position
+            data = self._held + data[position:]
             self._held = b""
-        # One delivery per read, so that a peer who sends chunks of one byte does not multiply calls.
+            position = 0
+        # All chunks of one read in one loop and one delivery, so that a peer who sends tiny ones does not multiply
+        # calls; written densely because it runs once per message of a stream.
         pieces: list[bytes] = []
-        position = 0
-        while position is not None and self._state != self._TRAILERS:
-            position, moved = self._step(data, position, pieces)
-            if not moved:
-                break
+        missing = self._missing
+        size = len(data)
+        while missing != _TRAILERS:
+            if missing > 2:
+                end = min(position + missing - 2, size)
+                if end == position:
+                    break
+                pieces.append(data[position:end])
+                missing -= end - position
+                position = end
+            elif missing > 0:
+                # The last two bytes of a chunk, or the second of them.
+                if position == size:
+                    break
+                if data[position] != _CRLF[2 - missing]:
+                    raise Refused(400, "A chunk is longer than its size says.")
+                position += 1
+                missing -= 1
+                if not missing:
+                    missing = _LINE
+            else:
+                end = data.find(b"\r\n", position, position + _CHUNK_LINE + 2)
+                if end < 0:
+                    self._hold_line(data[position:])
+                    position = size
+                    break
+                missing = self._begin_chunk(data[position:end])
+                position = end + 2
+        self._missing = missing
         if pieces:
             deliver(pieces[0] if len(pieces) == 1 else b"".join(pieces))
-        if self._state == self._TRAILERS:
-            return self._end(data[position:])
-        self._held = data[position:]
-        return None
+        if missing != _TRAILERS:
+            return -1
+        end = self._end(data, position)
+        return end - behind if end >= 0 else -1
 
-    def _step(self, data: bytes, position: int, pieces: list[bytes]) -> tuple[int, bool]:
-        """Take one element at *position*. Returns where the next one starts, and whether there was enough of it."""
-        if self._state == self._DATA:
-            piece = data[position : position + self._chunk]
-            if not piece:
-                return position, False
-            pieces.append(piece)
-            self._chunk -= len(piece)
-            if not self._chunk:
-                self._state = self._DATA_END
-            return position + len(piece), True
-        if self._state == self._DATA_END:
-            ending = data[position : position + 2]
-            if not b"\r\n".startswith(ending):
-                raise Refused(400, "A chunk is longer than its size says.")
-            if len(ending) < 2:
-                return position, False
-            self._state = self._SIZE
-            return position + 2, True
-        end = data.find(b"\r\n", position)
-        if end < 0 or end - position > _CHUNK_LINE:
-            self._check_unfinished_line(data[position : position + _CHUNK_LINE + 2])
-            return position, False
-        self._begin_chunk(data[position:end])
-        return end + 2, True
-
-    def _check_unfinished_line(self, line: bytes) -> None:
-        if BARE_LINE_FEED.search(line):
+    def _hold_line(self, line: bytes) -> None:
+        if BARE_LINE_FEED.search(line, 0, _CHUNK_LINE + 2):
             raise Refused(400, "A line of a chunk ends in a bare line feed.")
         if len(line) > _CHUNK_LINE + 1:
             raise Refused(400, f"The size line of a chunk is over {_CHUNK_LINE} bytes.")
+        self._held = line
 
-    def _begin_chunk(self, line: bytes) -> None:
+    def _begin_chunk(self, line: bytes) -> int:
         match = CHUNK_SIZE.fullmatch(line)
         if match is None:
             raise Refused(400, f"{show(line)} is not the size of a chunk.")
-        self._chunk = int(match[1], 16)
-        self._total += self._chunk
+        size = int(match[1], 16)
+        self._total += size
         if self._limit is not None and self._total > self._limit:
             raise body_too_large(self._limit)
-        self._state = self._DATA if self._chunk else self._TRAILERS
+        return size + 2 if size else _TRAILERS
 
-    def _end(self, data: bytes) -> bytes | None:
-        if data.startswith(b"\r\n"):
-            return data[2:]
-        end = data.find(b"\r\n\r\n")
+    def _end(self, data: bytes, position: int) -> int:
+        if data.startswith(b"\r\n", position):
+            return position + 2
+        end = data.find(b"\r\n\r\n", position)
         if end < 0:
-            if len(data) > self._limits.max_header_bytes:
+            rest = data[position:]
+            if len(rest) > self._limits.max_header_bytes:
                 raise too_large(self._limits)
-            if BARE_LINE_FEED.search(data):
+            if BARE_LINE_FEED.search(rest):
                 raise Refused(400, "A line of the trailers ends in a bare line feed.")
-            self._held = data
-            return None
-        self.trailers = self._reader.trailers(data[: end + 4])
-        return data[end + 4 :]
+            self._held = rest
+            return -1
+        self.trailers = self._reader.trailers(data[position : end + 4])
+        return end + 4
 
 
 def body_too_large(limit: int) -> Refused:

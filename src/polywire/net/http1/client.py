@@ -188,7 +188,7 @@ class Http1ClientConnection(Endpoint):
             if body is None:
                 self._read_head(self._buffer + data if self._buffer else data)
             else:
-                self._read_body(body, data)
+                self._read_body(body, data, 0)
         except Refused as refused:
             self._void(f"the response is not HTTP/1.1 as it should be: {refused.detail}")
 
@@ -225,13 +225,13 @@ class Http1ClientConnection(Endpoint):
             self._buffer = b""
             self._scanned = 0
             response = self._reader.response(data[:end])
-            data = data[end:]
             if response.head.status >= 200:
                 break
             self._count_interim(response.head.status)
+            data = data[end:]
             if not data:
                 return
-        self._begin_response(response, data)
+        self._begin_response(response, data, end)
 
     def _hold(self, data: bytes) -> None:
         if len(data) > self._limits.max_header_bytes:
@@ -248,7 +248,7 @@ class Http1ClientConnection(Endpoint):
         if self._interim > _INTERIM:
             raise Refused(502, f"more than {_INTERIM} interim responses came before the final one")
 
-    def _begin_response(self, response: ResponseHead, data: bytes) -> None:
+    def _begin_response(self, response: ResponseHead, data: bytes, position: int) -> None:
         stream = cast(Http1ClientStream, self.current)
         head = response.head
         self._keep = response.keep_alive
@@ -258,7 +258,7 @@ class Http1ClientConnection(Endpoint):
         if stream.head_only or head.status in (204, 304):
             length = 0
         if length == 0:
-            self._keep = self._keep and not data
+            self._keep = self._keep and position == len(data)
             stream.receiver.headers_received(head, tail)
             if self.current is stream:
                 self._response_over(())
@@ -271,19 +271,19 @@ class Http1ClientConnection(Endpoint):
         else:
             self._body = SizedBody(length)
         stream.receiver.headers_received(head, tail)
-        if data and self.current is stream:
-            self._read_body(self._body, data)
+        if position < len(data) and self.current is stream:
+            self._read_body(self._body, data, position)
 
-    def _read_body(self, body: Body, data: bytes) -> None:
+    def _read_body(self, body: Body, data: bytes, position: int) -> None:
         stream = self.current
-        rest = body.feed(data, self._deliver)
+        end = body.feed(data, position, self._deliver)
         if self.current is not stream or stream is None:
             return
-        if rest is None:
+        if end < 0:
             if self._unconsumed > self._limits.stream_window:
                 self._pause_reading()
             return
-        if rest:
+        if end < len(data):
             self._keep = False
         self._response_over(body.trailers)
 

@@ -99,9 +99,9 @@ class Http1ServerProtocol(Endpoint):
         self._corked = True
         body = self._body
         if body is not None:
-            rest = self._take_body(body, data)
-            if rest:
-                self._go_on(rest)
+            position = self._take_body(body, data, 0)
+            if position < len(data):
+                self._go_on(data[position:])
         elif self.current is not None or self.write_paused:
             self._buffer += data
             self._pace()
@@ -133,26 +133,26 @@ class Http1ServerProtocol(Endpoint):
     def _read(self, data: bytes) -> None:
         """Serve the requests in *data* up to one that is not complete, or not answered at once."""
         self._buffer = b""
-        while data:
-            if data.startswith(b"\r\n"):
+        position, size = 0, len(data)
+        while position < size:
+            if data.startswith(b"\r\n", position):
                 # An empty line before a request is forgiven (RFC 9112 section 2.2).
-                data = data[2:]
+                position += 2
                 continue
-            end = data.find(b"\r\n\r\n", self._scanned) + 4
+            end = data.find(b"\r\n\r\n", position + self._scanned) + 4
             if end == 3:
-                self._hold(data)
+                self._hold(data[position:])
                 return
             try:
-                rest = self._begin(data, b"") if end == len(data) else self._begin(data[:end], data[end:])
+                position = self._begin(data[position:end], data, end)
             except Refused as refused:
                 self._refuse(refused)
                 return
             if self._phase != _IDLE or self.write_paused:
                 if self._phase <= _EXCHANGE:
-                    self._buffer = rest
+                    self._buffer = data[position:]
                     self._pace()
                 return
-            data = rest
         if self._phase == _HEAD:
             self._phase = _IDLE
 
@@ -189,8 +189,8 @@ class Http1ServerProtocol(Endpoint):
         if size > self._limits.max_header_bytes:
             raise too_large(self._limits)
 
-    def _begin(self, block: bytes, data: bytes) -> bytes:
-        """Start the exchange whose head is *block*. Returns what of *data* belongs to the next one."""
+    def _begin(self, block: bytes, data: bytes, position: int) -> int:
+        """Start the exchange whose head is *block*. Returns where in *data* the next one begins."""
         if len(block) > MAX_REQUEST_LINE:
             self._check_size(block)
         request = self._reader.request(block)
@@ -207,12 +207,10 @@ class Http1ServerProtocol(Endpoint):
             receiver = stream.receiver = self._application(stream)
             if stream.state != VOID:
                 receiver.ended(())
-            return data
+            return position
         self._begin_body(stream, request)
         body = self._body
-        if data and body is not None:
-            return self._take_body(body, data)
-        return b"" if body is not None else data
+        return position if body is None else self._take_body(body, data, position)
 
     def _common_lines(self, request: RequestHead) -> bytes:
         if not self._keep:
@@ -231,27 +229,27 @@ class Http1ServerProtocol(Endpoint):
             stream.awaits_continue = False
             self.write(CONTINUE)
 
-    def _take_body(self, body: Body, data: bytes) -> bytes:
-        """Feed the body. Returns what follows it."""
+    def _take_body(self, body: Body, data: bytes, position: int) -> int:
+        """Feed the body. Returns where in *data* it ends; the end of *data* where it goes on, or all is over."""
         self._fresh = True
         stream = cast(Http1ServerStream, self.current)
         try:
-            rest = body.feed(data, self._deliver)
+            end = body.feed(data, position, self._deliver)
         except Refused as refused:
             self._refuse(refused)
-            return b""
+            return len(data)
         if self.current is not stream:
-            return b""
-        if rest is None:
+            return len(data)
+        if end < 0:
             self._pace()
-            return b""
+            return len(data)
         self._body = None
         stream.request_open = False
-        finished = stream.state == DONE
+        answered = stream.state == DONE
         stream.receiver.ended(body.trailers)
-        if finished:
+        if answered and self.current is stream:
             self._finish(stream)
-        return rest
+        return end
 
     def _deliver(self, data: bytes) -> None:
         stream = cast(Http1ServerStream, self.current)
