@@ -66,6 +66,12 @@ class Frames:
             return []
         buffer = self._buffer
         if not buffer:
+            # Most messages come in a piece of their own.
+            size = len(data) - PREFIX_SIZE
+            if 0 <= size <= self.limit:
+                flags, announced = _unpack_prefix(data)
+                if announced == size:
+                    return [(flags, data[PREFIX_SIZE:])]
             frames, used = self._cut(data)
             if used < len(data) and self.fault is None:
                 buffer += memoryview(data)[used:] if used else data

@@ -65,12 +65,16 @@ class Incoming(Generic[T]):
         if self._ended:
             self._stream.consumed(len(data))
             return
-        frames = self._frames.feed(data)
-        if frames:
-            self._queue.extend(frames)
-            self._held += sum([len(payload) for _, payload in frames]) + PREFIX_SIZE * len(frames)
-        if self._frames.fault is not None:
-            self.fail(self._frames.fault)
+        frames = self._frames
+        before = frames.buffered
+        complete = frames.feed(data)
+        if frames.fault is not None:
+            for flags, payload in complete:
+                self.put(flags, payload)
+            self.fail(frames.fault)
+        elif complete:
+            self._queue.extend(complete)
+            self._held += before + len(data) - frames.buffered
         self.received(len(data))
 
     def put(self, flags: int, payload: bytes) -> None:
