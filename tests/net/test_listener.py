@@ -287,6 +287,23 @@ async def test_draining_finishes_what_is_under_way_and_refuses_new_connections()
             await one.wait_closed()
 
 
+async def test_a_connection_that_was_just_made_may_bring_its_first_request_while_draining() -> None:
+    async with serving(Recorder()) as (listener, address):
+        reader, writer = await connect(address)
+        second_reader, second_writer = await connect(address)
+        await until(lambda: listener.connections == 2)
+        draining = asyncio.ensure_future(listener.drain(10))
+        await asyncio.sleep(0)
+        writer.write(GET)
+        answer = await everything(reader)
+        assert b"\r\nconnection: close\r\n" in answer
+        assert answer.endswith(b"\r\n\r\nGET / ")
+        assert await everything(second_reader) == b"", "not for ever, though"
+        await draining
+        for one in (writer, second_writer):
+            one.close()
+
+
 async def test_what_is_not_finished_at_the_end_of_the_grace_is_cut_off() -> None:
     application = Recorder(None)
     async with serving(application) as (listener, address):

@@ -65,6 +65,8 @@ class Listener:
         self._date = Dateline()
         self._sweep: asyncio.TimerHandle | None = None
         self._draining = False
+        self._closed = False
+        self._leaving: set[asyncio.Task[None]] = set()
         self._empty: asyncio.Event = asyncio.Event()
 
     @property
@@ -132,9 +134,12 @@ class Listener:
 
     def admit(self, member: Member, transport: asyncio.Transport) -> bool:
         """Count a connection in. False if there are too many, or no more are wanted."""
-        if self._draining or self.connections >= self._limits.max_connections:
+        if self._closed or self.connections >= self._limits.max_connections:
             return False
         self._members[member] = transport
+        if self._draining:
+            # It was accepted just before; its request may be on the way.
+            member.drain()
         return True
 
     def speak_http1(self, sniffer: Member, transport: asyncio.Transport) -> asyncio.Protocol:
@@ -152,6 +157,20 @@ class Listener:
         del self._members[sniffer]
         self._http2[protocol] = transport
         return protocol
+
+    def begun(self, protocol: asyncio.Protocol) -> None:
+        """*protocol* has its transport now; while draining, it learns that it is to be the last."""
+        if not self._draining:
+            return
+        if isinstance(protocol, Http2ServerProtocol):
+            self._leave(protocol)
+        elif isinstance(protocol, Http1ServerProtocol):
+            protocol.drain()
+
+    def _leave(self, protocol: Http2ServerProtocol) -> None:
+        task = asyncio.ensure_future(protocol.drain())
+        self._leaving.add(task)
+        task.add_done_callback(self._leaving.discard)
 
     def lost(self, member: Member) -> None:
         """The connection of *member* is gone."""
@@ -197,15 +216,14 @@ class Listener:
         self._stop_accepting()
         for member in list(self._members):
             member.drain()
-        leaving = [asyncio.ensure_future(protocol.drain()) for protocol in self._http2]
+        for protocol in list(self._http2):
+            self._leave(protocol)
         if self._sweep is not None:
             self._schedule_sweep()
         try:
             await self._wait_until_empty(grace)
         finally:
             self.close()
-            for task in leaving:
-                task.cancel()
         await self._wait_until_empty(_LAST_WORDS)
         for transport in (*self._members.values(), *self._http2.values()):
             transport.abort()
@@ -219,10 +237,12 @@ class Listener:
 
     def close(self) -> None:
         """Close everything now. May be called twice."""
-        self._draining = True
+        self._draining = self._closed = True
         self._stop_accepting()
         for member in list(self._members):
             member.close()
+        for task in self._leaving:
+            task.cancel()
         for protocol in list(self._http2):
             protocol.close()
         if self._sweep is not None:
@@ -243,11 +263,12 @@ class Listener:
 class Sniffer(asyncio.Protocol):
     """Waits for the first bytes of a connection to learn which HTTP it speaks."""
 
-    __slots__ = ("_buffer", "_fresh", "_listener", "_since", "_transport")
+    __slots__ = ("_buffer", "_draining", "_fresh", "_listener", "_since", "_transport")
 
     def __init__(self, listener: Listener) -> None:
         self._listener = listener
         self._buffer = b""
+        self._draining = False
         self._fresh = True
         self._since = 0.0
 
@@ -278,6 +299,7 @@ class Sniffer(asyncio.Protocol):
         protocol = speak(self, self._transport)
         self._transport.set_protocol(protocol)
         protocol.connection_made(self._transport)
+        self._listener.begun(protocol)
         if data:
             protocol.data_received(data)
 
@@ -290,11 +312,16 @@ class Sniffer(asyncio.Protocol):
         if self._fresh:
             self._fresh = False
             self._since = now
+        elif self._draining and not self._buffer:
+            self._transport.close()
         elif now - self._since >= limit:
             self._transport.abort()
 
     def drain(self) -> None:
-        self._transport.close()
+        """Close at once if nothing came since the last tick, otherwise give the first request a moment to come."""
+        self._draining = True
+        if not self._fresh and not self._buffer:
+            self._transport.close()
 
     def close(self) -> None:
         self._transport.abort()

@@ -153,6 +153,8 @@ class Pool:
     @property
     def in_flight(self) -> int:
         """Exchanges under way, on all connections."""
+        if self.version == "1.1":
+            return len(self._connections) - len(self._free)
         return sum(connection.in_flight for connection in self._connections)
 
     @property
