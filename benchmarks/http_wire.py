@@ -141,7 +141,8 @@ def measure(case: str, calls: int, profile: str) -> None:
     os.kill(child, signal.SIGTERM)
     os.waitpid(child, 0)
     ours, theirs, took = (1e6 * seconds / calls for seconds in results[0])
-    print(f"{case:15} client {ours:6.2f} us  server {theirs:6.2f} us  both {ours + theirs:6.2f} us  {1e6 / took:8.0f}/s")
+    both = ours + theirs
+    print(f"{case:15} client {ours:6.2f} us  server {theirs:6.2f} us  both {both:6.2f} us  {1e6 / took:8.0f}/s")
 
 
 def main() -> None:

@@ -59,6 +59,7 @@ class ConnectServer:
         self.clock = clock
         self.compress_above = compress_above
         self._plans: dict[bytes, ConnectPlan] = {}
+        self._services = {name.encode() for name in dispatcher.services}
         made: dict[Handler, ConnectPlan] = {}
         for path, handler in dispatcher.handlers.items():
             plan = made.get(handler)
@@ -79,10 +80,10 @@ class ConnectServer:
         return _Status(Headers(((b":status", b"405"), (b"allow", allow))))
 
     def _unknown_method(self, path: bytes) -> Target | None:
-        service, slash, method = path[1:].decode("latin-1").partition("/")
-        if not slash or service not in self.dispatcher.services or "/" in method:
+        service, _, method = path[1:].partition(b"/")
+        if service not in self._services or b"/" in method:
             return None
-        return _UnknownMethod(self, service, method[:80])
+        return _UnknownMethod(self, service.decode(), method[:80].decode("latin-1"))
 
     def reject(self, stream: Stream, call: Call, error: CallError, status: int | None = None) -> None:
         """Answer a request that no handler gets to see."""

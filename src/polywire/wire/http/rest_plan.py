@@ -11,6 +11,7 @@ import msgspec
 
 from polywire.codec import codec_for
 from polywire.contract import Kind, Message, Route
+from polywire.contract.pagination import Page
 from polywire.contract.schema import schema_of
 from polywire.errors import ContractError
 from polywire.net.stream import Field, Headers
@@ -41,6 +42,7 @@ class RestPlan:
         "headers",
         "kind",
         "method",
+        "paged",
         "produced",
         "reader",
         "route",
@@ -52,6 +54,7 @@ class RestPlan:
         self.handler = handler
         self.method = rpc.full_name
         self.kind = rpc.kind
+        self.paged = rpc.response is not None and issubclass(rpc.response, Page) and self.kind is Kind.UNARY
         self.route = route
         self.reader = RequestReader(rpc, route)
         self.where = self.reader.where

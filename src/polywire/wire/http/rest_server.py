@@ -7,10 +7,13 @@ import logging
 from collections.abc import Coroutine, Iterable
 from typing import Any
 
+from msgspec.structs import replace
+
 from polywire.clock import Clock
 from polywire.codec import Malformed, codec_for
 from polywire.context import Call
 from polywire.contract import Kind
+from polywire.contract.pagination import Page, link_header, links_of
 from polywire.errors import CallError, Cancelled, InvalidArgument, SetupError
 from polywire.net.stream import Field, Head, Headers, Receiver, Stream, StreamClosed
 from polywire.wire.compression import Corrupt, TooLarge, compress, decompress
@@ -156,14 +159,14 @@ class Refused(Target):
 class RestTarget(Target):
     """A route, with what path and query of one head say."""
 
-    __slots__ = ("_fault", "_inbound", "_parts", "_path", "_query", "_segments", "encoded", "plan", "server")
+    __slots__ = ("_fault", "_inbound", "_parts", "_segments", "encoded", "path", "plan", "query", "server")
 
     def __init__(self, server: RestServer, found: Found[RestPlan], path: str, query: str) -> None:
         self.server = server
         self.plan = found.plan
         self._segments = found.segments
-        self._path = path
-        self._query = query
+        self.path = path
+        self.query = query
         self._parts: Parts | None = None
         self._fault: InvalidArgument | None = None
         self._inbound: RestInbound | None = None
@@ -199,12 +202,12 @@ class RestTarget(Target):
         """What is known of the message without its body. Raises InvalidArgument."""
         reader = self.plan.reader
         if reader.reads_headers:
-            return reader.parts(self._path, self._segments, self._query, inbound.fields)
+            return reader.parts(self.path, self._segments, self.query, inbound.fields)
         if self._parts is None:
             if self._fault is not None:
                 raise type(self._fault)(self._fault.message, field=self._fault.field)
             try:
-                self._parts = reader.parts(self._path, self._segments, self._query, ())
+                self._parts = reader.parts(self.path, self._segments, self.query, ())
             except InvalidArgument as error:
                 self._fault = error
                 raise
@@ -214,9 +217,9 @@ class RestTarget(Target):
 
 
 class RestInbound(Inbound):
-    """A REST request's headers: whether its route can serve them, and how."""
+    """A REST request's headers: whether its route can serve them. The rest is looked at when it matters."""
 
-    __slots__ = ("gzip", "json", "refusal", "timeout", "zipped")
+    __slots__ = ("refusal", "timeout")
 
     def __init__(self, fields: tuple[Field, ...], plan: RestPlan) -> None:
         super().__init__(fields)
@@ -237,9 +240,14 @@ class RestInbound(Inbound):
                 f"{plan.where} was not called: its answer is {plan.produced.decode()}, which the Accept header leaves "
                 "out."
             )
-        self.gzip = accepts_gzip(get(b"accept-encoding"))
-        self.json = get(b"content-type", b"").partition(b";")[0].strip().lower() in plan.accepted
-        self.zipped = get(b"content-encoding", b"identity").strip().lower()
+
+    @property
+    def content_type(self) -> bytes:
+        return self.named.get(b"content-type", b"").partition(b";")[0].strip().lower()
+
+    @property
+    def coding(self) -> bytes:
+        return self.named.get(b"content-encoding", b"identity").strip().lower()
 
 
 class RestCall(Gathering):
@@ -308,9 +316,10 @@ class RestCall(Gathering):
         plan, inbound = self.target.plan, self.inbound
         if not plan.accepted:
             return b""
-        if not inbound.json:
+        if inbound.content_type not in plan.accepted:
             raise unsupported(plan, inbound)
-        return self._inflated(body, inbound.zipped) if inbound.zipped != b"identity" else body
+        coding = inbound.coding
+        return self._inflated(body, coding) if coding != b"identity" else body
 
     def _inflated(self, body: bytes, coding: bytes) -> bytes:
         plan = self.target.plan
@@ -334,13 +343,23 @@ class RestCall(Gathering):
         """The answer's bytes; also its headers, as whatever is wrong with them is the handler's fault too."""
         plan = self.target.plan
         call = self.call
+        if plan.paged:
+            answer = self._linked(answer)
         body = plan.encode(answer)
         if plan.decorate is not None:
-            self._extra = plan.decorate(answer)
+            self._extra = [*(self._extra or ()), *plan.decorate(answer)]
         if call.response_metadata is not None or call.trailing_metadata is not None:
             pairs = (*(call.response_metadata or ()), *(call.trailing_metadata or ()))
             self._extra = [*(self._extra or ()), *fields_from_metadata(pairs)]
         return body
+
+    def _linked(self, page: Any) -> Any:
+        """A page of a list with the links around it, which are in a header as well."""
+        if not isinstance(page, Page) or page.links is not None:
+            return page
+        links = links_of(page, self.target.path, self.target.query)
+        self._extra = [(b"link", link_header(links).encode("latin-1"))]
+        return replace(page, links=links)
 
     def _error_fields(self) -> Iterable[Field]:
         call = self.call
@@ -357,7 +376,7 @@ class RestCall(Gathering):
             body = b""
         elif server.compress_above is not None and len(body) > server.compress_above:
             tail = (*tail, _VARY)
-            if self.inbound.gzip:
+            if accepts_gzip(self.inbound.named.get(b"accept-encoding")):
                 body = compress(body)
                 tail = (*tail, _GZIP)
         respond(self.stream, plan.headers, tuple(tail), body)
@@ -432,9 +451,9 @@ class RestCollection:
         decode = codec_for(target.plan.handler.rpc.request, "json").decode
         lines = Lines(target.server.dispatcher.max_message_bytes)
         self._incoming: Incoming[Any] = Incoming(stream, lines, lambda _, line: decode(line))
-        if not inbound.json:
+        if inbound.content_type not in target.plan.accepted:
             self._incoming.fail(unsupported(target.plan, inbound))
-        elif inbound.zipped != b"identity":
+        elif inbound.coding != b"identity":
             self._incoming.fail(problem.UnsupportedMediaType(f"{target.plan.where} takes no compressed stream."))
         self._answer.started = True
         start_task(asyncio.get_running_loop(), self._answer.collect(self._incoming))

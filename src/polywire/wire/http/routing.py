@@ -152,6 +152,10 @@ class Router(Generic[P]):
     def find(self, verb: str, path: str) -> Found[P] | set[str]:
         """The route of *path* with *verb*; else the verbs that the path has, none if it is unknown. Raises BadPath."""
         segments = decode_segments(path)
+        if not self._suffixes:
+            plans = self._most_literal(segments)
+            if plans is not None and verb in plans:
+                return Found(plans[verb], segments)
         allowed: set[str] = set()
         for plans in self._candidates(segments):
             plan = plans.get(verb)
@@ -159,6 +163,18 @@ class Router(Generic[P]):
                 return Found(plan, segments)
             allowed.update(plans)
         return allowed
+
+    def _most_literal(self, segments: list[str]) -> dict[str, P] | None:
+        """What `_candidates` would find first, where the most literal way does not lead astray."""
+        node = self._root
+        for segment in segments:
+            following = node.literals.get(segment)
+            if following is None:
+                following = node.any
+                if following is None or not segment:
+                    return None
+            node = following
+        return node.leaves.get("")
 
     def _candidates(self, segments: list[str]) -> Iterator[dict[str, P]]:
         if self._suffixes and segments:
