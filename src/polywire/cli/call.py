@@ -10,20 +10,20 @@ from typing import Any
 
 import click
 
-from polywire.channel import Channel
 from polywire.cli import finding, request
 from polywire.cli.options import profile_option, system_option
 from polywire.client import client_for
 from polywire.codec import codec_for
+from polywire.connecting import RemoteWire, channel_to, wire_of
 from polywire.context import Calling, calling
 from polywire.contract import Message, Rpc
 from polywire.errors import CallError, SetupError
+from polywire.net.address import parse_addresses
 from polywire.net.loop import run
 from polywire.net.tls import ClientTls
-from polywire.system.file import WIRES, SystemFile, Wire, load
+from polywire.system.file import WIRES, SystemFile, load
 from polywire.system.plan import defaults_of
-from polywire.system.remote import open_endpoints
-from polywire.system.serving import wire_of_addresses
+from polywire.system.remote import client_tls
 from polywire.system.tokens import TokenSource
 
 
@@ -32,7 +32,7 @@ class Place:
     """Where a call goes, and how."""
 
     addresses: tuple[str, ...]
-    wire: Wire
+    wire: RemoteWire
     tls: ClientTls | None
 
 
@@ -55,7 +55,7 @@ def command(
     fields: tuple[str, ...],
     text: str | None,
     address: str | None,
-    wire: Wire | None,
+    wire: RemoteWire | None,
     path: str | None,
     timeout: float | None,
     metadata: tuple[str, ...],
@@ -98,11 +98,11 @@ def _requests(rpc: Rpc, fields: Sequence[str], text: str | None) -> list[Message
 
 
 def _place(
-    system: SystemFile | None, found: finding.Found, address: str | None, wire: Wire | None, ca: str | None
+    system: SystemFile | None, found: finding.Found, address: str | None, wire: RemoteWire | None, ca: str | None
 ) -> Place:
     if address is not None:
         addresses = tuple(address.split(","))
-        chosen = wire or wire_of_addresses(addresses)
+        chosen = wire or wire_of(parse_addresses(addresses))
     elif system is not None:
         addresses = finding.address_of(system, found)
         configured = system.wires.of(found.rpc.service)
@@ -111,8 +111,8 @@ def _place(
         raise SetupError("Say where to call: `--address grpc://host:port`.")
     tls = ClientTls(ca=ca) if ca is not None else None
     served = system.services[found.service].tls if system is not None and found.service else None
-    if tls is None and served is not None and address is None:
-        tls = ClientTls(ca=served.ca)
+    if tls is None and served is not None and system is not None and address is None:
+        tls = client_tls(system, None, found.service)
     return Place(addresses=addresses, wire=chosen, tls=tls)
 
 
@@ -137,9 +137,8 @@ async def _call(
     token: Callable[[], str] | None,
     asked: Calling | None,
 ) -> int:
-    endpoints = open_endpoints(found.service or found.rpc.service, place.addresses, place.wire, place.tls)
     defaults = None if system is None else defaults_of(system)
-    channel = Channel(found.rpc.service, endpoints, defaults=defaults, token=token)
+    channel = channel_to(place.addresses, wire=place.wire, token=token, tls=place.tls, defaults=defaults)
     try:
         await _print_answers(found.rpc, getattr(client_for(found.contract, channel), found.rpc.attribute), requests)
     except CallError as error:

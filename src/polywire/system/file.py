@@ -115,6 +115,10 @@ class SystemFile:
         """An error at a key of the file: its place, its name, and *problem*."""
         return self.settings.error(path, f"{'.'.join(path)} {problem}")
 
+    def path(self, name: str | None) -> FilePath | None:
+        """A file that the system file names, relative to its own directory."""
+        return None if name is None else self.directory / name
+
     def with_listen(self, addresses: Mapping[str, str]) -> SystemFile:
         """The same, where the services named listen at the addresses given (`up` picks them where none is written)."""
         services = {

@@ -12,7 +12,7 @@ from polywire.clock import SYSTEM_CLOCK
 from polywire.net.tls import ServerTls
 from polywire.server import BearerTokens, Server
 from polywire.services import MAX_MESSAGE_BYTES, STREAM_IDLE_TIMEOUT, AccessLog
-from polywire.system.file import ServiceEntry
+from polywire.system.file import SystemFile
 from polywire.system.hosting import hosting
 from polywire.system.plan import GIVEN, Plan, defaults_of
 from polywire.system.remote import remote_endpoints
@@ -69,7 +69,7 @@ async def processing(plan: Plan, names: Sequence[str], *, access_log: MakeAccess
 
     def make(name: str, objects: list[Any]) -> Dispatcher:
         authenticator = BearerTokens(tokens) if tokens else None
-        server = _server(plan.system.services[name], objects, authenticator, access_log(name))
+        server = _server(plan.system, name, objects, authenticator, access_log(name))
         process.servers[name] = server
         return server.services
 
@@ -103,14 +103,19 @@ def _wiring(
 
 
 def _server(
-    entry: ServiceEntry, objects: list[Any], authenticator: BearerTokens | None, access_log: AccessLog | None
+    system: SystemFile, name: str, objects: list[Any], authenticator: BearerTokens | None, access_log: AccessLog | None
 ) -> Server:
+    entry = system.services[name]
     tls = None
     if entry.tls is not None:
-        tls = ServerTls(certificate=entry.tls.certificate, key=entry.tls.key, client_ca=entry.tls.ca)
+        tls = ServerTls(
+            certificate=system.directory / entry.tls.certificate,
+            key=system.path(entry.tls.key),
+            client_ca=system.path(entry.tls.ca),
+        )
     return Server(
         objects,
-        name=entry.name,
+        name=name,
         limits=entry.limits,
         authenticator=authenticator,
         public=entry.public,

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
+from polywire.connecting import wire_of
 from polywire.contract import Contract, service_of
 from polywire.net.address import parse_addresses
 from polywire.net.loop import run as run_loop
@@ -90,16 +91,11 @@ def standalone(app: App, entry: ServiceEntry, targets: Mapping[str, tuple[str, .
     wires: dict[str, Wire] = {}
     for name, addresses in targets.items():
         services[name] = ServiceEntry(name=name, address=addresses, serves=(name,))
-        wires[name] = wire_of_addresses(addresses)
+        wires[name] = wire_of(parse_addresses(addresses))
     system = SystemFile(
         name=app.name, file="serve(...)", directory=Path.cwd(), services=services, wires=Wires(by_contract=wires)
     )
     return plan(system, only=[entry.name], given={entry.name: app})
-
-
-def wire_of_addresses(addresses: Sequence[str]) -> Wire:
-    """The wire that addresses ask for by their scheme; gRPC without one."""
-    return "http" if parse_addresses(addresses)[0].scheme in ("http", "https") else "grpc"
 
 
 def _tls(tls: ServerTls) -> Tls:

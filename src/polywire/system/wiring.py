@@ -9,6 +9,7 @@ from typing import TypeVar
 from polywire.channel import CallDefaults, Channel, Endpoints
 from polywire.client import client_for
 from polywire.clock import SYSTEM_CLOCK, Clock
+from polywire.connecting import RemoteWire
 from polywire.contract import Contract, service_of
 from polywire.errors import SetupError
 from polywire.system.file import Wire, Wires
@@ -41,7 +42,7 @@ class Wiring:
     defaults: CallDefaults = field(default_factory=CallDefaults)
     token: Callable[[], str] | None = None
     clock: Clock = SYSTEM_CLOCK
-    open_remote: Callable[[Target, Wire], Endpoints] | None = None
+    open_remote: Callable[[Target, RemoteWire], Endpoints] | None = None
     here: dict[str, Dispatcher] = field(default_factory=dict)
     """What runs in this process so far, by name of the service; the wirings of one process share it."""
     _channels: dict[tuple[str, Wire], Channel] = field(default_factory=dict)
@@ -88,7 +89,7 @@ class Wiring:
 
         return Endpoints(_Here(self.here, target.name), open_wire, clock=self.clock)
 
-    def _remote(self, target: Target, wire: Wire) -> Endpoints:
+    def _remote(self, target: Target, wire: RemoteWire) -> Endpoints:
         if self.open_remote is None:
             raise SetupError(
                 f"Service {target.name!r} is not in this process, and nothing outside of it can be called."

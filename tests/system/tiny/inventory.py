@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 
 from polywire.errors import NotFound
 from polywire.system.app import App
+
 from .contracts import Inventory, Query, Stock
 
 app = App("inventory")

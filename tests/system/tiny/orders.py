@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from polywire.system.app import App
+
 from .contracts import Inventory, Orders, Pause, Query, Stock
 
 app = App("orders")
