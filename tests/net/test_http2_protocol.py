@@ -310,7 +310,7 @@ async def test_a_peer_that_reads_nothing_holds_its_stream_back_and_no_other_conn
         await tasks[0]
 
 
-async def test_a_socket_that_is_full_pauses_the_streams_and_a_reset_ends_the_wait() -> None:
+async def test_a_full_socket_pauses_the_streams_until_it_is_read_and_a_lost_one_ends_the_wait() -> None:
     waiting: list[asyncio.Task[None]] = []
 
     async def produce(stream: Stream) -> None:
@@ -332,6 +332,11 @@ async def test_a_socket_that_is_full_pauses_the_streams_and_a_reset_ends_the_wai
             assert not stream.writable
             assert stream.outbox is not None
             assert stream.outbox.size < 200_000
+            # Reading makes room again: much more comes than the buffers in between can hold.
+            received = 0
+            async with asyncio.timeout(SOON):
+                while received < 20_000_000:
+                    received += len(await asyncio.get_running_loop().sock_recv(raw, 1 << 20))
         with pytest.raises(StreamClosed):
             await asyncio.wait_for(waiting[0], SOON)
 
@@ -341,6 +346,22 @@ async def ping_without_end(raw: socket.socket) -> None:
     await loop.sock_sendall(raw, PREFACE + frame(SETTINGS, 0, 0))
     while True:
         await loop.sock_sendall(raw, frame(6, 0, 0, b"12345678") * 1000)
+
+
+async def test_a_sender_that_never_waits_for_anything_else_is_told_of_a_reset() -> None:
+    service = Service(None)
+    async with serving(service) as served, connected(served) as connection:
+        call = begin(connection)
+        await until(lambda: bool(service.calls and service.calls[0].complete))
+        assert call.stream is not None
+        stream = service.calls[0].stream
+        assert stream is not None
+        call.stream.reset(ErrorCode.CANCEL)
+        await until(lambda: service.calls[0].failure is not None)
+        assert not stream.writable
+        with pytest.raises(StreamClosed) as closed:
+            await stream.drain()
+        assert str(closed.value) == "the peer reset the stream: CANCEL"
 
 
 async def test_a_peer_that_pings_and_does_not_read_is_dropped() -> None:

@@ -122,7 +122,9 @@ class Http2Stream(Stream):
 
     @property
     def writable(self) -> bool:
-        if self.outbox is not None and self.outbox.size > self.engine.limits.write_high_water:
+        """See `Stream`. False for good once the stream has failed, so that whoever sends in a loop asks `drain`."""
+        outbox = self.outbox
+        if outbox is not None and (outbox.failure is not None or outbox.size > self.engine.limits.write_high_water):
             return False
         return not self.engine.stuffed
 
@@ -135,8 +137,6 @@ class Http2Stream(Stream):
             outbox.waiters.append(waiter)
             self.engine.drainers.add(self)
             await waiter
-        if self.outbox is not None and self.outbox.failure is not None:
-            raise self.outbox.failure
 
     def send_headers(self, headers: Headers, tail: Sequence[Field] = (), *, end: bool = False) -> None:
         if not self.local_open:
@@ -322,9 +322,9 @@ class Http2Stream(Stream):
 
     def void(self, error: StreamClosed) -> None:
         """Drop what waits to be sent, and tell those who wait for it to be gone."""
-        outbox = self.outbox
-        if outbox is not None:
-            outbox.failure = error
-            outbox.items.clear()
-            outbox.size = 0
-            outbox.wake()
+        outbox = self._opened_outbox()
+        outbox.failure = error
+        outbox.items.clear()
+        outbox.size = 0
+        outbox.wake()
+        self.engine.drainers.discard(self)
