@@ -305,7 +305,7 @@ class Services:
             self._access_log.record(call, code, duration)
 
     def rejected(self, call: Call, error: CallError) -> None:
-        if call.method not in self._handlers:
+        if f"/{call.method}" not in self._handlers:
             # A peer chooses these names: one counter for all of them keeps their number bounded.
             call.method = "unknown"
         self._account(call, error.code, 0.0)
