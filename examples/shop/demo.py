@@ -27,7 +27,7 @@ from shop.contracts import OrderState, ProductQuery
 from shop.database import data_directory
 from shop.gateway import euros
 
-from polywire import CallError, connect
+from polywire import CallError, DeadlineExceeded, Unavailable, connect
 
 HERE = Path(__file__).parent
 START_WITHIN = 30.0
@@ -74,7 +74,7 @@ def _free_port() -> int:
 
 
 @contextlib.asynccontextmanager
-async def running_shop(options: Options, data: Path) -> AsyncIterator[None]:
+async def running_shop(options: Options, data: Path) -> AsyncIterator[asyncio.subprocess.Process]:
     """`polywire up`, with what it logs in a file. Raises NotRunning where it ends other than by being told to."""
     log = data / "shop.log"
     command = [str(Path(sys.executable).with_name("polywire")), "up", str(HERE / "polywire.toml")]
@@ -91,7 +91,7 @@ async def running_shop(options: Options, data: Path) -> AsyncIterator[None]:
             *command, stdout=output, stderr=output, env=environment, start_new_session=True
         )
     try:
-        yield
+        yield system
         if system.returncode is not None:
             raise NotRunning(f"The shop ended on its own, with status {system.returncode}.\n{_tail(log)}")
     finally:
@@ -111,10 +111,10 @@ def _tail(log: Path) -> str:
     return f"The last lines of {log}:\n" + "\n".join(f"    {line}" for line in lines[-15:])
 
 
-async def first_answer(shop: GatewayV1, port: int) -> float:
-    """Seconds until the shop answered its first request."""
+async def first_answer(shop: GatewayV1, port: int, system: asyncio.subprocess.Process) -> float:
+    """Seconds until the shop answered its first request; whether it will is over once *system* has ended."""
     started = time.monotonic()
-    while True:
+    while system.returncode is None:
         try:
             # Knocking first: a client that was refused waits longer and longer between its attempts to connect.
             _, knock = await asyncio.open_connection("127.0.0.1", port)
@@ -125,16 +125,23 @@ async def first_answer(shop: GatewayV1, port: int) -> float:
                 raise NotRunning(f"The shop did not answer within {START_WITHIN:g} s: {error}") from error
             await asyncio.sleep(0.02)
         else:
-            return time.monotonic() - started
+            break
+    return time.monotonic() - started
 
 
 async def quiet_books(shop: GatewayV1, within: float = 15.0) -> Books:
-    """The books once no order is under way any more, or as they are after *within* seconds."""
+    """The books once every service can be asked and no order is under way, or as they are after *within* seconds."""
     deadline = time.monotonic() + within
     while True:
-        books = await shop.get_books()
-        if books.unfinished == 0 or time.monotonic() > deadline:
-            return books
+        late = time.monotonic() > deadline
+        try:
+            books = await shop.get_books()
+        except (Unavailable, DeadlineExceeded):
+            if late:
+                raise
+        else:
+            if late or books.unfinished == 0:
+                return books
         await asyncio.sleep(0.2)
 
 
@@ -216,8 +223,11 @@ async def visit(options: Options, data: Path) -> list[str]:
     address = f"http://127.0.0.1:{options.port}"
     how = "in one process" if options.in_process else "as five processes"
     print(f"Opening the shop {how}, databases in {data} ...", flush=True)
-    async with running_shop(options, data), connect(GatewayV1, address) as shop:
-        print(f"It answered its first request after {await first_answer(shop, options.port):.1f} s, at {address}.")
+    async with running_shop(options, data) as system, connect(GatewayV1, address) as shop:
+        seconds = await first_answer(shop, options.port, system)
+        if system.returncode is not None:
+            return []  # `running_shop` tells why
+        print(f"It answered its first request after {seconds:.1f} s, at {address}.")
         print(
             f"{options.customers} customers come in; many want the {BARGAIN.name}, and there is only {BARGAIN.units}.\n"
         )
@@ -254,7 +264,7 @@ def main() -> int:
                 data = data_directory()
                 data.mkdir(parents=True, exist_ok=True)
             return 1 if asyncio.run(visit(options, data)) else 0
-    except NotRunning as error:
+    except (NotRunning, CallError) as error:
         print(error, file=sys.stderr)
         return 1
     except KeyboardInterrupt:

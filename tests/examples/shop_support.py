@@ -136,9 +136,10 @@ class RunningShop:
         )
 
     def pid_of(self, service: str) -> int:
-        """The process of one service, among those that `up` has started."""
+        """The process of one service: the one that has its database open."""
         for child in Path(f"/proc/{self.up.pid}/task/{self.up.pid}/children").read_text().split():
-            if service in Path(f"/proc/{child}/cmdline").read_bytes().decode().split("\0"):
+            opened = (os.readlink(file) for file in Path(f"/proc/{child}/fd").iterdir())
+            if any(file.endswith(f"/{service}.db") for file in opened):
                 return int(child)
         raise LookupError(f"No process of the service {service!r} runs.\n{self.log}")
 

@@ -24,7 +24,7 @@ async def test_a_service_killed_under_load_leaves_books_that_balance(tmp_path: P
         report = Report()
         async with connect(GatewayV1, shop.address) as client:
             async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(crowd(client, report, customers=150, seed=5, over=2.0, patience=0.3))
+                tasks.create_task(crowd(client, report, customers=200, seed=5, over=4.0, patience=0.3))
                 tasks.create_task(kill_under_load(shop, victim, report))
             books = await quiet_books(client, within=30.0)
     assert books.problems == []
