@@ -1,0 +1,102 @@
+"""Runs the command line as people do: in a process, in a directory with a tiny system."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import re
+import shutil
+import signal
+import sys
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
+
+HERE = Path(__file__).parent
+SOON = 20.0
+"""Seconds; generous, as the machine may be busy with other things."""
+
+TINY = """\
+[system]
+name = "tiny"
+
+[services.orders]
+app = "tiny.orders:app"
+
+[services.inventory]
+app = "tiny.inventory:app"
+"""
+
+
+def tiny(directory: Path, text: str = TINY) -> Path:
+    """A directory with the tiny system's code and a system file."""
+    shutil.copytree(HERE / "tiny", directory / "tiny", ignore=shutil.ignore_patterns("__pycache__"))
+    (directory / "polywire.toml").write_text(text)
+    return directory
+
+
+def environ(extra: Mapping[str, str] | None = None) -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("POLYWIRE")}
+    return {**kept, **(extra or {})}
+
+
+class Running:
+    """A command that runs, and what it has said so far."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self.process = process
+        self.said: list[str] = []
+
+    async def until(self, pattern: str) -> re.Match[str]:
+        """Read on until a line has *pattern*."""
+        assert self.process.stdout is not None
+        async with asyncio.timeout(SOON):
+            while line := await self.process.stdout.readline():
+                self.said.append(line.decode().rstrip("\n"))
+                if found := re.search(pattern, self.said[-1]):
+                    return found
+        raise AssertionError(f"no line with {pattern!r} in:\n" + "\n".join(self.said))
+
+    async def ends(self) -> int:
+        """Read to the end; the exit status."""
+        assert self.process.stdout is not None
+        async with asyncio.timeout(SOON):
+            rest = await self.process.stdout.read()
+            self.said += rest.decode().splitlines()
+            return await self.process.wait()
+
+    def interrupt(self) -> None:
+        self.process.send_signal(signal.SIGINT)
+
+    async def address(self, service: str) -> str:
+        """From the table that is printed once all is ready."""
+        return (await self.until(rf"^{service} +http://(\S+)"))[1]
+
+
+@contextlib.asynccontextmanager
+async def polywire(*arguments: str, directory: Path, env: Mapping[str, str] | None = None) -> AsyncIterator[Running]:
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "polywire.cli",
+        *arguments,
+        cwd=directory,
+        env=environ(env),
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    running = Running(process)
+    try:
+        yield running
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await running.ends()
+
+
+async def said(*arguments: str, directory: Path, env: Mapping[str, str] | None = None) -> tuple[int, str]:
+    """Exit status and everything that a command says."""
+    async with polywire(*arguments, directory=directory, env=env) as running:
+        status = await running.ends()
+        return status, "\n".join(running.said)
