@@ -99,6 +99,7 @@ class Connection(Protocol):
     @property
     def peer(self) -> str:
         """`host:port` or `unix:` of the other side."""
+        ...
 
     @property
     def secure(self) -> bool: ...
@@ -221,18 +222,22 @@ class ClientConnection(Protocol):
     @property
     def version(self) -> str:
         """`"1.1"` or `"2"`."""
+        ...
 
     @property
     def in_flight(self) -> int:
         """Exchanges under way."""
+        ...
 
     @property
     def available(self) -> bool:
         """True while another exchange may be opened right now (HTTP/1.1: none under way)."""
+        ...
 
     @property
     def closed(self) -> bool:
         """True once it will never be available again: GOAWAY, `Connection: close`, lost, or closed by us."""
+        ...
 
     def open(
         self,
@@ -247,6 +252,7 @@ class ClientConnection(Protocol):
 
         Raises StreamClosed(reached=False) where it is not *available*.
         """
+        ...
 
     async def drain(self) -> None:
         """Take no more exchanges, let those under way finish, then close."""
