@@ -33,6 +33,7 @@ class Body(Protocol):
 
         Raises Refused where the framing is wrong.
         """
+        ...
 
 
 class SizedBody:
