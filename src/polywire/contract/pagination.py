@@ -51,7 +51,7 @@ class Page(Message):
 def page_of(kind: type[P], items: Sequence[Any], *, total: int, query: PageQuery) -> P:
     """The answer to *query*: *items* are those of its page, *total* counts all.
 
-    *kind* is the resource's own subclass of `Page`, with a field `items`. Whether *items* are what it says is checked when
+    *kind* is the resource's own subclass of `Page`, with a field `items`. Whether *items* are right is checked when
     it is sent, as with every message.
     """
     fields: dict[str, Any] = {
