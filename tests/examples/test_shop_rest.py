@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 import pytest
 from shop.api_v1 import GatewayV1
@@ -12,6 +12,7 @@ from shop_support import BAD_CARD, BARGAIN, GOOD_CARD, RunningShop, running_shop
 
 from polywire.contract import service_of
 
+Test = TypeVar("Test", bound=Callable[..., None])
 CHECKED: set[str] = set()
 """Verb and path of the routes that a test here has been to."""
 
@@ -23,7 +24,7 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningShop]:
         assert running.stop() == 0
 
 
-def route(text: str) -> Any:
+def route(text: str) -> Callable[[Test], Test]:
     """Marks the routes that a test goes to, so that none is forgotten."""
     CHECKED.add(text)
     return lambda test: test

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, asynccontextmanager
 
 import pytest
 from shop.contracts import (
@@ -23,6 +23,7 @@ from shop.contracts import (
     Reservation,
     ReservationId,
     Reserve,
+    Stock,
     StockQuery,
     StockWatch,
     UserChange,
@@ -34,7 +35,7 @@ from shop.database import Database
 from shop.inventory import InventoryService
 from shop.payments import PaymentService
 from shop.users import SEEDED
-from shop_support import BAD_CARD, BARGAIN, GOOD_CARD, hand_made_shop, order
+from shop_support import BAD_CARD, BARGAIN, GOOD_CARD, HandMade, hand_made_shop, order
 
 from polywire.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, Unavailable
 
@@ -138,9 +139,17 @@ async def test_a_reservation_that_comes_after_its_release_is_refused() -> None:
         assert str(refusal.value) == "Reservation 'late' is released."
 
 
+@asynccontextmanager
+async def watching(shop: HandMade, product_id: str) -> AsyncIterator[AsyncIterator[Stock]]:
+    stock = shop.inventory.watch(StockWatch(product_ids=[product_id]))
+    assert isinstance(stock, AsyncGenerator)
+    async with aclosing(stock):
+        yield stock
+
+
 async def test_a_watcher_is_told_the_stock_now_and_after_each_change() -> None:
     with hand_made_shop() as shop:
-        async with aclosing(shop.inventory.watch(StockWatch(product_ids=[BARGAIN]))) as stock:
+        async with watching(shop, BARGAIN) as stock:
             assert (await anext(stock)).quantity == 1
             await shop.inventory.reserve(Reserve(reservation_id="r", items=[Item(product_id=BARGAIN, quantity=1)]))
             assert (await anext(stock)).quantity == 0
@@ -150,7 +159,7 @@ async def test_a_watcher_is_told_the_stock_now_and_after_each_change() -> None:
 
 async def test_a_slow_watcher_is_told_the_latest_and_not_every_step() -> None:
     with hand_made_shop() as shop:
-        async with aclosing(shop.inventory.watch(StockWatch(product_ids=["SKU-123"]))) as stock:
+        async with watching(shop, "SKU-123") as stock:
             before = (await anext(stock)).quantity
             for number in range(5):
                 request = Reserve(reservation_id=f"r{number}", items=[Item(product_id="SKU-123", quantity=1)])
