@@ -7,7 +7,8 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from polywire.context import NO_METADATA, Metadata
-from polywire.errors import CallError, Cancelled, Internal
+from polywire.contract import Rpc
+from polywire.errors import CallError, Cancelled, Internal, InvalidArgument
 from polywire.net.stream import Field, Head, Stream, StreamClosed
 from polywire.wire.compression import ACCEPTED, GZIP
 from polywire.wire.framing import Frames
@@ -102,6 +103,11 @@ def lost(closed: StreamClosed, outgoing: Outgoing, endpoint: Endpoint) -> CallEr
         # A server that keeps deadlines too may give up a moment before our own alarm rings.
         return not_in_time(outgoing)
     return error
+
+
+def unreadable(rpc: Rpc, error: InvalidArgument) -> Internal:
+    """What is wrong with an answer is not its caller's fault."""
+    return Internal(f"The answer of {rpc.full_name} could not be read: {error.message}")
 
 
 class Answer(SingleBody):
@@ -202,7 +208,10 @@ class StreamedAnswers:
         if flags:
             gzip = self._head is not None and self._head.gzip
             payload = plain(flags, payload, gzip=gzip, limit=self._limit)
-        return self._decode(payload)
+        try:
+            return self._decode(payload)
+        except InvalidArgument as error:
+            raise unreadable(self._outgoing.rpc, error) from error
 
     def headers_received(self, head: Head, tail: tuple[Field, ...]) -> None:
         self._head = read_head(head, tail, self._outgoing)

@@ -10,13 +10,13 @@ from typing import Any
 from polywire.clock import SYSTEM_CLOCK, Clock
 from polywire.codec import codec_for
 from polywire.contract import Message, Rpc
-from polywire.errors import CallError, Cancelled, Internal
+from polywire.errors import CallError, Cancelled, Internal, InvalidArgument
 from polywire.net.pool import Pool
 from polywire.net.stream import ClientConnection, StreamClosed
 from polywire.policy.deadline import Deadlines
 from polywire.wire.compression import compress
 from polywire.wire.framing import COMPRESSED, framed
-from polywire.wire.grpc.answer import Answer, StreamedAnswers
+from polywire.wire.grpc.answer import Answer, StreamedAnswers, unreadable
 from polywire.wire.grpc.request import RequestHeaders
 from polywire.wire.seam import Outgoing, not_in_time, unavailable
 
@@ -106,7 +106,10 @@ class GrpcWire:
                     self._deadlines.discard(slot, answer)
                 # Stream and receiver hold each other; without this every call would be left to the garbage collector.
                 del answer.stream
-            return self._codec(outgoing.rpc)[1](body)
+            try:
+                return self._codec(outgoing.rpc)[1](body)
+            except InvalidArgument as error:
+                raise unreadable(outgoing.rpc, error) from error
         finally:
             self.in_flight -= 1
 
@@ -163,7 +166,17 @@ class GrpcWire:
 class GrpcStream:
     """A streaming call; see `ClientStream` for the rules."""
 
-    __slots__ = ("__weakref__", "_answered", "_answers", "_encode", "_framed", "_requests_ended", "_rpc")
+    __slots__ = (
+        "__weakref__",
+        "_answered",
+        "_answers",
+        "_encode",
+        "_failure",
+        "_framed",
+        "_requests_ended",
+        "_rpc",
+        "_streams_answers",
+    )
 
     def __init__(
         self,
@@ -176,8 +189,10 @@ class GrpcStream:
         self._rpc = rpc
         self._encode = encode
         self._framed = framed
+        self._streams_answers = rpc.streams_responses
         self._requests_ended = False
         self._answered = False
+        self._failure: CallError | None = None
 
     async def send(self, message: Message | None) -> None:
         answers = self._answers
@@ -189,8 +204,9 @@ class GrpcStream:
                 return
             with suppress(StreamClosed):  # the receiver is told as well, and says what it means
                 await stream.drain()
-        if answers.error is not None:
-            raise answers.error
+        failure = self._failure or answers.error
+        if failure is not None:
+            raise failure
 
     def end_requests(self) -> None:
         if not self._requests_ended:
@@ -198,14 +214,16 @@ class GrpcStream:
             self._answers.stream.send_data(b"", end=True)
 
     async def receive(self) -> Any:
-        answers = self._answers
+        if self._failure is not None:
+            raise self._failure
         try:
-            if self._rpc.streams_responses:
-                return await answers.messages.__anext__()
+            if self._streams_answers:
+                return await self._answers.messages.__anext__()
             return await self._only_answer()
         except CallError as error:
-            # Of a message that is too large or cannot be decoded; otherwise the call is over and this does nothing.
-            answers.give_up(error)
+            self._failure = error
+            # It may be of a message that is too large or cannot be decoded; then the other side has to be told.
+            self._answers.give_up(error)
             raise
 
     async def _only_answer(self) -> Any:
