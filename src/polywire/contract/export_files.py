@@ -191,7 +191,7 @@ class File:
         self.package = package
         self.root = _Node()
         self.services: list[Service] = []
-        self.described = FileProto(name=file_name(package), package=package, syntax="proto3")
+        self.described = FileProto(name=file_name(package), package=package or None, syntax="proto3")
         self._needed: set[str] = set()
 
     def describe(self, files: Files) -> None:

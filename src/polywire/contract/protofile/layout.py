@@ -1,4 +1,4 @@
-"""Python text laid out as ruff's formatter would, at any line length of 88 or more."""
+"""Python text laid out as ruff's formatter would, at its usual line length."""
 
 from __future__ import annotations
 

@@ -30,10 +30,11 @@ class Comments:
         }
 
     def lines(self, *path: int) -> list[str]:
-        """Without the space that stands after `//`, and without the stars of `/** ... */`."""
-        lines = [line.rstrip() for line in self._texts.get(path, "").splitlines()]
-        if lines and all(not line or line.lstrip().startswith("*") for line in lines[1:]) and len(lines) > 1:
-            lines = [lines[0].removeprefix("*"), *(line.lstrip().removeprefix("*") for line in lines[1:])]
+        """Without the space that stands after `//`, and without the second star of `/** ... */`."""
+        text = self._texts.get(path, "")
+        if text.startswith(("*\n", "* ")):
+            text = text[1:]
+        lines = [line.rstrip() for line in text.splitlines()]
         margin = min((len(line) - len(line.lstrip()) for line in lines if line), default=0)
         lines = [line[margin:].replace("\t", "    ") for line in lines]
         while lines and not lines[0]:
