@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, TypeVar
 
 from polywire.codec import empty
 from polywire.codec.base import Codec, GeneratedCodec, Malformed
@@ -13,6 +13,7 @@ from polywire.codec.protojson import protojson_codec
 from polywire.contract.message import Message
 
 Format = Literal["proto", "json", "protojson"]
+AnyMessage = TypeVar("AnyMessage", bound=Message)
 
 _MAKERS = {"proto": proto_codec, "json": json_codec, "protojson": protojson_codec}
 
@@ -32,10 +33,10 @@ def codec_for(message: type[Message] | None, format: Format) -> Codec:
     return found
 
 
-def copy(message: Message) -> Message:
+def copy(message: AnyMessage) -> AnyMessage:
     """What the other side would get, had the object travelled. Raises InvalidArgument where it could not."""
     codec = codec_for(type(message), "proto")
-    copied: Message = codec.decode(codec.encode(message))
+    copied: AnyMessage = codec.decode(codec.encode(message))
     return copied
 
 

@@ -27,18 +27,16 @@ def check(message: Message) -> None:
 
     Decoding and encoding check by themselves; this is for objects that go no further than this process.
     """
-    run_check(message, checker_for(type(message)))
+    run_check(type(message), message, checker_for(type(message)))
 
 
-def run_check(message: Any, checker: Callable[[Any], None]) -> None:
+def run_check(expected: type[Message], message: Any, checker: Callable[[Any], None]) -> None:
     try:
         checker(message)
     except Violation as violation:
-        raise violation.error_of(type(message).__name__) from None
+        raise violation.error_of(expected.__name__) from None
     except RecursionError:
-        raise InvalidArgument(
-            f"{type(message).__name__} is nested too deeply to be sent, or contains itself."
-        ) from None
+        raise InvalidArgument(f"{expected.__name__} is nested too deeply to be sent, or contains itself.") from None
 
 
 def checker_for(message: type[Message], *, json: bool = False) -> Callable[[Any], None]:

@@ -32,7 +32,7 @@ def _encoder(message: type[Message]) -> Callable[[Any], bytes]:
     checker = checker_for(message, json=True)
 
     def encode(value: Any) -> bytes:
-        run_check(value, checker)
+        run_check(message, value, checker)
         return _encode(value)
 
     return encode

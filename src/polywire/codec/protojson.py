@@ -33,7 +33,7 @@ def _encoder(message: type[Message]) -> Callable[[Any], bytes]:
     render = functions_for(message, "ProtoJSON writer", generate_writer)["render"]
 
     def encode(value: Any) -> bytes:
-        run_check(value, checker)
+        run_check(message, value, checker)
         return _encode(render(value))
 
     return encode

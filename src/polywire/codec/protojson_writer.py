@@ -125,21 +125,25 @@ def names_of(cls: type[Any]) -> Names:
     return _names[cls]
 
 
+_FLOAT_MAX = (2 - 2**-23) * 2.0**127
+"""Google's parser refuses anything above, although it would round to it."""
+
+
 def _double(value: float) -> float | str:
     number = float(value)
     return number if math.isfinite(number) else _spelled(number)
 
 
 def _float(value: float) -> float | str:
-    """The shortest decimal that rounds to the same 32 bits."""
+    """The shortest decimal that rounds to the same 32 bits, and is not above what 32 bits can hold."""
     number = struct.unpack("<f", struct.pack("<f", value))[0]
     if not math.isfinite(number):
         return _spelled(number)
     for digits in (6, 7, 8):
         short = float(f"{number:.{digits}g}")
-        if struct.pack("<f", short) == struct.pack("<f", number):
+        if abs(short) <= _FLOAT_MAX and struct.pack("<f", short) == struct.pack("<f", number):
             return short
-    return float(f"{number:.9g}")
+    return number
 
 
 def _spelled(number: float) -> str:

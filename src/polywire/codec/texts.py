@@ -44,7 +44,7 @@ def to_datetime(stamp: Any, path: str) -> datetime:
     try:
         whole = _from_seconds(stamp.seconds, UTC)
         return whole.replace(microsecond=nanos // 1000) if nanos else whole
-    except (OverflowError, ValueError):
+    except (OverflowError, ValueError, OSError):  # the last one is the platform's own
         raise Violation(path, "expected a timestamp from the year 1 to 9999") from None
 
 
