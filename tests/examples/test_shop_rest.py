@@ -42,13 +42,14 @@ def test_products_come_in_pages_with_links_that_keep_the_filter(shop: RunningSho
     page = answer.body
     assert len(page["items"]) == 2
     assert all("Oak" in product["name"] for product in page["items"])
-    assert (page["page"], page["limit"], page["total"]) == (2, 2, 113)
+    assert (page["page"], page["limit"], page["total"], page["pages"]) == (2, 2, 113, 57)
     assert page["links"] == {
         "first": "/api/v1/products?search=oak&page=1&limit=2",
-        "last": "/api/v1/products?search=oak&page=57&limit=2",
         "prev": "/api/v1/products?search=oak&page=1&limit=2",
         "next": "/api/v1/products?search=oak&page=3&limit=2",
+        "last": "/api/v1/products?search=oak&page=57&limit=2",
     }
+    assert answer.headers["link"] == ", ".join(f'<{link}>; rel="{name}"' for name, link in page["links"].items())
     following = shop.curl("GET", page["links"]["next"]).body
     assert following["page"] == 3
     assert following["items"][0]["product_id"] not in {product["product_id"] for product in page["items"]}

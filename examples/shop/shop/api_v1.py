@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated
 
 from polywire import Contract, Field, Message, delete, get, patch, post, put, rpc
+from polywire.contract.pagination import Page
 from shop.contracts import (
     Balance,
     Card,
@@ -26,21 +27,8 @@ from shop.contracts import (
 )
 
 
-class Links(Message, omit_defaults=True):
-    """Where the other pages are; what does not exist is left out."""
-
-    first: str
-    last: str
-    prev: str | None = None
-    next: str | None = None
-
-
-class ProductPage(Message):
+class ProductPage(Page):
     items: list[Product]
-    page: int
-    limit: int
-    total: int
-    links: Links
 
 
 class ProductDetail(Message):
@@ -61,12 +49,8 @@ class NewOrder(Message):
     """Of the customer's own making: the same key again is answered with the same order."""
 
 
-class OrderPage(Message):
+class OrderPage(Page):
     items: list[Order]
-    page: int
-    limit: int
-    total: int
-    links: Links
 
 
 class UserReplacement(Message):

@@ -9,6 +9,7 @@ from typing import Annotated
 
 from polywire import CallError, Contract, FailedPrecondition, Field, Message, rpc
 from polywire.contract.details import ErrorInfo
+from polywire.contract.pagination import PageQuery
 
 
 class Reason(StrEnum):
@@ -40,14 +41,12 @@ class ProductQuery(Message):
     product_id: str
 
 
-class ProductSearch(Message):
-    """Empty and absent conditions are none. Either *page* counts from 1, or *after* is the last product seen."""
+class ProductSearch(PageQuery):
+    """Empty and absent conditions are none. With *after*, the last product seen, pages count from there."""
 
     search: Annotated[str, Field(max_length=100)] = ""
     category: str = ""
     max_price_cents: int | None = None
-    page: Annotated[int, Field(ge=1, le=10_000)] = 1
-    limit: Annotated[int, Field(ge=1, le=100)] = 20
     after: str = ""
 
 
@@ -342,10 +341,8 @@ class OrderId(Message):
     order_id: str
 
 
-class OrdersOf(Message):
+class OrdersOf(PageQuery):
     user_id: str
-    page: Annotated[int, Field(ge=1, le=10_000)] = 1
-    limit: Annotated[int, Field(ge=1, le=100)] = 20
 
 
 class OrdersFound(Message):

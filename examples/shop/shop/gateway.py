@@ -6,11 +6,11 @@ import asyncio
 import uuid
 from collections.abc import AsyncIterator
 from decimal import Decimal
-from urllib.parse import urlencode
 
 from polywire import App, calling
+from polywire.contract.pagination import page_of
 from shop import api_v2
-from shop.api_v1 import Books, GatewayV1, Links, NewOrder, OrderPage, ProductDetail, ProductPage, UserReplacement
+from shop.api_v1 import Books, GatewayV1, NewOrder, OrderPage, ProductDetail, ProductPage, UserReplacement
 from shop.api_v2 import GatewayV2
 from shop.contracts import (
     Balance,
@@ -53,14 +53,7 @@ class GatewayServiceV1(GatewayV1):
 
     async def list_products(self, search: ProductSearch) -> ProductPage:
         found = await self._catalog.find_products(search)
-        filters = {"search": search.search, "category": search.category, "max_price_cents": search.max_price_cents}
-        return ProductPage(
-            items=found.products,
-            page=search.page,
-            limit=search.limit,
-            total=found.total,
-            links=links("/api/v1/products", filters, search.page, search.limit, found.total),
-        )
+        return page_of(ProductPage, found.products, total=found.total, query=search)
 
     async def get_product(self, query: ProductQuery) -> ProductDetail:
         product, stock = await asyncio.gather(
@@ -105,13 +98,7 @@ class GatewayServiceV1(GatewayV1):
     async def list_orders(self, query: OrdersOf) -> OrderPage:
         await self._users.get_user(UserQuery(user_id=query.user_id))
         found = await self._orders.list_orders(query)
-        return OrderPage(
-            items=found.orders,
-            page=query.page,
-            limit=query.limit,
-            total=found.total,
-            links=links(f"/api/v1/users/{query.user_id}/orders", {}, query.page, query.limit, found.total),
-        )
+        return page_of(OrderPage, found.orders, total=found.total, query=query)
 
     async def get_books(self) -> Books:
         stock, tally, balance = await asyncio.gather(
@@ -201,22 +188,6 @@ def audit(stock: StockCount, tally: Tally, balance: Balance, unfinished: int) ->
 
 def euros(cents: int) -> str:
     return f"{Decimal(cents) / 100:,.2f} EUR"
-
-
-def links(path: str, filters: dict[str, str | int | None], page: int, limit: int, total: int) -> Links:
-    """Where the other pages of a list are, with the same filters."""
-    last = max(1, -(-total // limit))
-    kept = {name: value for name, value in filters.items() if value not in ("", None)}
-
-    def link(number: int) -> str:
-        return f"{path}?{urlencode({**kept, 'page': number, 'limit': limit})}"
-
-    return Links(
-        first=link(1),
-        last=link(last),
-        prev=link(min(page - 1, last)) if page > 1 else None,
-        next=link(page + 1) if page < last else None,
-    )
 
 
 async def _one(user: NewUser) -> AsyncIterator[NewUser]:

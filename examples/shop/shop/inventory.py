@@ -86,8 +86,7 @@ class CatalogService(Catalog):
     async def find_products(self, search: ProductSearch) -> ProductsFound:
         conditions = _conditions(search)
         total = self._database.value(COUNT_FOUND, *conditions)
-        skip = 0 if search.after else (search.page - 1) * search.limit
-        rows = self._database.all(FIND, *conditions, search.after, search.limit, skip)
+        rows = self._database.all(FIND, *conditions, search.after, search.limit, search.offset)
         return ProductsFound(products=[_product(row) for row in rows], total=total)
 
     async def get_product(self, query: ProductQuery) -> Product:

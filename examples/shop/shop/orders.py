@@ -104,7 +104,7 @@ class Ledger:
         total = self._database.value("SELECT count(*) FROM orders WHERE user_id = ?", query.user_id)
         rows = self._database.all(
             "SELECT * FROM orders WHERE user_id = ? ORDER BY number DESC LIMIT ? OFFSET ?",
-            query.user_id, query.limit, (query.page - 1) * query.limit,
+            query.user_id, query.limit, query.offset,
         )  # fmt: skip
         return OrdersFound(orders=[self._order(row) for row in rows], total=total)
 
