@@ -116,7 +116,10 @@ class Answer(SingleBody):
     __slots__ = ("_endpoint", "_head", "_outgoing", "future")
 
     def __init__(self, endpoint: Endpoint, outgoing: Outgoing, limit: int, future: asyncio.Future[bytes]) -> None:
-        super().__init__(limit)
+        # SingleBody's part is written out: one call less for each call made.
+        self._limit = limit
+        self._body = None
+        self._frames = None
         self._endpoint = endpoint
         self._outgoing = outgoing
         self._head: AnswerHead | None = None

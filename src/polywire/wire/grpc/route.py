@@ -54,6 +54,7 @@ class Route:
         "metadata",
         "method",
         "principal",
+        "receiver",
         "request_id",
         "timeout",
         "traceparent",
@@ -64,6 +65,8 @@ class Route:
     """Of a route without a fault."""
     decode: Callable[[bytes], Any]
     encode: Callable[[Any], bytes]
+    receiver: Any
+    """The server's class for calls of its kind."""
 
     def __init__(self) -> None:
         self.method = ""

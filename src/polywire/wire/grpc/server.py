@@ -14,7 +14,7 @@ from polywire.contract import Kind
 from polywire.errors import CallError, Cancelled, InvalidArgument, Unimplemented
 from polywire.net.stream import Field, Headers, Receiver, Stream, StreamClosed
 from polywire.wire.compression import ACCEPTED, compress
-from polywire.wire.framing import COMPRESSED, Frames, framed
+from polywire.wire.framing import COMPRESSED, PREFIX_SIZE, Frames, framed
 from polywire.wire.grpc.messages import SingleBody, plain
 from polywire.wire.grpc.protocol import ACCEPT_ENCODING, CONTENT_TYPE, ENCODING, MESSAGE, STATUS, TIMEOUT, parse_timeout
 from polywire.wire.grpc.route import (
@@ -74,6 +74,7 @@ class GrpcServer:
         new_request_id: Callable[[], str] = new_request_id,
     ) -> None:
         self.dispatcher = dispatcher
+        self.limit = dispatcher.max_message_bytes
         self.compress = compress
         self._clock = clock
         self._now = clock.monotonic
@@ -84,7 +85,7 @@ class GrpcServer:
         head = stream.head
         route = head.memo
         if type(route) is not Route:
-            route = head.memo = read_route(self.dispatcher, head, head.fields)
+            route = head.memo = self._read(stream, head.fields)
         return self._begin(stream, route, stream.tail)
 
     def _begin(self, stream: Stream, route: Route, tail: tuple[Field, ...]) -> Receiver:
@@ -109,8 +110,7 @@ class GrpcServer:
                 except ValueError as error:
                     fault = fault or malformed_timeout(route.method, value, error)
             elif name in DECISIVE:
-                head = stream.head
-                return self._begin(stream, read_route(self.dispatcher, head, head.fields + tail), ())
+                return self._begin(stream, self._read(stream, stream.head.fields + tail), ())
             elif not apply_field(call, name, value) and call._metadata is not None:
                 call._metadata = None
                 call._metadata_source = partial(metadata_from_fields, stream.head.fields + tail)
@@ -123,7 +123,14 @@ class GrpcServer:
             made_id = ((REQUEST_ID_FIELD, call.request_id.encode()),)
         if fault is not None or route.http_status != 200:
             return self._refuse(stream, route, call, fault, made_id)
-        return _RECEIVERS[route.handler.rpc.kind](self, stream, route, call, made_id)
+        receiver: Receiver = route.receiver(self, stream, route, call, made_id)
+        return receiver
+
+    def _read(self, stream: Stream, fields: tuple[Field, ...]) -> Route:
+        route = read_route(self.dispatcher, stream.head, fields)
+        if route.fault is None and route.http_status == 200:
+            route.receiver = _RECEIVERS[route.handler.rpc.kind]
+        return route
 
     def _refuse(
         self, stream: Stream, route: Route, call: Call, fault: CallError | None, made_id: tuple[Field, ...]
@@ -168,12 +175,15 @@ class _Ignored:
 class _Exchange(SingleBody):
     """A call and its answer, which begins with the first message or ends at once with an error."""
 
-    __slots__ = ("_begun", "_call", "_gzip", "_made_id", "_route", "_server")
+    __slots__ = ("_begun", "_call", "_gzip", "_made_id", "_route", "_server", "_started")
 
     def __init__(
         self, server: GrpcServer, stream: Stream, route: Route, call: Call, made_id: tuple[Field, ...]
     ) -> None:
-        super().__init__(server.dispatcher.max_message_bytes)
+        # SingleBody's part is written out: one call less for each call served.
+        self._limit = server.limit
+        self._body = None
+        self._frames = None
         self._server = server
         self.stream = stream
         self._route = route
@@ -182,6 +192,8 @@ class _Exchange(SingleBody):
         self._gzip = route.accepts_gzip and (server.compress or route.gzip)
         self._begun = False
         """Headers were sent."""
+        self._started = False
+        """The dispatcher has heard of the call."""
 
     def headers_received(self, head: Any, tail: Any) -> None:
         """Only clients get headers."""
@@ -265,13 +277,7 @@ class _Exchange(SingleBody):
 class _OneRequest(_Exchange):
     """What unary and server-streaming calls share: they start when their only message is complete."""
 
-    __slots__ = ("_started",)
-
-    def __init__(
-        self, server: GrpcServer, stream: Stream, route: Route, call: Call, made_id: tuple[Field, ...]
-    ) -> None:
-        super().__init__(server, stream, route, call, made_id)
-        self._started = False
+    __slots__ = ()
 
     def _gather(self, data: bytes) -> None:
         super()._gather(data)
@@ -284,10 +290,13 @@ class _OneRequest(_Exchange):
         if self._started:
             return
         self._started = True
+        body = self._body
+        if body is not None and not body[0]:
+            self._server.start(self._run(body[PREFIX_SIZE:]))
+            return
         try:
             flags, payload = self.frame(f"The request of {self._route.method}")
-            if flags:
-                payload = plain(flags, payload, gzip=self._route.gzip, limit=self._limit)
+            payload = plain(flags, payload, gzip=self._route.gzip, limit=self._limit)
         except CallError as error:
             self._reject(error)
             return
