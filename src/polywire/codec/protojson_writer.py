@@ -136,7 +136,7 @@ def _double(value: float) -> float | str:
 
 def _float(value: float) -> float | str:
     """The shortest decimal that rounds to the same 32 bits, and is not above what 32 bits can hold."""
-    number = struct.unpack("<f", struct.pack("<f", value))[0]
+    number: float = struct.unpack("<f", struct.pack("<f", value))[0]
     if not math.isfinite(number):
         return _spelled(number)
     for digits in (6, 7, 8):
