@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from polywire.clock import SYSTEM_CLOCK, Clock
+from polywire.clock import SYSTEM_CLOCK, Clock, Timer
 from polywire.context import NO_METADATA, Call, Calling, _calling, _current
 from polywire.contract import Kind, Message, Rpc
 from polywire.discovery import Resolver
@@ -48,8 +48,9 @@ class Endpoints:
         self._clock = clock
         self._resolving: asyncio.Task[None] | None = None
         self._leaving: set[asyncio.Task[None]] = set()
+        self._timer: Timer | None = None
         self._reason = ""
-        self._due = 0.0
+        self._asked = 0.0
 
     async def find(self) -> tuple[EndpointWire, ...]:
         """The endpoints; waits for the first answer of the resolver. Raises Unavailable where it has none."""
@@ -59,22 +60,22 @@ class Endpoints:
             raise Unavailable(f"No endpoint was found: {self._reason}.", reached="no")
         return self.current
 
-    def look_again(self, *, at_once: bool = False) -> None:
-        """Ask the resolver again in the background if it is time to, or *at_once* after an endpoint failed (but not
-        more than once a second)."""
-        if self._resolver.refresh is None:
-            return
-        now = self._clock.monotonic()
-        if now >= self._due - (self._resolver.refresh - 1.0 if at_once else 0.0):
+    def look_again(self) -> None:
+        """An endpoint failed: ask the resolver now, in the background, but not more than once a second."""
+        if self._resolver.refresh is not None and self._clock.monotonic() >= self._asked + 1.0:
             self._resolve()
 
     def _resolve(self) -> asyncio.Task[None]:
         if self._resolving is None or self._resolving.done():
-            self._due = self._clock.monotonic() + (self._resolver.refresh or 0.0)
+            self._asked = self._clock.monotonic()
             self._resolving = asyncio.get_running_loop().create_task(self._update())
         return self._resolving
 
     async def _update(self) -> None:
+        if self._resolver.refresh is not None:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._timer = self._clock.call_later(self._resolver.refresh, self._resolve)
         try:
             addresses = await self._resolver.resolve()
         except OSError as error:
@@ -92,6 +93,8 @@ class Endpoints:
             task.add_done_callback(self._leaving.discard)
 
     async def close(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
         tasks = [task for task in (self._resolving, *self._leaving) if task is not None]
         for task in tasks:
             task.cancel()
@@ -178,7 +181,7 @@ class Channel:
         """Decide on another attempt and wait until it is due. An error that used its retries up is marked."""
         rpc = outgoing.rpc
         retry = self.defaults.retry
-        self.endpoints.look_again(at_once=True)
+        self.endpoints.look_again()
         repeatable = rpc.idempotent or (asked is not None and asked.idempotency_key is not None)
         if not is_retryable(error, repeatable=repeatable):
             return False
