@@ -12,9 +12,10 @@ from typing import Annotated
 from uuid import UUID
 
 from polywire.context import current
-from polywire.contract import Contract, Field, Int32, Message, delete, get, patch, post, put, rpc
+from polywire.contract import Contract, Field, Int32, Message, delete, get, patch, post, put, rpc, service_of
 from polywire.contract.details import ErrorInfo
 from polywire.contract.pagination import Page, PageQuery, page_of
+from polywire.contract.schema import assign_packages
 from polywire.errors import (
     BY_CODE,
     AlreadyExists,
@@ -192,6 +193,9 @@ class Shop(Contract, package="shop.v1", prefix="/api/v1"):
     @rpc(get("/seen"))
     async def seen(self) -> Text:
         raise NotImplementedError
+
+
+assign_packages([service_of(Shop)])
 
 
 @dataclass

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import gzip
+
 from http_support import Answer, ask, request, served
 from msgspec import json
 from rest_shop import ShopService
@@ -131,21 +134,21 @@ async def test_a_route_is_served_over_http2() -> None:
 
         def ended(self, trailers: tuple[Field, ...]) -> None:
             done.append(self)
+            if len(done) == 2:
+                both.set()
 
         def failed(self, error: StreamClosed) -> None:
             raise error
 
-    import asyncio
-
     done: list[Kept] = []
+    both = asyncio.Event()
     async with served(ShopService()) as shop:
         host, _, port = shop.address.rpartition(":")
         connection = await open_http2(host, int(port))
         for verb in (b"GET", b"HEAD"):
             fields = ((b":method", verb), (b":scheme", b"http"), (b":path", b"/api/v1/products/a"))
             connection.open(Headers((*fields, (b":authority", b"test"))), (), Kept())
-        while len(done) < 2:
-            await asyncio.sleep(0.001)
+        await asyncio.wait_for(both.wait(), 5)
         connection.close()
     assert [kept.head.status for kept in done] == [200, 200]
     assert [kept.data for kept in done] == [b'{"product_id":"a","name":"","price":"0","stock":0}', b""]
@@ -254,8 +257,6 @@ async def test_a_field_that_is_the_body_may_be_left_out() -> None:
 
 
 async def test_a_compressed_body_is_read() -> None:
-    import gzip
-
     body = gzip.compress(b'{"text":"hello"}')
     assert await body_of(request("POST", "/api/v1/echo", body, headers={"content-encoding": "gzip"})) == {
         "text": "hello"
@@ -263,8 +264,6 @@ async def test_a_compressed_body_is_read() -> None:
 
 
 async def test_a_large_answer_is_compressed_for_those_who_accept_it() -> None:
-    import gzip
-
     text = "x" * 20_000
     body = json.encode({"text": text})
     async with served(ShopService()) as shop:
@@ -309,8 +308,6 @@ async def test_requests_on_one_connection_are_told_apart_by_what_differs() -> No
     )
     raw += b"GET /api/v1/seen HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\r\n"
     async with served(ShopService()) as shop:
-        import asyncio
-
         host, _, port = shop.address.rpartition(":")
         reader, writer = await asyncio.open_connection(host, int(port))
         writer.write(raw)
@@ -369,6 +366,5 @@ async def test_a_page_behind_the_last_one_points_back() -> None:
     assert page["links"] == {
         "first": "/api/v1/products?page=1&limit=20",
         "prev": "/api/v1/products?page=3&limit=20",
-        "next": None,
         "last": "/api/v1/products?page=3&limit=20",
     }

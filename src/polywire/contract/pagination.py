@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, TypeVar
 
 from polywire.contract.fields import Field, Int32
@@ -26,15 +26,6 @@ class PageQuery(Message):
         return (self.page - 1) * self.limit
 
 
-class PageLinks(Message):
-    """Where the pages around this one are, as paths with a query. On REST they are in the `Link` header too."""
-
-    first: str
-    prev: str | None = None
-    next: str | None = None
-    last: str
-
-
 class Page(Message):
     """One page of a list. Derive the answer of a resource from it: `class ProductPage(Page): items: list[Product]`."""
 
@@ -44,8 +35,9 @@ class Page(Message):
     limit: Int32
     pages: int
     """0 where the list is empty."""
-    links: PageLinks | None = None
-    """Filled in by the REST wire, which knows the path; None on the others."""
+    links: dict[str, str] = {}
+    """`first`, `prev`, `next` and `last`: paths with a query, those that there are. Filled in by the REST wire, which
+    knows where the page is; empty on the others. REST has them in the `Link` header too."""
 
 
 def page_of(kind: type[P], items: Sequence[Any], *, total: int, query: PageQuery) -> P:
@@ -64,24 +56,23 @@ def page_of(kind: type[P], items: Sequence[Any], *, total: int, query: PageQuery
     return kind(**fields)
 
 
-def links_of(page: Page, path: str, query: str) -> PageLinks:
+def links_of(page: Page, path: str, query: str) -> dict[str, str]:
     """The links of *page*, which was asked for at *path* with the query string *query* (both as they were sent)."""
     others = [pair for pair in query.split("&") if pair and pair.partition("=")[0] not in ("page", "limit")]
-
-    def link(number: int) -> str:
-        target = f"{path}?{'&'.join([*others, f'page={number}', f'limit={page.limit}'])}"
-        return target.replace("<", "%3C").replace(">", "%3E")  # which would end it in a `Link` header
-
     last = max(page.pages, 1)
-    return PageLinks(
-        first=link(1),
-        prev=link(min(page.page - 1, last)) if page.page > 1 else None,
-        next=link(page.page + 1) if page.page < page.pages else None,
-        last=link(last),
-    )
+    numbers = {"first": 1}
+    if page.page > 1:
+        numbers["prev"] = min(page.page - 1, last)
+    if page.page < page.pages:
+        numbers["next"] = page.page + 1
+    numbers["last"] = last
+    links = {}
+    for name, number in numbers.items():
+        target = f"{path}?{'&'.join([*others, f'page={number}', f'limit={page.limit}'])}"
+        links[name] = target.replace("<", "%3C").replace(">", "%3E")  # which would end it in a `Link` header
+    return links
 
 
-def link_header(links: PageLinks) -> str:
+def link_header(links: Mapping[str, str]) -> str:
     """The same as a `Link` header (RFC 8288)."""
-    named = (("first", links.first), ("prev", links.prev), ("next", links.next), ("last", links.last))
-    return ", ".join(f'<{link}>; rel="{name}"' for name, link in named if link is not None)
+    return ", ".join(f'<{link}>; rel="{name}"' for name, link in links.items())

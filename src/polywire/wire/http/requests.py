@@ -187,14 +187,15 @@ class RequestReader:
     def _spliced(parts: Parts, body: bytes) -> bytes:
         """*body* with *parts* as its last members, which win over earlier ones of the same name.
 
-        Whatever the body is, the result is well-formed only if the body was an object.
+        They are its first members too, so that a body that ends too early is not told to lack them. Whatever the body
+        is, the result is well-formed only if the body was an object.
         """
-        inside = body.strip(b" \t\r\n")
-        if inside[:1] != b"{" or inside[-1:] != b"}":
+        whole = body.strip(b" \t\r\n")
+        if whole[:1] != b"{" or whole[-1:] != b"}":
             return body
         more = _encode(parts)
-        start = inside[:-1].rstrip(b" \t\r\n")
-        return start + more[1:] if start == b"{" else start + b"," + more[1:]
+        inside = whole[1:-1].strip(b" \t\r\n")
+        return b"%b,%b,%b" % (more[:-1], inside, more[1:]) if inside else more
 
     def _merged(self, parts: Parts, body: bytes) -> bytes:
         try:

@@ -355,7 +355,7 @@ class RestCall(Gathering):
 
     def _linked(self, page: Any) -> Any:
         """A page of a list with the links around it, which are in a header as well."""
-        if not isinstance(page, Page) or page.links is not None:
+        if not isinstance(page, Page) or page.links:
             return page
         links = links_of(page, self.target.path, self.target.query)
         self._extra = [(b"link", link_header(links).encode("latin-1"))]
