@@ -181,7 +181,8 @@ class Channel:
         """Decide on another attempt and wait until it is due. An error that used its retries up is marked."""
         rpc = outgoing.rpc
         retry = self.defaults.retry
-        self.endpoints.look_again()
+        if isinstance(error, Unavailable):
+            self.endpoints.look_again()
         repeatable = rpc.idempotent or (asked is not None and asked.idempotency_key is not None)
         if not is_retryable(error, repeatable=repeatable):
             return False

@@ -262,8 +262,6 @@ async def test_endpoints_follow_what_dns_says_and_those_that_left_are_drained() 
     assert sorted(world.wires) == ["10.0.0.1:80", "10.0.0.2:80"]
     names.addresses = ("10.0.0.2", "10.0.0.3")
     await world.clock.advance(31.0)
-    world.channel.endpoints.look_again()
-    await settle()
     assert [wire.address for wire in world.channel.endpoints.current] == ["10.0.0.2:80", "10.0.0.3:80"]
     assert world.wires["10.0.0.1:80"].drained
     assert not world.wires["10.0.0.2:80"].drained
@@ -277,8 +275,6 @@ async def test_a_name_server_that_is_down_does_not_take_known_endpoints_along() 
     await world.client.safe(Ping())
     names.down = True
     await world.clock.advance(31.0)
-    world.channel.endpoints.look_again()
-    await settle()
     assert names.asked == 2
     assert await world.client.safe(Ping(text="still there")) == Ping(text="still there")
 
@@ -293,12 +289,15 @@ async def test_a_name_that_cannot_be_found_is_unavailable_and_certainly_unreache
     assert caught.value.reached == "no"
 
 
-async def test_dns_is_asked_in_time_without_a_failure_too() -> None:
+async def test_dns_is_asked_at_once_after_an_endpoint_failed_but_not_more_than_once_a_second() -> None:
     names = Names("10.0.0.1")
-    world = World(resolver=DnsResolver("orders", 80, refresh=30.0, lookup=names))
-    await world.client.safe(Ping())
-    names.addresses = ("10.0.0.1", "10.0.0.2")
-    await world.clock.advance(31.0)
-    await world.client.safe(Ping())
-    await settle()
-    assert len(world.channel.endpoints.current) == 2
+    failures: list[CallError] = [Unavailable("down", reached="no") for _ in range(9)]
+    world = World(failures, resolver=DnsResolver("orders", 80, refresh=30.0, lookup=names))
+    for _ in range(3):
+        with pytest.raises(Unavailable):
+            await world.run(world.client.unsafe(Ping()))
+    assert names.asked == 1
+    await world.clock.advance(1.0)
+    failures.append(Unavailable("down", reached="no"))
+    await world.run(world.client.unsafe(Ping()))
+    assert names.asked == 2
