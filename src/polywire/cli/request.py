@@ -23,6 +23,8 @@ def from_arguments(message: type[Message] | None, arguments: Sequence[str]) -> M
     values: dict[str, Any] = {}
     for argument in arguments:
         _set(values, argument)
+    # First of all: msgspec keeps what it learns of a class when it first meets it, and the codec has more to tell it.
+    codec_for(message, "json")
     info = msgspec.inspect.type_info(message)
     try:
         # Lax where a person types: "3" is a number where a number is wanted.

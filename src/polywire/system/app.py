@@ -60,11 +60,11 @@ class Resource:
     @contextlib.asynccontextmanager
     async def open(self, arguments: dict[str, Any]) -> typing.AsyncIterator[Any]:
         """The resource for the length of the block, whichever way its function provides it."""
-        made = self.function(**arguments)
+        made: Any = self.function(**arguments)
         if inspect.isasyncgen(made):
-            made = contextlib.asynccontextmanager(lambda: made)()
+            made = _entering(contextlib.asynccontextmanager, made)
         elif inspect.isgenerator(made):
-            made = contextlib.contextmanager(lambda: made)()
+            made = _entering(contextlib.contextmanager, made)
         elif inspect.isawaitable(made):
             made = await made
         if _is_context(self.function):
@@ -175,6 +175,11 @@ def _resource(function: Callable[..., Any]) -> Resource:
     if provided is type(None):
         provided = None
     return Resource(function=function, key=Key(provided, name), needs=_needs(label, plain, skip_first=False))
+
+
+def _entering(decorator: Any, generator: Any) -> Any:
+    """A context manager over a generator that was made already."""
+    return decorator(lambda: generator)()
 
 
 _CONTAINERS = (

@@ -329,7 +329,7 @@ def _wires(table: Table) -> Wires:
     if not isinstance(rpc, dict):
         raise table.error("rpc", f"is {shown(rpc)}. It has to be the name of a wire, or a table of them by contract.")
     inner = Table(table.settings, (*table.path, "rpc"), rpc, "[wires.rpc]")
-    by_contract = {key: _wire(inner, key, value) for key, value in rpc.items() if key != "default"}
+    by_contract: dict[str, Wire] = {key: _wire(inner, key, value) for key, value in rpc.items() if key != "default"}
     return Wires(default=_wire(inner, "default", rpc.get("default", "grpc")), by_contract=by_contract)
 
 

@@ -8,6 +8,7 @@ that a service that is started again has the code as it is then.
 from __future__ import annotations
 
 import gc
+import io
 import os
 import socket
 import sys
@@ -103,5 +104,5 @@ def _redirect(output: int) -> None:
     os.close(nothing)
     os.close(output)
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
+        if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(line_buffering=True)

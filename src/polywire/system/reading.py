@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import tomllib
 from collections.abc import Iterable, Mapping
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from polywire.errors import SystemFileError
 from polywire.system.positions import Path
@@ -155,7 +155,7 @@ class Table:
         if isinstance(value, FromEnvironment):
             value = self._parse(key, value, wanted)
         if wanted is float and type(value) is int:
-            value = float(value)
+            return cast(T, float(value))
         # bool is a subclass of int, and true is no number here.
         if not isinstance(value, wanted) or (wanted is not bool and isinstance(value, bool)):
             raise self.error(key, f"is {shown(value)}. It has to be {_WORDS[wanted]}.")
