@@ -83,7 +83,7 @@ class _Text:
         rule = rule_in(method.options)
         if rule is not None:
             name = self._reference(".google.api.http", scope)
-            options.extend(_braced(f"option ({name}) =", list(_rule(rule)), end="};"))
+            options.extend(_literal(f"option ({name}) =", list(_rule(rule)), end="};"))
         if options:
             yield from _braced(head, options)
         else:
@@ -203,6 +203,14 @@ def _braced(head: str, inside: Sequence[str], end: str = "}") -> Iterator[str]:
     yield end
 
 
+def _literal(head: str, fields: Sequence[str], end: str = "}") -> Iterator[str]:
+    """A value of a message type; on one line where it has one field only."""
+    if len(fields) == 1:
+        yield f"{head} {{{fields[0]}{end}"
+    else:
+        yield from _braced(head, fields, end)
+
+
 def _apart(blocks: Sequence[Sequence[str]]) -> list[str]:
     """Blocks with an empty line between them."""
     return [line for index, block in enumerate(blocks) for line in (["", *block] if index else block)]
@@ -239,7 +247,7 @@ def _options(options: Any, names: Sequence[str]) -> Iterator[str]:
 def _rule(rule: Any) -> Iterator[str]:
     pattern = rule.WhichOneof("pattern")
     if pattern == "custom":
-        yield from _braced("custom:", [f"kind: {quoted(rule.custom.kind)}", f"path: {quoted(rule.custom.path)}"])
+        yield from _literal("custom:", [f"kind: {quoted(rule.custom.kind)}", f"path: {quoted(rule.custom.path)}"])
     elif pattern is not None:
         yield f"{pattern}: {quoted(getattr(rule, pattern))}"
     if rule.body:
@@ -247,4 +255,4 @@ def _rule(rule: Any) -> Iterator[str]:
     if rule.response_body:
         yield f"response_body: {quoted(rule.response_body)}"
     for binding in rule.additional_bindings:
-        yield from _braced("additional_bindings:", list(_rule(binding)))
+        yield from _literal("additional_bindings:", list(_rule(binding)))
