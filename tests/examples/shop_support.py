@@ -111,11 +111,11 @@ class RunningShop:
         self.up = up
         self.port = port
         self.address = f"http://127.0.0.1:{port}"
-        self._log = log
+        self.log_file = log
 
     @property
     def log(self) -> str:
-        return self._log.read_text(errors="replace")
+        return self.log_file.read_text(errors="replace")
 
     def curl(self, method: str, path: str, body: Any = None, **headers: str) -> Answer:
         """Header names are written with underscores."""
