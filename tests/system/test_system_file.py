@@ -181,6 +181,11 @@ REFUSALS = {
         "polywire.toml:5: services.a.token does not say where the token is. Write 'env:NAME' or 'file:PATH'; secrets "
         "stay out of this file.",
     ),
+    "two names that variables could not tell apart": (
+        '[system]\nname = "shop"\n[services.a-b]\napp = "a:app"\n[services.a_b]\napp = "b:app"\n',
+        "polywire.toml:5: the services 'a-b' and 'a_b' have the same name in environment variables, "
+        "POLYWIRE__SERVICES__A_B. Rename one of them.",
+    ),
     "no name": (
         '[services.a]\napp = "a:app"\n',
         'polywire.toml: system.name is missing. Give the system a name: `[system] name = "shop"`.',

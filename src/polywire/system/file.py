@@ -200,6 +200,7 @@ def _system(settings: Settings, profile: str | None) -> SystemFile:
         raise settings.error(("system",), 'system.name is missing. Give the system a name: `[system] name = "shop"`.')
     services = top.table("services", "[services]")
     entries = {key: _service(services.table(key, "a service"), key) for key in services.values}
+    _refuse_names_alike(settings, list(entries))
     if not entries:
         raise settings.error(
             ("services",), 'there is no service. Add one: `[services.inventory]` with `app = "shop.inventory:app"`.'
@@ -222,6 +223,19 @@ def _system(settings: Settings, profile: str | None) -> SystemFile:
     )
     _refuse_shared_addresses(system_file)
     return system_file
+
+
+def _refuse_names_alike(settings: Settings, names: list[str]) -> None:
+    """Environment variables could not tell `order-events` from `order.events`."""
+    seen: dict[str, str] = {}
+    for name in names:
+        other = seen.setdefault(environment.spelled((name,)), name)
+        if other != name:
+            raise settings.error(
+                ("services", name),
+                f"the services {other!r} and {name!r} have the same name in environment variables, "
+                f"{environment.spelled(('services', name))}. Rename one of them.",
+            )
 
 
 def _service(table: Table, name: str) -> ServiceEntry:
