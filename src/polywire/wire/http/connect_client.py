@@ -167,7 +167,8 @@ class ConnectWire:
 def unreadable(outgoing: Outgoing, error: CallError) -> Internal:
     """What a caller gets for an answer that its contract does not allow: the request is not what is wrong."""
     return Internal(
-        f"The answer of {outgoing.rpc.full_name} could not be read: {error.message} Do both sides have the same "
+        f"The answer of {outgoing.rpc.full_name} could not be read: {error.message.rstrip('.')}. Do both sides have "
+        "the same "
         "contract?"
     )
 

@@ -429,7 +429,8 @@ class RestStream(RestCall):
             return
         # The status is gone. A last line tells whoever reads the lines, the trailer tells it beyond doubt.
         self.stream.send_data(problem.document_of(error, self.call.request_id) + b"\n")
-        self._end([*self._error_fields(), (ERROR_TRAILER, error.code.encode())])
+        pairs = self.call.trailing_metadata or ()
+        self._end([*safe_fields(self.call, pairs), (ERROR_TRAILER, error.code.encode())])
 
     def _end(self, trailers: list[Field]) -> None:
         if trailers:
