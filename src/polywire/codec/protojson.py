@@ -8,6 +8,7 @@ name or number; fields that this side does not know are ignored.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import msgspec
@@ -15,11 +16,14 @@ import msgspec
 from polywire.codec.base import Codec, GeneratedCodec, Violation, violation_from_msgspec
 from polywire.codec.checks import checker_for, run_check
 from polywire.codec.json import malformed
+from polywire.codec.protobuf import proto_codec
 from polywire.codec.protojson_reader import generate_lenient_reader, generate_strict_reader
+from polywire.codec.protojson_special import SPECIAL, Special, parsed
 from polywire.codec.protojson_writer import generate_writer
 from polywire.codec.shadow import read_shadow
 from polywire.codec.source import functions_for
-from polywire.contract.message import Message
+from polywire.contract import wellknown
+from polywire.contract.message import Message, message_named
 
 _encode = msgspec.json.Encoder().encode
 
@@ -34,7 +38,10 @@ def _encoder(message: type[Message]) -> Callable[[Any], bytes]:
 
     def encode(value: Any) -> bytes:
         run_check(message, value, checker)
-        return _encode(render(value))
+        try:
+            return _encode(render(value))
+        except Violation as violation:
+            raise violation.error_of(message.__name__) from None
 
     return encode
 
@@ -83,3 +90,38 @@ def _lenient_decoder(message: type[Message]) -> Callable[[bytes], Any]:
             raise malformed(message, "nested too deeply") from None
 
     return decode
+
+
+def _render_any(value: wellknown.Any) -> dict[str, Any]:
+    """The fields of the message inside beside its type, or its own special form under "value"."""
+    if not value.type_url and not value.value:
+        return {}
+    message = _named(value.type_url)
+    inner = codec_for_protojson(message)
+    text = inner.encode(_proto(message).decode(value.value))
+    if message in SPECIAL:
+        return {"@type": value.type_url, "value": msgspec.Raw(text)}
+    return {"@type": value.type_url, **msgspec.json.decode(text, type=dict[str, msgspec.Raw])}
+
+
+def _read_any(raw: msgspec.Raw) -> wellknown.Any:
+    fields = parsed(raw, dict[str, msgspec.Raw])
+    if not fields:
+        return wellknown.Any()
+    url = parsed(fields.pop("@type", msgspec.Raw(b'""')), str)
+    message = _named(url)
+    text = fields.get("value", msgspec.Raw(b"null")) if message in SPECIAL else _encode(fields)
+    value = codec_for_protojson(message).decode(bytes(text))
+    return wellknown.Any(type_url=url, value=_proto(message).encode(value))
+
+
+def _named(url: str) -> type[Message]:
+    message = message_named(url.rpartition("/")[2])
+    if message is None:
+        raise Violation("@type", f"this program has no message {url[:200]!r}")
+    return message
+
+
+_proto = cache(proto_codec)
+codec_for_protojson = cache(protojson_codec)
+SPECIAL[wellknown.Any] = Special(_render_any, _read_any)

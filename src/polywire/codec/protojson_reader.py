@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
-import re
-import struct
-from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from polywire.codec.base import Violation, missing
-from polywire.codec.checks import FLOAT32_LIMIT
 from polywire.codec.limits import emit_limits, emit_size
 from polywire.codec.proto_reader import default_of, members_of
+from polywire.codec.protojson_special import NULL, SPECIAL
+from polywire.codec.protojson_values import to_bytes, to_datetime, to_double, to_float, to_int, to_timedelta
 from polywire.codec.shadow import Slot, slots_of
 from polywire.codec.source import Source
 from polywire.codec.texts import to_decimal, to_uuid
@@ -41,6 +37,9 @@ class _Reader:
 
     def write(self) -> None:
         source, schema = self._source, self._schema
+        if schema.message in SPECIAL:
+            source.namespace["read"] = SPECIAL[schema.message].read
+            return
         make = source.make(schema.message)
         with source.block("def read(s):"):
             arguments = []
@@ -58,6 +57,9 @@ class _Reader:
         if not self._strict and slot.name != slot.json_name:
             with source.block(f"if {variable} is None:"):
                 source.line(f"{variable} = s.{slot.slot}_")
+        if slot.special is not None and not slot.special.null_is_a_value:
+            with source.block(f"if {variable} is not None and bytes({variable}) == {NULL!r}:"):
+                source.line(f"{variable} = None")
         return variable
 
     def _single(self, field: FieldSchema, slot: Slot) -> str:
@@ -216,84 +218,6 @@ def named_of(cls: type[Any]) -> Named:
     return _named[cls]
 
 
-_INTEGER = re.compile(r"-?[0-9]{1,20}\Z")
-_NUMBER = re.compile(r"-?[0-9]{1,400}(\.[0-9]{1,400})?([eE][+-]?[0-9]{1,4})?\Z")
-_WORDS = {"NaN": float("nan"), "Infinity": float("inf"), "-Infinity": float("-inf")}
-_INSTANT = re.compile(
-    r"[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt][0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,9})?([Zz]|[+-][0-9]{2}:[0-9]{2})\Z"
-)
-_SPAN = re.compile(r"(-?)([0-9]{1,12})(?:\.([0-9]{1,9}))?s\Z")
-
-
-def _to_int(value: Any, low: int, high: int, path: str) -> int:
-    if value.__class__ is str:
-        # Most are plain digits, and seeing that costs less than a pattern.
-        if not (value.isdecimal() and value.isascii() and len(value) <= 20) and _INTEGER.match(value) is None:
-            raise Violation(path, "expected `int`, got `str`")
-        value = int(value)
-    elif value.__class__ is float:
-        if not value.is_integer():
-            raise Violation(path, "expected `int`, got `float`")
-        value = int(value)
-    if low <= value <= high:
-        number: int = value
-        return number
-    raise Violation(path, f"expected `int` >= {low}" if value < low else f"expected `int` <= {high}")
-
-
-def _to_double(value: Any, path: str) -> float:
-    if value.__class__ is float:
-        number: float = value
-        return number
-    if value.__class__ is str:
-        if value in _WORDS:
-            return _WORDS[value]
-        if _NUMBER.match(value) is None:
-            raise Violation(path, "expected `float`, got `str`")
-    try:
-        number = float(value)
-    except OverflowError:
-        raise Violation(path, "number out of range") from None
-    if number in (float("inf"), float("-inf")):
-        raise Violation(path, "number out of range")
-    return number
-
-
-def _to_float(value: Any, path: str) -> float:
-    number = _to_double(value, path)
-    if FLOAT32_LIMIT <= abs(number) < float("inf"):
-        raise Violation(path, "number out of range of 32 bits")
-    rounded: float = struct.unpack("<f", struct.pack("<f", number))[0]
-    return rounded
-
-
-def _to_bytes(text: str, path: str) -> bytes:
-    """Base64 in either alphabet, with or without its padding."""
-    try:
-        plain = text.replace("-", "+").replace("_", "/").rstrip("=")
-        return base64.b64decode(plain + "=" * (-len(plain) % 4), validate=True)
-    except (binascii.Error, ValueError):
-        raise Violation(path, "invalid base64 encoded string") from None
-
-
-def _to_datetime(text: str, path: str) -> datetime:
-    """RFC 3339; what is finer than a microsecond is cut off."""
-    if _INSTANT.match(text) is None:
-        raise Violation(path, "invalid RFC3339 encoded datetime")
-    try:
-        return datetime.fromisoformat(text.upper()).astimezone(UTC)
-    except (ValueError, OverflowError):
-        raise Violation(path, "invalid RFC3339 encoded datetime") from None
-
-
-def _to_timedelta(text: str, path: str) -> timedelta:
-    found = _SPAN.match(text)
-    if found is None or int(found[2]) > 315_576_000_000:
-        raise Violation(path, "expected a duration such as '90.5s', of at most 10000 years")
-    span = timedelta(0, int(found[2]), int((found[3] or "").ljust(6, "0")[:6]))
-    return -span if found[1] else span
-
-
 _CONVERTERS = {
     "bytes": "to_bytes",
     "timestamp": "to_datetime",
@@ -305,12 +229,12 @@ _HELPERS: dict[str, Any] = {
     "Violation": Violation,
     "missing": missing,
     "is_recognized": is_recognized,
-    "to_int": _to_int,
-    "to_double": _to_double,
-    "to_float": _to_float,
-    "to_bytes": _to_bytes,
-    "to_datetime": _to_datetime,
-    "to_timedelta": _to_timedelta,
+    "to_int": to_int,
+    "to_double": to_double,
+    "to_float": to_float,
+    "to_bytes": to_bytes,
+    "to_datetime": to_datetime,
+    "to_timedelta": to_timedelta,
     "to_decimal": to_decimal,
     "to_uuid": to_uuid,
 }

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
-import struct
-from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import msgspec
 
+from polywire.codec.protojson_special import SPECIAL
+from polywire.codec.protojson_values import is_zero, spelled_double, spelled_duration, spelled_float, spelled_timestamp
 from polywire.codec.shadow import Slot, slots_of, written_shadow
 from polywire.codec.source import Source, attribute
 from polywire.contract.fields import INTEGER_RANGES
@@ -19,6 +18,9 @@ _LONG = frozenset({"int64", "uint64", "sint64", "fixed64", "sfixed64"})
 
 def generate_writer(schema: Schema, source: Source) -> None:
     """`render(m)`: the shadow of a message that has been checked."""
+    if schema.message in SPECIAL:
+        source.namespace["render"] = SPECIAL[schema.message].render
+        return
     source.namespace.update(_HELPERS)
     shadow = source.bind("Shadow", written_shadow(schema.message))
     with source.block("def render(m):"):
@@ -125,63 +127,11 @@ def names_of(cls: type[Any]) -> Names:
     return _names[cls]
 
 
-_FLOAT_MAX = (2 - 2**-23) * 2.0**127
-"""Google's parser refuses anything above, although it would round to it."""
-
-
-def _double(value: float) -> float | str:
-    number = float(value)
-    return number if math.isfinite(number) else _spelled(number)
-
-
-def _float(value: float) -> float | str:
-    """The shortest decimal that rounds to the same 32 bits, and is not above what 32 bits can hold."""
-    number: float = struct.unpack("<f", struct.pack("<f", value))[0]
-    if not math.isfinite(number):
-        return _spelled(number)
-    for digits in (6, 7, 8):
-        short = float(f"{number:.{digits}g}")
-        if abs(short) <= _FLOAT_MAX and struct.pack("<f", short) == struct.pack("<f", number):
-            return short
-    return number
-
-
-def _spelled(number: float) -> str:
-    if number != number:
-        return "NaN"
-    return "Infinity" if number > 0 else "-Infinity"
-
-
-def _is_zero_float(value: float) -> bool:
-    return value == 0 and math.copysign(1, value) > 0
-
-
-def _timestamp(value: datetime) -> str:
-    if value.tzinfo is not UTC:
-        value = value.astimezone(UTC)
-    text = value.isoformat(timespec=_precision(value.microsecond))
-    return text[:-6] + "Z"
-
-
-def _precision(micros: int) -> str:
-    if not micros:
-        return "seconds"
-    return "microseconds" if micros % 1000 else "milliseconds"
-
-
-def _duration(value: timedelta) -> str:
-    total = (value.days * 86400 + value.seconds) * 1_000_000 + value.microseconds
-    sign, (seconds, micros) = "-" if total < 0 else "", divmod(abs(total), 1_000_000)
-    if not micros:
-        return f"{sign}{seconds}s"
-    return f"{sign}{seconds}.{micros:06}s" if micros % 1000 else f"{sign}{seconds}.{micros // 1000:03}s"
-
-
 _HELPERS: dict[str, Any] = {
     "UNSET": msgspec.UNSET,
-    "double": _double,
-    "float": _float,
-    "is_zero": _is_zero_float,
-    "timestamp": _timestamp,
-    "duration": _duration,
+    "double": spelled_double,
+    "float": spelled_float,
+    "is_zero": is_zero,
+    "timestamp": spelled_timestamp,
+    "duration": spelled_duration,
 }

@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 
+from polywire.codec.protojson_special import SPECIAL, Special
 from polywire.codec.source import functions_lock
 from polywire.contract.fields import FLOAT_KINDS, INTEGER_RANGES
 from polywire.contract.message import Message
@@ -27,6 +28,14 @@ class Slot:
         self.member = member
         self.name = source.name
         self.json_name = source.json_name
+
+    @property
+    def special(self) -> Special | None:
+        """How this one message in this slot is written, where that is not by its fields."""
+        if self.member is not None:
+            value = self.member.transparent
+            return SPECIAL.get(value.python if value is not None else self.member.message)
+        return SPECIAL.get(self.field.holds.python) if self.field.form is Form.ONE else None
 
     @property
     def chosen(self) -> Member:
@@ -62,6 +71,8 @@ def read_shadow(message: type[Message], *, strict: bool) -> type[Any]:
     The *strict* one knows only the canonical names and refuses any other, so that the other one, which ignores what it
     does not know and also takes the names of the `.proto`, is needed for few messages.
     """
+    if message in SPECIAL:
+        return msgspec.Raw
     cache, kind = message.__polywire__.cache, ("shadow", strict)
     if kind not in cache:
         with functions_lock:
@@ -78,8 +89,12 @@ def _make(message: type[Message], strict: bool) -> None:
     for inner in new:
         # Only now: messages may contain each other, and msgspec looks at annotations when a decoder is made.
         shadow = inner.__polywire__.cache[kind]
-        types = {slot.slot: _type_of_slot(slot, strict) | None for slot in slots_of(inner)}
+        types = {slot.slot: _or_none(_type_of_slot(slot, strict)) for slot in slots_of(inner)}
         shadow.__annotations__ = {name: types[name.removesuffix("_")] for name in shadow.__struct_fields__}
+
+
+def _or_none(hint: Any) -> Any:
+    return hint if hint is msgspec.Raw else hint | None
 
 
 def _blank(message: type[Message], strict: bool) -> type[Any]:
@@ -110,6 +125,8 @@ def _type_of_slot(slot: Slot, strict: bool) -> Any:
 
 
 def _type_of(value: Value, strict: bool) -> Any:
+    if value.python in SPECIAL:
+        return msgspec.Raw
     if value.kind == "message":
         return read_shadow(value.python, strict=strict)
     if value.kind in _TEXTS:
