@@ -61,7 +61,7 @@ async def _system_lookup(host: str, port: int) -> Sequence[str]:
     except socket.gaierror as error:
         raise OSError(f"DNS has no address for {host} ({error.strerror})") from error
     addresses: dict[str, None] = {}
-    for family, _, _, _, place in found:
-        name = str(place[0])
-        addresses[f"[{name}]:{place[1]}" if family == socket.AF_INET6 else f"{name}:{place[1]}"] = None
+    for family, _, _, _, (host_found, *_) in found:
+        name = str(host_found)
+        addresses[f"[{name}]:{port}" if family == socket.AF_INET6 else f"{name}:{port}"] = None
     return tuple(addresses)
