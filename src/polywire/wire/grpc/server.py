@@ -36,6 +36,8 @@ log = logging.getLogger("polywire.grpc")
 COMPRESS_FROM = 1024
 """Bytes of a message below which compressing it gains nothing."""
 
+_BATCH = 16 * 1024
+"""Bytes of small answers that share a DATA frame at most; what such a frame may have at most by default."""
 _CANCEL = 0x8
 """RST_STREAM's code for a call that is given up."""
 
@@ -150,6 +152,11 @@ class GrpcServer:
             loop = self._loop = asyncio.get_running_loop()
         start_task(loop, coroutine)
 
+    def at_the_next_turn(self, callback: Callable[[], None]) -> None:
+        """Call back as soon as the loop gets to it."""
+        if self._loop is not None:
+            self._loop.call_soon(callback)
+
 
 class _Ignored:
     """Takes the rest of a request that was answered already."""
@@ -175,7 +182,7 @@ class _Ignored:
 class _Exchange(SingleBody):
     """A call and its answer, which begins with the first message or ends at once with an error."""
 
-    __slots__ = ("_begun", "_call", "_gzip", "_made_id", "_route", "_server", "_started")
+    __slots__ = ("_begun", "_call", "_gzip", "_held", "_held_size", "_made_id", "_route", "_server", "_started")
 
     def __init__(
         self, server: GrpcServer, stream: Stream, route: Route, call: Call, made_id: tuple[Field, ...]
@@ -192,6 +199,9 @@ class _Exchange(SingleBody):
         self._gzip = route.accepts_gzip and (server.compress or route.gzip)
         self._begun = False
         """Headers were sent."""
+        self._held: list[bytes] | None = None
+        """Answers of this turn of the loop that wait for others; None while the next one goes at once."""
+        self._held_size = 0
         self._started = False
         """The dispatcher has heard of the call."""
 
@@ -224,6 +234,7 @@ class _Exchange(SingleBody):
     def _fail(self, error: CallError) -> None:
         fields = [*self._metadata(self._call.trailing_metadata), *status_fields(error)]
         if self._begun:
+            self._send_held()
             self.stream.send_trailers(_NO_TRAILERS, fields)
         else:
             self.stream.send_headers(_HEADERS, [*self._leading(), *fields], end=True)
@@ -238,17 +249,42 @@ class _Exchange(SingleBody):
     def _send(self, message: Any) -> Coroutine[Any, Any, None] | None:
         """What the dispatcher calls to send an answer. Returns what to wait for where the peer holds us back."""
         frame = self._frame(message)
-        stream = self.stream
-        if not self._begun:
-            self._begin()
-        stream.send_data(frame)
-        return None if stream.writable else self._room()
+        held = self._held
+        if held is None:
+            if not self._begun:
+                self._begin()
+            # The first message of a turn of the loop goes at once; those that follow it in the same turn share DATA
+            # frames, as each of those costs either side more than the message in it.
+            self._held = []
+            self._server.at_the_next_turn(self._turn_over)
+            self.stream.send_data(frame)
+        else:
+            size = len(frame)
+            if self._held_size + size > _BATCH:
+                self._send_held()
+            held.append(frame)
+            self._held_size += size
+            if self._held_size < _BATCH:
+                return None
+            self._send_held()
+        return None if self.stream.writable else self._room()
+
+    def _turn_over(self) -> None:
+        self._send_held()
+        self._held = None
+
+    def _send_held(self) -> None:
+        if self._held:
+            self.stream.send_data(b"".join(self._held))
+            self._held.clear()
+            self._held_size = 0
 
     def _begin(self) -> None:
         self._begun = True
         self.stream.send_headers(_GZIP_HEADERS if self._gzip else _HEADERS, self._leading())
 
     async def _room(self) -> None:
+        self._send_held()
         try:
             await self.stream.drain()
         except StreamClosed as error:
@@ -271,6 +307,7 @@ class _Exchange(SingleBody):
                 return
             if not self._begun:
                 self._begin()
+            self._send_held()
             self.stream.send_trailers(_OK, trailing)
 
 
