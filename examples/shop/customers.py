@@ -9,6 +9,7 @@ import argparse
 import asyncio
 import random
 import time
+import uuid
 from collections import Counter, deque
 from collections.abc import Awaitable
 from dataclasses import dataclass, field
@@ -85,8 +86,6 @@ class Customer:
     def __init__(self, shop: GatewayV1, number: int, seed: int, report: Report, *, patience: float = 1.0) -> None:
         self._shop = shop
         self._user_id = f"U-{number % SEEDED + 1}"
-        self._number = number
-        self._seed = seed
         self._dice = random.Random(f"{seed}/{number}")
         self._report = report
         self._patience = patience
@@ -124,9 +123,8 @@ class Customer:
         if self._dice.random() < 0.1 or not items:
             items = [Item(product_id=BARGAIN.product_id, quantity=1)]
         card = BAD_CARD if self._dice.random() < 0.08 else GOOD_CARD
-        key = f"{self._seed}-{self._number}"
         self._report.asked += 1
-        placed = await self._place(NewOrder(user_id=user.user_id, items=items, card=card), key)
+        placed = await self._place(NewOrder(user_id=user.user_id, items=items, card=card))
         if isinstance(placed, Outcome):
             self._report.outcomes[placed] += 1
             self._report.news.append(f"{user.name} left with empty hands: {placed}")
@@ -140,10 +138,10 @@ class Customer:
         )
         await self._afterwards(user, placed)
 
-    async def _place(self, order: NewOrder, key: str) -> Order | Outcome:
+    async def _place(self, order: NewOrder) -> Order | Outcome:
         """With a key of the customer's own, so that asking again after a lost answer cannot order twice. It is sent as
         `Idempotency-Key`, where the shop reads it."""
-        with calling(idempotency_key=key):
+        with calling(idempotency_key=str(uuid.uuid4())):
             started = time.perf_counter()
             try:
                 return await self._shop.place_order(order)

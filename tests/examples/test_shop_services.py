@@ -437,7 +437,7 @@ class ExpiresReservations(InventoryService):
 async def test_an_order_whose_reservation_expired_before_it_was_confirmed_is_given_back() -> None:
     with hand_made_shop() as shop:
         shop.with_services(inventory=ExpiresReservations(shop.databases["inventory"], shop.clock))
-        with pytest.raises(FailedPrecondition):
+        with pytest.raises(Unavailable):
             await shop.orders.place(order())
         books = await shop.v1.get_books()
         assert books.orders.by_state == {"failed": 1}

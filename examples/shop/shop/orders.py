@@ -14,7 +14,8 @@ import asyncio
 import json
 import logging
 import secrets
-from collections.abc import AsyncIterator, Iterator
+import sqlite3
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 
@@ -39,6 +40,7 @@ from shop.contracts import (
     ReservationId,
     Reserve,
     Tally,
+    reason_of,
     refused,
 )
 from shop.database import Database, Row, open_database
@@ -49,6 +51,11 @@ log = logging.getLogger("shop.orders")
 ABANDONED_AFTER = 6.0
 """Seconds. `place` is stopped at its deadline, 5 s: what is pending for longer was left behind when a process died."""
 SWEEP_EVERY = 1.0
+OUTCOMES: Mapping[str, OrderState] = {
+    Reason.OUT_OF_STOCK: OrderState.OUT_OF_STOCK,
+    Reason.CARD_DECLINED: OrderState.DECLINED,
+}
+"""What becomes of an order that was refused for a reason; without one it has failed."""
 
 
 def create_tables(database: Database) -> None:
@@ -196,6 +203,12 @@ class Undo:
         await self._inventory.release(ReservationId(reservation_id=order_id))
         self._ledger.undone(order_id)
 
+    async def now_or_later(self, order_id: str) -> None:
+        try:
+            await self.order(order_id)
+        except CallError as trouble:
+            log.warning("order %s will be undone later: %s", order_id, trouble)
+
     def soon(self) -> None:
         """Let the sweeper look now."""
         self._wake.set()
@@ -215,7 +228,10 @@ class Undo:
 
     async def keep_sweeping(self) -> None:
         while True:
-            await self.sweep()
+            try:
+                await self.sweep()
+            except sqlite3.Error:
+                log.exception("the sweeper could not read or write its orders; it tries again")
             self._wake.clear()
             with suppress(TimeoutError):
                 async with asyncio.timeout(SWEEP_EVERY):
@@ -255,10 +271,12 @@ class OrderService(Orders):
         try:
             await self._carry_out(order_id, request)
         except CallError as error:
-            await self._give_back(order_id, error)
-            if isinstance(error, FailedPrecondition | NotFound | InvalidArgument):
-                raise
-            raise _interrupted(order_id) from error
+            outcome = OUTCOMES.get(reason_of(error), OrderState.FAILED)
+            self._ledger.give_up(order_id, outcome, error.message)
+            await self._undo.now_or_later(order_id)
+            if outcome is OrderState.FAILED and not isinstance(error, NotFound | InvalidArgument):
+                raise _interrupted(order_id) from error
+            raise
         except BaseException:
             # Our caller has gone or its time is up: no time for anything but a note to ourselves.
             self._ledger.give_up(order_id, OrderState.FAILED, "The order took too long.")
@@ -268,27 +286,12 @@ class OrderService(Orders):
 
     async def _carry_out(self, order_id: str, request: PlaceOrder) -> None:
         """The order's own id is that of its reservation and of its charge: trying again finds what was done."""
-        try:
-            reservation = await self._inventory.reserve(Reserve(reservation_id=order_id, items=request.items))
-        except FailedPrecondition as error:
-            self._ledger.give_up(order_id, OrderState.OUT_OF_STOCK, error.message)
-            raise
+        reservation = await self._inventory.reserve(Reserve(reservation_id=order_id, items=request.items))
         total = self._ledger.write_lines(order_id, reservation)
-        try:
-            await self._payments.charge(Charge(charge_id=order_id, amount_cents=total, card=request.card))
-        except FailedPrecondition as error:
-            self._ledger.give_up(order_id, OrderState.DECLINED, error.message)
-            raise
+        await self._payments.charge(Charge(charge_id=order_id, amount_cents=total, card=request.card))
         await self._inventory.commit(ReservationId(reservation_id=order_id))
         if not self._ledger.confirm(order_id):
-            raise Unavailable(f"Order {order_id} took so long that it was given up. Place it again with a new key.")
-
-    async def _give_back(self, order_id: str, error: CallError) -> None:
-        self._ledger.give_up(order_id, OrderState.FAILED, error.message)  # unless it was, for a better reason
-        try:
-            await self._undo.order(order_id)
-        except CallError as trouble:
-            log.warning("order %s will be given back later: %s", order_id, trouble)
+            raise Unavailable(f"Order {order_id} took so long that it was given up.")
 
     async def get_order(self, query: OrderId) -> Order:
         return self._ledger.get(query.order_id)
@@ -305,11 +308,7 @@ class OrderService(Orders):
             if order.state in (OrderState.CANCELLED, OrderState.UNDOING):
                 return order
             raise FailedPrecondition(f"Order {order.order_id} is {order.state}; only a confirmed one can be cancelled.")
-        try:
-            await self._undo.order(order.order_id)
-        except CallError as trouble:
-            # The cancellation stands all the same; the customer sees `undoing` until it is done.
-            log.warning("order %s will be given back later: %s", order.order_id, trouble)
+        await self._undo.now_or_later(order.order_id)
         return self._ledger.get(order.order_id)
 
     async def tally(self) -> Tally:
