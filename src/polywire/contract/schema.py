@@ -311,7 +311,8 @@ def assign_packages(services: Iterable[Service]) -> None:
     for service in services:
         used = [message for rpc in service.rpcs.values() for message in (rpc.request, rpc.response) if message]
         for message in closure_of(*used):
-            _assign(message, service.package, service.full_name)
+            if not message.__polywire__.transparent:  # those are nowhere on the wire
+                _assign(message, service.package, service.full_name)
 
 
 def _assign(message: type[Message], package: str, user: str) -> None:
