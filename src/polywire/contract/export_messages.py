@@ -55,11 +55,10 @@ def describe_message(described: DescriptorProto, schema: Schema, names: Mapping[
         elif field.form is Form.MAP:
             _describe_map(described, field, names, names[schema.message])
         else:
-            assert field.value is not None  # noqa: S101 - only a oneof has none
-            added = _describe_field(described, field, field.value, names)
+            added = _describe_field(described, field, field.holds, names)
             if field.form is Form.LIST:
                 added.label = FieldDescriptorProto.LABEL_REPEATED
-            elif field.presence is Presence.EXPLICIT and field.value.proto != "message":
+            elif field.presence is Presence.EXPLICIT and field.holds.proto != "message":
                 optional.append(added)
     for added in optional:  # their oneofs, which only tell absent from zero, come after the real ones
         added.proto3_optional = True
@@ -84,13 +83,11 @@ def _describe_oneof(described: DescriptorProto, field: FieldSchema, names: Mappi
 
 
 def _describe_map(described: DescriptorProto, field: FieldSchema, names: Mapping[Any, str], owner: str) -> None:
-    assert field.key is not None  # noqa: S101 - a map has both
-    assert field.value is not None  # noqa: S101
     # protobuf insists on this spelling of the entry's name.
     name = "".join(part[:1].upper() + part[1:] for part in field.name.split("_")) + "Entry"
     entry = described.nested_type.add(name=name)
     entry.options.map_entry = True
-    for number, (part, value) in enumerate((("key", field.key), ("value", field.value)), start=1):
+    for number, (part, value) in enumerate((("key", field.keyed_by), ("value", field.holds)), start=1):
         added = entry.field.add(name=part, json_name=part, number=number, label=FieldDescriptorProto.LABEL_OPTIONAL)
         _set_type(added, value, names)
     described.field.add(
