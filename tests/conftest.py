@@ -4,13 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import sys
-from pathlib import Path
 
 import pytest
-
-# Tests import the support code that lies beside them by its plain name.
-sys.path[:0] = [str(path) for path in sorted(Path(__file__).parent.iterdir()) if path.is_dir()]
 
 
 @pytest.hookimpl(tryfirst=True)

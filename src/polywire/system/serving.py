@@ -11,16 +11,19 @@ from pathlib import Path
 
 from polywire.connecting import wire_of
 from polywire.contract import Contract, service_of
+from polywire.errors import SetupError
 from polywire.net.address import parse_addresses
 from polywire.net.loop import run as run_loop
 from polywire.net.stream import Limits
 from polywire.net.tls import ServerTls
 from polywire.services import AccessLog
 from polywire.system.app import App
+from polywire.system.assembly import assemble
 from polywire.system.file import ServiceEntry, SystemFile, Timeouts, Tls, Wire, Wires
 from polywire.system.output import LineOutput
-from polywire.system.plan import Plan, plan
+from polywire.system.plan import GIVEN, Plan, plan
 from polywire.system.process import processing
+from polywire.system.reading import Settings
 from polywire.system.shutdown import Shutdown
 from polywire.system.supervised import Supervised
 from polywire.telemetry import logs
@@ -87,13 +90,26 @@ def _by_name(targets: Targets | None) -> dict[str, tuple[str, ...]]:
 
 def standalone(app: App, entry: ServiceEntry, targets: Mapping[str, tuple[str, ...]]) -> Plan:
     """The plan of an app that is a system of its own; *targets* has the addresses of the contracts that it calls."""
+    for contract in assemble(app, given=GIVEN).clients:
+        needed = service_of(contract).full_name
+        if contract not in app.contracts and needed not in targets:
+            raise SetupError(
+                f"app {app.name!r} calls {needed}, and does not implement it. Say where it is: "
+                f'`targets={{{contract.__name__}: "grpc://host:port"}}`, or on the command line '
+                f"`--target {needed}=grpc://host:port`."
+            )
     services = {entry.name: entry}
     wires: dict[str, Wire] = {}
     for name, addresses in targets.items():
         services[name] = ServiceEntry(name=name, address=addresses, serves=(name,))
         wires[name] = wire_of(parse_addresses(addresses))
     system = SystemFile(
-        name=app.name, file="serve(...)", directory=Path.cwd(), services=services, wires=Wires(by_contract=wires)
+        name=app.name,
+        file="serve(...)",
+        directory=Path.cwd(),
+        services=services,
+        wires=Wires(by_contract=wires),
+        settings=Settings({}, {}, "serve(...)"),
     )
     return plan(system, only=[entry.name], given={entry.name: app})
 
