@@ -30,6 +30,7 @@ from shop.gateway import euros
 from polywire import CallError, DeadlineExceeded, Unavailable, connect
 
 HERE = Path(__file__).parent
+POLYWIRE = Path(sys.executable).with_name("polywire")
 START_WITHIN = 30.0
 STOP_WITHIN = 30.0
 
@@ -77,7 +78,7 @@ def _free_port() -> int:
 async def running_shop(options: Options, data: Path) -> AsyncIterator[asyncio.subprocess.Process]:
     """`polywire up`, with what it logs in a file. Raises NotRunning where it ends other than by being told to."""
     log = data / "shop.log"
-    command = [str(Path(sys.executable).with_name("polywire")), "up", str(HERE / "polywire.toml")]
+    command = [str(POLYWIRE), "up", str(HERE / "polywire.toml")]
     command += ["--profile", options.profile] if options.profile else []
     command += ["--in-process"] if options.in_process else []
     environment = {
@@ -198,6 +199,8 @@ money       {euros(money.charged_cents)} charged - {euros(money.refunded_cents)}
 
 
 def print_what_to_try(address: str, data: Path) -> None:
+    here = Path(os.path.relpath(HERE))
+    call = f"{os.path.relpath(POLYWIRE)} call -s {here / 'polywire.toml'}"
     print(
         f"""
 The shop stays open until Ctrl-C. Try, in another terminal:
@@ -212,7 +215,13 @@ The shop stays open until Ctrl-C. Try, in another terminal:
     curl -i '{address}/api/v1/orders' -H 'content-type: application/json' -d '{{
         "user_id": "U-1", "items": [{{"product_id": "SKU-123", "quantity": 2}}], "card": "4000000000000002"}}'
 
-and watch the calls between the services: tail -f {data / "shop.log"}
+or ask the services behind it, each by its contract:
+
+    {call} shop.v1.Users/list_users city=Cork
+    {call} shop.v1.Inventory/watch product_ids=SKU-123        # then buy some
+    {call} shop.v1.Users/chat < {HERE / "chat.jsonl"}
+
+and watch the calls between the services: tail -f {os.path.relpath(data / "shop.log")}
 """,
         flush=True,
     )
