@@ -13,18 +13,22 @@ class Clock(Protocol):
 
     def monotonic(self) -> float:
         """Seconds on a clock that never goes back. All deadlines are on this scale."""
+        ...
 
     def time(self) -> float:
         """Seconds since the epoch, for what people and other machines read."""
+        ...
 
     def random(self) -> float:
         """In [0, 1)."""
+        ...
 
     async def sleep(self, delay: float) -> None:
         """Wait *delay* seconds of this clock."""
 
     def call_later(self, delay: float, callback: Callable[[], object]) -> Timer:
         """Call back after *delay* seconds of this clock."""
+        ...
 
 
 class Timer(Protocol):

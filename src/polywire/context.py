@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, cast
 
 from polywire.clock import SYSTEM_CLOCK, Clock
 
@@ -23,8 +23,9 @@ class Metadata(Mapping[str, MetadataValue]):
     __slots__ = ("_items",)
 
     def __init__(self, items: Mapping[str, MetadataValue] | Iterable[tuple[str, MetadataValue]] = ()) -> None:
-        pairs = items.items() if isinstance(items, Mapping) else items
-        self._items: tuple[tuple[str, MetadataValue], ...] = tuple(pairs)
+        if isinstance(items, Mapping):
+            items = cast("Mapping[str, MetadataValue]", items).items()
+        self._items: tuple[tuple[str, MetadataValue], ...] = tuple(items)
 
     def __getitem__(self, name: str) -> MetadataValue:
         for key, value in self._items:

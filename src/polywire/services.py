@@ -39,6 +39,7 @@ class Authenticator(Protocol):
 
         Called before every handler, so it must not block; tokens are compared in constant time.
         """
+        ...
 
 
 class AccessLog(Protocol):

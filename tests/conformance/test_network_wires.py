@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
 from polywire.channel import Channel
 from polywire.client import client_for
@@ -21,7 +21,7 @@ class NetworkServed:
     def __init__(self, server: Server, address: str, wire: RemoteWire) -> None:
         self._server = server
         self._address = address
-        self._wire = wire
+        self._wire: RemoteWire = wire
         self._channels: list[Channel] = []
 
     def client(self, contract: type[C], *, token: str | None = None) -> C:
@@ -39,7 +39,7 @@ class NetworkServed:
 
 
 class NetworkWireSuite(WireSuite):
-    wire: RemoteWire
+    wire: ClassVar[RemoteWire]
 
     @asynccontextmanager
     async def serving(self, *services: object, authenticator: Authenticator | None = None) -> AsyncIterator[Served]:
@@ -53,12 +53,12 @@ class NetworkWireSuite(WireSuite):
 
 
 class TestGrpcWire(NetworkWireSuite):
-    wire: RemoteWire = "grpc"
+    wire: ClassVar[RemoteWire] = "grpc"
 
 
 class TestConnectWire(NetworkWireSuite):
-    wire: RemoteWire = "connect"
+    wire: ClassVar[RemoteWire] = "connect"
 
 
 class TestHttpWire(NetworkWireSuite):
-    wire: RemoteWire = "http"
+    wire: ClassVar[RemoteWire] = "http"

@@ -16,6 +16,7 @@ class Resolver(Protocol):
 
     async def resolve(self) -> Sequence[str]:
         """The addresses now, `host:port` or `unix:/path`. Raises OSError with a reason where there are none."""
+        ...
 
 
 class StaticResolver:

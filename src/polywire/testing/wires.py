@@ -299,6 +299,7 @@ class Served(Protocol):
 
     def client(self, contract: type[C], *, token: str | None = None) -> C:
         """A client with a connection of its own."""
+        ...
 
     async def cut(self) -> None:
         """Lose every connection, as when a process is killed."""

@@ -111,6 +111,7 @@ class ClientStream(Protocol):
     async def receive(self) -> Message | None:
         """The next response message. Raises StopAsyncIteration after the last one, a CallError if the call failed.
         For methods that answer None the message is None."""
+        ...
 
     def cancel(self) -> None:
         """Give the call up, both directions: the handler is cancelled. May be called at any time, twice."""
@@ -134,20 +135,25 @@ class EndpointWire(Protocol):
     @property
     def in_flight(self) -> int:
         """Calls under way; what balancing looks at."""
+        ...
 
     @property
     def usable(self) -> bool:
         """False while connecting failed and is backing off: other endpoints are better."""
+        ...
 
     def encode(self, rpc: Rpc, request: Message | None) -> Any:
         """The request as this wire sends it, once for all attempts. Raises InvalidArgument where it violates its
         contract."""
+        ...
 
     async def unary(self, outgoing: Outgoing, encoded: Any, *, wait_for_ready: bool = False) -> Message | None:
         """One request, one answer; *encoded* comes from `encode`."""
+        ...
 
     async def stream(self, outgoing: Outgoing, *, wait_for_ready: bool = False) -> ClientStream:
         """Open a streaming call of any kind; back once a connection took it."""
+        ...
 
     async def drain(self) -> None:
         """Take no more calls and close once those under way have ended."""
@@ -183,10 +189,12 @@ class Dispatcher(Protocol):
     @property
     def handlers(self) -> Mapping[str, Handler]:
         """By path, both spellings: `/shop.v1.Inventory/CheckStock` and `/shop.v1.Inventory/check_stock`."""
+        ...
 
     @property
     def services(self) -> Mapping[str, Service]:
         """By full name."""
+        ...
 
     max_message_bytes: int
     """Of one request message after decompression; wires answer `resource_exhausted` beyond."""
@@ -202,11 +210,13 @@ class Dispatcher(Protocol):
         encode: Callable[[Any], Any],
     ) -> Any:
         """The encoded answer to one encoded request. What *encode* raises is the handler's fault: `internal`."""
+        ...
 
     async def collect(
         self, handler: Handler, call: Call, requests: AsyncIterator[Any], encode: Callable[[Any], Any]
     ) -> Any:
         """The encoded answer to a stream of requests. *requests* raises CallErrors for what cannot be decoded."""
+        ...
 
     async def stream(
         self,
