@@ -1,11 +1,16 @@
-"""Protobuf's wire format, one field at a time: what generated writers call where their tables end."""
+"""Protobuf's wire format, one field at a time: what generated writers call where their tables end.
+
+Everything here is text with one character per byte (latin-1), because f-strings and `str.join` put text together faster
+than anything puts bytes together; the whole message is turned into bytes once, at its end, in the time of a copy.
+"""
 
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
-from typing import Any
+from typing import Any, NoReturn
 from uuid import UUID
 
 VARINT, FIXED64, LENGTH, FIXED32 = 0, 1, 2, 5
@@ -29,14 +34,14 @@ WIRE_TYPES = {
     "enum": VARINT,
 }
 
-_ONE = [bytes((n,)) for n in range(SMALL)]
-TWO = _ONE + [bytes((n & 127 | 128, n >> 7)) for n in range(128, 1 << 14)]
+_ONE = [chr(n) for n in range(SMALL)]
+TWO = _ONE + [chr(n & 127 | 128) + chr(n >> 7) for n in range(128, 1 << 14)]
 """Varints of one and two bytes, which is what most lengths and numbers are."""
-_MORE = [bytes((n & 127 | 128, n >> 7 | 128)) for n in range(1 << 14)]
+_MORE = [chr(n & 127 | 128) + chr(n >> 7 | 128) for n in range(1 << 14)]
 """Two bytes of a longer varint."""
 
 
-def varint(number: int) -> bytes:
+def varint(number: int) -> str:
     """A number from 0 to 2**64-1."""
     if number < 1 << 14:
         return TWO[number]
@@ -47,20 +52,20 @@ def varint(number: int) -> bytes:
     return _MORE[number & 16383] + _MORE[number >> 14 & 16383] + _MORE[number >> 28 & 16383] + varint(number >> 42)
 
 
-def tag_of(number: int, kind: str) -> bytes:
+def tag_of(number: int, kind: str) -> str:
     return varint(number << 3 | WIRE_TYPES.get(kind, LENGTH))
 
 
-def table(tag: bytes, *, zero: bytes) -> list[bytes]:
+def table(tag: str, *, zero: str) -> list[str]:
     """What precedes a value of a one-byte length, or a one-byte number with its tag, by that length or number."""
     return [zero, *(tag + _ONE[n] for n in range(1, SMALL))]
 
 
-def prefix(tag: bytes, length: int) -> bytes:
+def prefix(tag: str, length: int) -> str:
     return tag + varint(length)
 
 
-def signed(number: int, low: int, high: int) -> bytes:
+def signed(number: int, low: int, high: int) -> str:
     """A varint of two's complement: int32, int64, uint32, uint64. Raises where *number* is not an integer in range."""
     if not low <= number <= high:
         raise OverflowError(f"{number} is not from {low} to {high}")
@@ -69,7 +74,7 @@ def signed(number: int, low: int, high: int) -> bytes:
     return varint(number if number >= 0 else number + (1 << 64))
 
 
-def zigzag(number: int, low: int, high: int) -> bytes:
+def zigzag(number: int, low: int, high: int) -> str:
     """sint32 and sint64."""
     if not low <= number <= high:
         raise OverflowError(f"{number} is not from {low} to {high}")
@@ -77,10 +82,10 @@ def zigzag(number: int, low: int, high: int) -> bytes:
     return varint(number << 1 if number >= 0 else (-number << 1) - 1)
 
 
-def zero_int(number: Any) -> bytes:
+def zero_int(number: Any) -> str:
     """Nothing, for what is false and has to be the integer 0."""
     _integer(number)
-    return b""
+    return ""
 
 
 def _integer(number: Any) -> int:
@@ -89,33 +94,24 @@ def _integer(number: Any) -> int:
     return int(number)
 
 
-pack_double = struct.Struct("<d").pack
-_pack_float = struct.Struct("<f").pack
-_FIXED = {
-    "fixed32": struct.Struct("<I").pack,
-    "sfixed32": struct.Struct("<i").pack,
-    "fixed64": struct.Struct("<Q").pack,
-    "sfixed64": struct.Struct("<q").pack,
-}
-ZERO_DOUBLE = bytes(8)
-ZERO_FLOAT = bytes(4)
+_FORMATS = {"double": "<d", "float": "<f", "fixed32": "<I", "sfixed32": "<i", "fixed64": "<Q", "sfixed64": "<q"}
 
 
-def pack_float(number: float) -> bytes:
-    return _pack_float(number)
+def packer(kind: str) -> Callable[[Any], str]:
+    """What writes a number of fixed size."""
+    pack = struct.Struct(_FORMATS[kind]).pack
+    return lambda number: pack(number).decode("latin-1")
 
 
-def packer(kind: str) -> Any:
-    """The `struct` function of a fixed-size kind."""
-    if kind in _FIXED:
-        return _FIXED[kind]
-    return pack_double if kind == "double" else pack_float
+def zero_of(kind: str) -> str:
+    """A zero of fixed size."""
+    return "\0" * struct.calcsize(_FORMATS[kind])
 
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
-def timestamp(value: datetime) -> bytes:
+def timestamp(value: datetime) -> str:
     """The body of a google.protobuf.Timestamp, whose nanos are never negative.
 
     Raises TypeError for a datetime without a time zone, OverflowError for one outside of the years 1 to 9999 in UTC.
@@ -124,34 +120,52 @@ def timestamp(value: datetime) -> bytes:
         value = value.astimezone(UTC)
     since = value - _EPOCH
     seconds = since.days * 86400 + since.seconds
-    written = b"\x08" + varint(seconds if seconds >= 0 else seconds + (1 << 64)) if seconds else b""
-    return written + b"\x10" + varint(since.microseconds * 1000) if since.microseconds else written
+    written = "\x08" + varint(seconds if seconds >= 0 else seconds + (1 << 64)) if seconds else ""
+    return written + "\x10" + varint(since.microseconds * 1000) if since.microseconds else written
 
 
-def duration(value: timedelta) -> bytes:
+def duration(value: timedelta) -> str:
     """The body of a google.protobuf.Duration, whose nanos have the sign of its seconds."""
     seconds = value.days * 86400 + value.seconds
     micros = value.microseconds
     if seconds < 0 and micros:
         seconds, micros = seconds + 1, micros - 1_000_000
-    written = b""
+    written = ""
     if seconds:
-        written = b"\x08" + varint(seconds if seconds >= 0 else seconds + (1 << 64))
+        written = "\x08" + varint(seconds if seconds >= 0 else seconds + (1 << 64))
     if micros:
         nanos = micros * 1000
-        written += b"\x10" + varint(nanos if nanos >= 0 else nanos + (1 << 64))
+        written += "\x10" + varint(nanos if nanos >= 0 else nanos + (1 << 64))
     return written
 
 
-def decimal_text(value: Decimal) -> bytes:
+def decimal_text(value: Decimal) -> str:
     if value.__class__ is not Decimal and not isinstance(value, Decimal):
         raise TypeError(f"{type(value).__name__} is no Decimal")
     if not value.is_finite():
         raise ValueError(f"{value} is not finite")
-    return str(value).encode()
+    return str(value)
 
 
-def uuid_text(value: UUID) -> bytes:
+def uuid_text(value: UUID) -> str:
     if value.__class__ is not UUID and not isinstance(value, UUID):
         raise TypeError(f"{type(value).__name__} is no UUID")
-    return str(value).encode()
+    return str(value)
+
+
+def refuse(value: Any) -> NoReturn:
+    """Raise for a value that is none of what its field may hold."""
+    raise TypeError(f"{type(value).__name__} is of the wrong type")
+
+
+def utf8(value: Any) -> str:
+    """Text that is not ASCII, or not exactly a `str`: then its own methods are not to be trusted with its length."""
+    if not isinstance(value, str):
+        raise TypeError(f"{type(value).__name__} is no str")
+    return str.encode(value).decode("latin-1")
+
+
+def raw(value: Any) -> str:
+    if not isinstance(value, (bytes, bytearray)):
+        raise TypeError(f"{type(value).__name__} is no bytes")
+    return value.decode("latin-1")

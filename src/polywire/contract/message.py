@@ -206,10 +206,17 @@ def sensitive_fields(cls: type[Message]) -> frozenset[str]:
         cache["sensitive"] = frozenset(
             name
             for name, hint in hints.items()
-            if any(isinstance(part, FieldOptions) and part.sensitive for part in getattr(hint, "__metadata__", ()))
+            if _is_sensitive(hint)
         )
     sensitive: frozenset[str] = cache["sensitive"]
     return sensitive
+
+
+def _is_sensitive(hint: Any) -> bool:
+    """Whether `Field(sensitive=True)` stands anywhere in an annotation, at an element of a list as well."""
+    if any(isinstance(part, FieldOptions) and part.sensitive for part in getattr(hint, "__metadata__", ())):
+        return True
+    return any(_is_sensitive(part) for part in typing.get_args(hint) if typing.get_args(part))
 
 
 def hints_of(cls: type[Message]) -> dict[str, Any]:
