@@ -335,3 +335,22 @@ def test_a_file_on_disk_is_read_with_its_directory(tmp_path: Path) -> None:
 
     assert system.directory == tmp_path
     assert sorted(system.services) == ["gateway", "order-events"]
+
+
+def test_the_reference_shows_a_file_that_can_be_read() -> None:
+    page = Path(__file__).parents[2] / "docs" / "reference" / "system-file.md"
+    text = page.read_text().partition("```toml\n")[2].partition("```")[0]
+
+    system = parse(text, file=str(page))
+    production = parse(text, file=str(page), profile="production")
+
+    assert system.calls == Calls(
+        timeout=10.0,
+        retries=2,
+        retry_base=0.05,
+        retry_cap=2.0,
+        budget_share=0.2,
+        budget_minimum=3.0,
+        wait_for_ready=False,
+    )
+    assert production.services["inventory"].listen == ("0.0.0.0:8001",)

@@ -335,3 +335,9 @@ async def test_one_service_serves_alone_and_drains_at_sigterm(tmp_path: Path) ->
                 running.process.terminate()
                 assert (await call).product_id == "slow"
             assert await running.ends() == 0
+
+
+async def test_a_service_that_the_file_places_elsewhere_is_called_here_when_it_runs_here(tmp_path: Path) -> None:
+    text = TINY + 'address = "inventory.example:8000"\n'
+    async with polywire("up", directory=tiny(tmp_path, text)) as running:
+        await pid_of(running)

@@ -122,7 +122,7 @@ class SystemFile:
     def with_listen(self, addresses: Mapping[str, str]) -> SystemFile:
         """The same, where the services named listen at the addresses given (`up` picks them where none is written)."""
         services = {
-            name: replace(entry, listen=(addresses[name],)) if name in addresses else entry
+            name: replace(entry, listen=(addresses[name],), address=None) if name in addresses else entry
             for name, entry in self.services.items()
         }
         return replace(self, services=services)

@@ -39,9 +39,11 @@ def prepared(system: SystemFile, *, only: Sequence[str] | None, in_process: bool
     try:
         picked = {}
         for name, entry in system.services.items():
-            if entry.target is None:
-                known = elsewhere.get(name) if name not in made.apps else None
-                picked[name] = known or reservations.reserve()
+            if name in made.apps and entry.listen is None:
+                # An `address` in the file is where it runs elsewhere; this time it runs here.
+                picked[name] = reservations.reserve()
+            elif entry.target is None:
+                picked[name] = elsewhere.get(name) or reservations.reserve()
         reservations.release_where_needed()
         yield replace(made, system=system.with_listen(picked))
     finally:
@@ -61,7 +63,10 @@ class Announcement:
         self._began = began
 
     def __call__(self, addresses: Mapping[str, str]) -> None:
-        write_note(self._made.system.directory, addresses)
+        try:
+            write_note(self._made.system.directory, addresses)
+        except OSError as error:
+            self._relay.say(f"`polywire call` will not find the services by itself: {error}", severity="WARNING")
         took = time.monotonic() - self._began
         text = f"{self._made.system.name} is ready after {took:.2f} s"
         if self._announce is None:
@@ -186,8 +191,9 @@ def _jobs(made: Plan, format: LogFormat) -> list[Job]:
         contracts = [contract for contract, owner in made.owners.items() if owner == name]
         if contracts:
             environ[environment.spelled(("services", name, "serves"))] = ",".join(contracts)
-        if entry.listen is not None:
-            environ[environment.spelled(("services", name, "listen"))] = ",".join(entry.listen)
+        for key, addresses in (("listen", entry.listen), ("address", entry.target)):
+            if addresses:
+                environ[environment.spelled(("services", name, key))] = ",".join(addresses)
     return [
         Job(
             name=name,
