@@ -18,7 +18,7 @@ from polywire.contract.details import ErrorInfo
 from polywire.errors import NotFound
 from polywire.net.http2_protocol import Http2ClientProtocol, open_http2
 from polywire.net.listener import Listener
-from polywire.net.stream import Field, Head, Headers, StreamClosed
+from polywire.net.stream import Field, Head, Headers, Limits, StreamClosed
 from polywire.services import Services
 from polywire.wire.framing import framed
 from polywire.wire.grpc.protocol import decode_message
@@ -41,6 +41,10 @@ class Odd(Contract, package="odd.v1"):
         raise NotImplementedError
 
     @rpc
+    def endless(self, text: Text) -> AsyncIterator[Text]:
+        raise NotImplementedError
+
+    @rpc
     async def join(self, texts: AsyncIterator[Text]) -> Text:
         raise NotImplementedError
 
@@ -52,6 +56,7 @@ class Odd(Contract, package="odd.v1"):
 class OddService(Odd):
     def __init__(self) -> None:
         self.calls: list[Call] = []
+        self.produced = 0
 
     async def echo(self, text: Text) -> Text:
         call = current()
@@ -72,6 +77,11 @@ class OddService(Odd):
     async def repeat(self, text: Text) -> AsyncIterator[Text]:
         yield text
         raise NotFound("that was all")
+
+    async def endless(self, text: Text) -> AsyncIterator[Text]:
+        while True:
+            yield text
+            self.produced += len(framed(b"\n\x02hi"))
 
     async def join(self, texts: AsyncIterator[Text]) -> Text:
         return Text(text=",".join([text.text async for text in texts]))
@@ -333,6 +343,34 @@ async def test_faults_in_a_stream_of_requests() -> None:
             assert reply.outcome[0] == 13
             reply = await raw.ask(method, framed(b"\n\x01a") + b"\0\0\0\xff\xff")
             assert reply.outcome[0] == 8
+
+
+async def test_a_handler_is_held_back_while_its_caller_does_not_read() -> None:
+    """It never waits for anything by itself, and its messages are small enough to share frames."""
+    async with serving() as raw:
+        reply = Reply()
+        first = [(b":method", b"POST"), (b":scheme", b"http"), (b":path", b"/odd.v1.Odd/Endless")]
+        fields = Headers([*first, (b"content-type", b"application/grpc")])
+        stream = raw.connection.open(fields, (), reply, body=framed(b"\n\x02hi"))
+        before = -1
+        while raw.service.produced > before:
+            before = raw.service.produced
+            for _ in range(5):
+                await raw.ask()
+        assert raw.service.produced <= Limits().stream_window + Limits().write_high_water + 32 * 1024
+        assert len(reply.body) <= Limits().stream_window
+        assert reply.body[:9] == framed(b"\n\x02hi")
+        stream.reset(8)
+        await raw.ask()
+        assert not raw.services.in_flight
+
+
+async def test_messages_that_share_a_turn_arrive_whole_and_in_order() -> None:
+    async with serving() as raw:
+        bodies = [framed(b"\n" + bytes([size]) + b"x" * size) for size in range(1, 100)]
+        reply = await raw.ask("Chat", b"".join(bodies * 5))
+        assert reply.body == b"".join(bodies * 5)
+        assert reply.trailers == {b"grpc-status": b"0"}
 
 
 async def test_an_error_after_messages_is_in_the_trailers() -> None:

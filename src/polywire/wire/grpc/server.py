@@ -36,8 +36,8 @@ log = logging.getLogger("polywire.grpc")
 COMPRESS_FROM = 1024
 """Bytes of a message below which compressing it gains nothing."""
 
-_BATCH = 16 * 1024
-"""Bytes of small answers that share a DATA frame at most; what such a frame may have at most by default."""
+_BATCH = 14 * 1024
+"""Bytes of small answers from which on they are sent together; with the last of them they mostly fit in one frame."""
 _CANCEL = 0x8
 """RST_STREAM's code for a call that is given up."""
 
@@ -259,11 +259,8 @@ class _Exchange(SingleBody):
             self._server.at_the_next_turn(self._turn_over)
             self.stream.send_data(frame)
         else:
-            size = len(frame)
-            if self._held_size + size > _BATCH:
-                self._send_held()
             held.append(frame)
-            self._held_size += size
+            self._held_size += len(frame)
             if self._held_size < _BATCH:
                 return None
             self._send_held()
