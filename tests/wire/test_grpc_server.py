@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import gzip
+import random
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
@@ -371,6 +372,20 @@ async def test_messages_that_share_a_turn_arrive_whole_and_in_order() -> None:
         reply = await raw.ask("Chat", b"".join(bodies * 5))
         assert reply.body == b"".join(bodies * 5)
         assert reply.trailers == {b"grpc-status": b"0"}
+
+
+async def test_any_bytes_get_one_answer(caplog: pytest.LogCaptureFixture) -> None:
+    """Whole messages, their pieces and noise in any mixture: a status comes back, and no line is logged."""
+    dice = random.Random(7)
+    pieces = [framed(b"\n\x02hi"), framed(b"\n\x02hi", 1), framed(gzip.compress(b"\n\x02hi"), 1), b"\0\0\0\0", b"\x01"]
+    async with serving(max_message_bytes=1000) as raw:
+        for number in range(400):
+            parts = [dice.choice([*pieces, dice.randbytes(dice.randrange(20))]) for _ in range(dice.randrange(5))]
+            method = ("Echo", "Repeat", "Join", "Chat")[number % 4]
+            reply = await raw.ask(method, b"".join(parts), headers=dice.choice([[], GZIP]))
+            assert reply.outcome[0] in (0, 3, 5, 8, 13)
+        assert not raw.services.in_flight
+    assert not caplog.records
 
 
 async def test_an_error_after_messages_is_in_the_trailers() -> None:
