@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -36,8 +37,33 @@ async def test_a_service_killed_under_load_leaves_books_that_balance(tmp_path: P
     assert report.outcomes[Outcome.PLACED] <= sold
 
 
+@pytest.mark.slow
+async def test_a_shop_that_closes_under_load_loses_no_request_that_it_took(tmp_path: Path) -> None:
+    report = Report()
+    with running_shop(tmp_path) as shop:
+        async with connect(GatewayV1, shop.address) as client, asyncio.TaskGroup() as tasks:
+            tasks.create_task(crowd(client, report, customers=200, seed=6, over=3.0, patience=0.2))
+            await some_orders(report)
+            assert await asyncio.to_thread(shop.stop) == 0
+    assert set(report.failures) == {"unavailable"}
+    assert report.outcomes[Outcome.FAILED] > 0
+    with running_shop(tmp_path) as shop:
+        books = shop.curl("GET", "/api/v1/books").body
+    assert books["problems"] == []
+    assert books["unfinished"] == 0
+    by_state = Counter(books["orders"]["by_state"])
+    assert by_state[OrderState.FAILED] == 0
+    assert by_state[OrderState.CONFIRMED] + by_state[OrderState.CANCELLED] == report.outcomes[Outcome.PLACED]
+    assert by_state[OrderState.DECLINED] == report.outcomes[Outcome.DECLINED]
+    assert by_state[OrderState.OUT_OF_STOCK] == report.outcomes[Outcome.OUT_OF_STOCK]
+
+
 async def kill_under_load(shop: RunningShop, victim: str, report: Report) -> None:
-    """Once the first orders are placed and many more are under way."""
+    await some_orders(report)
+    os.kill(shop.pid_of(victim), signal.SIGKILL)
+
+
+async def some_orders(report: Report) -> None:
+    """Wait until the first orders are placed and many more are under way."""
     while report.outcomes[Outcome.PLACED] < 20:  # noqa: ASYNC110 - the report is a plain record
         await asyncio.sleep(0.01)
-    os.kill(shop.pid_of(victim), signal.SIGKILL)
