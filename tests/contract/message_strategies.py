@@ -31,9 +31,13 @@ _SCALARS: dict[str, st.SearchStrategy[Any]] = {
 }
 
 
-@functools.cache
 def messages(cls: type[Message], depth: int = 2) -> st.SearchStrategy[Any]:
     """Objects of *cls*, with others nested in them down to *depth*."""
+    return _messages(cls, depth)
+
+
+@functools.cache
+def _messages(cls: Any, depth: int) -> st.SearchStrategy[Any]:
     fields = {field.attribute: _field(field, depth) for field in schema_of(cls).fields}
     return st.fixed_dictionaries(fields).map(lambda values: cls(**values))
 
