@@ -51,10 +51,14 @@ def checker_for(message: type[Message], *, json: bool = False) -> Callable[[Any]
 
 def residual_checker_for(message: type[Message]) -> Callable[[Any], None] | None:
     """Raises a Violation for what msgspec lets pass in JSON; None where nothing is left to check."""
-    if not any(_residual(field) for inner in closure_of(message) for field in schema_of(inner).fields):
+    if not _leaves_something(message):
         return None
     found: Callable[[Any], None] = functions_for(message, "check after JSON", _generate_residual)["check"]
     return found
+
+
+def _leaves_something(message: type[Message]) -> bool:
+    return any(_residual(field) for inner in closure_of(message) for field in schema_of(inner).fields)
 
 
 def _residual(field: FieldSchema) -> bool:
@@ -83,8 +87,11 @@ def spelled(value: Any) -> str:
     return "null" if value is None else type(value).__name__
 
 
-def _holds_messages(field: FieldSchema) -> bool:
-    return field.form is Form.ONEOF or field.holds.is_message
+def _leads_to_residual(field: FieldSchema) -> bool:
+    inside = [member.message for member in field.members]
+    if field.value is not None and field.value.is_message:
+        inside.append(field.value.python)
+    return any(_leaves_something(message) for message in inside)
 
 
 _PYTHON: dict[str, type] = {
@@ -129,7 +136,7 @@ class _Checks:
             with source.block(f"if m.__class__ is not {owner} and not isinstance(m, {owner}):"):
                 source.line(f"wrong(m, {owner}, '')")
             for field in self._schema.fields:
-                if not self._residual or _residual(field) or _holds_messages(field):
+                if not self._residual or _residual(field) or _leads_to_residual(field):
                     self._field(field)
 
     def _field(self, field: FieldSchema) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from polywire.codec.base import MISSING, Violation, violation_from_msgspec
-from polywire.codec.source import functions_lock
+from polywire.codec.source import functions_lock, maker
 from polywire.contract.fields import unrecognized
 from polywire.contract.message import Message
 from polywire.contract.schema import FieldSchema, Form, Presence, closure_of, enum_schema_of, schema_of
@@ -90,7 +90,7 @@ def _read(message: type[Message], shadow: Any) -> Any:
             values[field.attribute] = _field(field, value)
         except Violation as violation:
             raise violation.within(field.name) from None
-    return message(**values)
+    return maker(message)(**values)
 
 
 def _field(field: FieldSchema, value: Any) -> Any:

@@ -8,6 +8,7 @@ import msgspec
 
 from polywire.codec import texts
 from polywire.codec.base import Violation, missing
+from polywire.codec.descriptors import runtime_class
 from polywire.codec.limits import emit_limits, emit_size
 from polywire.codec.source import Source, attribute
 from polywire.contract.fields import is_recognized, unrecognized
@@ -36,6 +37,9 @@ class Members(dict[int, Any]):
 def generate_reader(schema: Schema, source: Source) -> None:
     """`read(m)`: a Message from an object of the runtime. Raises Violation."""
     source.namespace.update(_HELPERS)
+    # Taken from the class: a field may have the same name, and looking for one first would cost time.
+    runtime = runtime_class(schema.message)
+    source.namespace.update(has=runtime.HasField, which_oneof=runtime.WhichOneof)
     _Reader(schema, source).write()
 
 
@@ -67,7 +71,7 @@ class _Reader:
         if field.presence is Presence.IMPLICIT:
             return self._checked(value, read, field.name)
         variable = source.fresh()
-        with source.block(f"if m.HasField({field.name!r}):"):
+        with source.block(f"if has(m, {field.name!r}):"):
             source.line(f"{variable} = {self._checked(value, read, field.name)}")
         with source.block("else:"):
             source.line(self._absent(field, variable))
@@ -169,7 +173,7 @@ class _Reader:
     def _oneof(self, field: FieldSchema) -> str:
         source = self._source
         which, variable = source.fresh("w"), source.fresh()
-        source.line(f"{which} = m.WhichOneof({field.name!r})")
+        source.line(f"{which} = which_oneof(m, {field.name!r})")
         word = "if"
         with source.block("try:"):
             for member in field.members:
@@ -218,7 +222,7 @@ def default_of(source: Source, field: FieldSchema) -> str:
 
 def is_plain(message: Any) -> bool:
     """Whether all that its reader would do is copy attributes."""
-    return all(
+    return not hasattr(message, "__post_init__") and all(
         field.form is Form.ONE
         and field.presence is Presence.IMPLICIT
         and not field.holds.constraints

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+from polywire.codec.base import Violation
 from polywire.contract.message import Message
 from polywire.contract.schema import Schema, closure_of, schema_of
 
@@ -96,10 +97,22 @@ def maker(message: type[Any]) -> Callable[..., Any]:
     replacing all fields of a blank message does not (80 ns).
     """
     if hasattr(message, "__post_init__"):
-        return message
+        return _careful_maker(message)
     blank = message(**dict.fromkeys(message.__struct_fields__))
     replace: Callable[..., Any] = blank.__replace__
     return replace
+
+
+def _careful_maker(message: type[Any]) -> Callable[..., Any]:
+    """For a class with a check of its own, whose ValueError is a violation, as it is for msgspec."""
+
+    def make(**values: Any) -> Any:
+        try:
+            return message(**values)
+        except (TypeError, ValueError) as error:
+            raise Violation("", str(error)) from error
+
+    return make
 
 
 class _Block:
