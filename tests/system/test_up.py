@@ -7,14 +7,17 @@ import json
 import os
 import signal
 import socket
+from collections import Counter
 from pathlib import Path
 
 import pytest
 from tiny.contracts import Inventory, Orders, Pause, Query
 from up_support import SOON, TINY, Running, polywire, said, tiny
 
+from polywire.channel import CallDefaults
 from polywire.connecting import connect
 from polywire.errors import Unavailable
+from polywire.policy.retry import Retry
 
 
 def gone(pid: int) -> bool:
@@ -341,3 +344,33 @@ async def test_a_service_that_the_file_places_elsewhere_is_called_here_when_it_r
     text = TINY + 'address = "inventory.example:8000"\n'
     async with polywire("up", directory=tiny(tmp_path, text)) as running:
         await pid_of(running)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme", ["grpc", "http"])
+async def test_under_load_an_interrupt_loses_no_call(tmp_path: Path, scheme: str) -> None:
+    once = CallDefaults(retry=Retry(retries=0))
+    seen: Counter[str] = Counter()
+    async with (
+        polywire("up", directory=tiny(tmp_path)) as running,
+        connect(Orders, f"{scheme}://{await running.address('orders')}", defaults=once) as orders,
+    ):
+
+        async def call_until_turned_away() -> None:
+            while True:
+                try:
+                    await orders.place(Query(product_id="a"))
+                    seen["answered"] += 1
+                except Unavailable as error:
+                    seen[f"reached: {error.reached}"] += 1
+                    return
+
+        callers = [asyncio.ensure_future(call_until_turned_away()) for _ in range(32)]
+        while seen["answered"] < 500:
+            await running.until("Orders/Place OK")
+        running.interrupt()
+        assert await running.ends() == 0
+        async with asyncio.timeout(SOON):
+            await asyncio.gather(*callers)
+    assert seen["answered"] >= 500
+    assert seen["reached: no"] == 32
