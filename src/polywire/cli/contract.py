@@ -141,7 +141,7 @@ def _import(target: str, name: str) -> ModuleType:
                 "among what is installed."
             ) from error
         raise SetupError(f"{target!r} was not exported: {name!r} imports {error.name!r}, which is missing.") from error
-    except (ImportError, SyntaxError, ValueError, TypeError, NameError, AttributeError) as error:
+    except Exception as error:
         raise SetupError(
             f"{target!r} was not exported: importing {name!r} raised {type(error).__name__}: {error}."
         ) from error

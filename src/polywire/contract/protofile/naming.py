@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import keyword
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 
@@ -22,6 +23,7 @@ IMPORTED = IN_ANNOTATIONS | frozenset(
     }
 )
 """What the module imports, or may import after the next change of the file."""
+_PLURAL = re.compile(r"([A-Z]{2,})s(?![a-z])")
 _NO_ENUM_MEMBERS = frozenset({"mro", "name", "value"})
 _NO_FIELDS = frozenset({"self", "cls"})
 
@@ -82,7 +84,12 @@ def field_names(names: Sequence[str], classes: ClassNames) -> dict[str, str]:
 def method_names(names: Sequence[str], classes: ClassNames, verbs: Iterable[str]) -> dict[str, str]:
     """Attributes for the rpcs of a service; *verbs* are those that the decorators of its routes need."""
     needed = {"AsyncIterator", "rpc", *verbs}
-    return _distinct(names, snake, lambda name: name in needed or (name in classes and name not in IMPORTED))
+    return _distinct(names, _spoken, lambda name: name in needed or (name in classes and name not in IMPORTED))
+
+
+def _spoken(name: str) -> str:
+    """`list_urls` for `ListURLs`."""
+    return snake(_PLURAL.sub(lambda match: f"{match[1].capitalize()}s", name))
 
 
 def member_names(enum: str, names: Sequence[str]) -> dict[str, str]:
@@ -93,7 +100,7 @@ def member_names(enum: str, names: Sequence[str]) -> dict[str, str]:
 
     def derive(name: str) -> str:
         stripped = short[name]
-        candidate = stripped if stripped.isidentifier() and counts[stripped] == 1 else name
+        candidate = stripped if stripped.strip("_").isidentifier() and counts[stripped] == 1 else name
         candidate = candidate.strip("_") or "x"  # Enum keeps names in underscores for itself
         return candidate if candidate.isidentifier() else f"x{candidate}"
 
