@@ -490,7 +490,8 @@ async def test_timeouts_and_credentials_that_repeat_are_prepared_and_others_are_
 
 async def test_what_travels_beside_a_request() -> None:
     async with against(lambda request: request.answer()) as rig:
-        outgoing = rig.outgoing(metadata=[("x-a", "1"), ("x-b-bin", b"\0\1")], attempt=3)
+        outgoing = rig.outgoing(metadata=[("x-a", "1"), ("x-b-bin", b"\0\1")])
+        outgoing.attempt = 3
         outgoing.traceparent, outgoing.tracestate, outgoing.baggage = "00-t-s-01", "a=b", "k=v"
         outgoing.principal = "alice"
         await rig.echo(outgoing)
