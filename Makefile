@@ -24,8 +24,9 @@ check: $(VENV)/ready-dev
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
-	MYPYPATH=src $(VENV)/bin/mypy examples/shop
+	$(VENV)/bin/mypy examples/shop
 	$(VENV)/bin/pyright --pythonpath $(VENV)/bin/python
+	$(VENV)/bin/pyright --pythonpath $(VENV)/bin/python examples/shop
 	$(VENV)/bin/lint-imports
 	$(VENV)/bin/python -m pytest -q -m 'not slow'
 

@@ -250,17 +250,19 @@ async def visit(options: Options, data: Path) -> list[str]:
         problems = differences(before, after, report)
         print_summary(after, report, problems)
         if not options.once:
+            interrupted = _interruption()
             print_what_to_try(address, data)
-            await _until_interrupted()
+            await interrupted.wait()
+            print("\nClosing the shop.", flush=True)
     return problems
 
 
-async def _until_interrupted() -> None:
+def _interruption() -> asyncio.Event:
+    """Set by Ctrl-C, which from now on closes the shop instead of ending this program."""
     told = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, told.set)
-    await told.wait()
-    print("\nClosing the shop.", flush=True)
+    return told
 
 
 def main() -> int:
