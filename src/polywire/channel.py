@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from polywire.clock import SYSTEM_CLOCK, Clock, Timer
-from polywire.context import NO_METADATA, Call, Calling, _calling, _current
+from polywire.context import NO_METADATA, Call, Calling, MetadataValue, _calling, _current
 from polywire.contract import Kind, Message, Rpc
 from polywire.discovery import Resolver
 from polywire.errors import DO_NOT_RETRY, CallError, DeadlineExceeded, Unavailable
@@ -120,6 +120,8 @@ class Channel:
         self.defaults = defaults or CallDefaults()
         self.budget = RetryBudget(share=self.defaults.budget_share, minimum=self.defaults.budget_minimum)
         self.counters: dict[str, Counters] = {}
+        """By the full name of the method."""
+        self._counted: dict[Rpc, Counters] = {}
         self._token = token
         self._clock = clock
         self.now = clock.monotonic
@@ -136,7 +138,7 @@ class Channel:
         wire: EndpointWire | None = None
         try:
             endpoints = self.endpoints.current or await self._find(outgoing)
-            wire = choose(endpoints, self._clock.random())
+            wire = endpoints[0] if len(endpoints) == 1 else choose(endpoints, self._clock.random())
             encoded = wire.encode(rpc, request)
             try:
                 return await wire.unary(outgoing, encoded, wait_for_ready=wait_for_ready)
@@ -204,41 +206,52 @@ class Channel:
     def _outgoing(self, rpc: Rpc, asked: Calling | None, now: float, default_timeout: float | None) -> Outgoing:
         """What goes beside the request: the deadline of this call, and what the call under way hands on."""
         timeout = rpc.timeout or default_timeout
-        outgoing = Outgoing(rpc)
+        metadata: tuple[tuple[str, MetadataValue], ...] = ()
         if asked is not None:
             timeout = asked.timeout or timeout
-            outgoing.metadata = asked.metadata
+            metadata = asked.metadata
             if asked.idempotency_key is not None:
-                outgoing.metadata = (*asked.metadata, (IDEMPOTENCY_KEY, asked.idempotency_key))
+                metadata = (*metadata, (IDEMPOTENCY_KEY, asked.idempotency_key))
         deadline = None if timeout is None else now + timeout
         parent = _current.get()
         if parent is None:
-            outgoing.request_id = new_request_id()
+            outgoing = Outgoing(rpc, deadline, timeout, new_request_id(), metadata)
         else:
-            deadline = self._inherit(outgoing, parent, deadline)
+            outgoing = self._part_of(parent, rpc, now, deadline, timeout, metadata)
         self.budget.called(now)
         if self._token is not None:
             outgoing.authorization = "Bearer " + self._token()
-        outgoing.deadline = outgoing.call_deadline = deadline
-        outgoing.timeout = None if deadline is None else deadline - now
         if rpc.attempt_timeout is not None:
-            self._start_attempt(outgoing, deadline)
+            self._start_attempt(outgoing, outgoing.deadline)
+        return outgoing
+
+    def _part_of(
+        self,
+        parent: Call,
+        rpc: Rpc,
+        now: float,
+        deadline: float | None,
+        timeout: float | None,
+        metadata: tuple[tuple[str, MetadataValue], ...],
+    ) -> Outgoing:
+        """A call made by the handler of *parent*: it ends no later, and carries on what travels from hop to hop."""
+        if parent.deadline is not None and (deadline is None or parent.deadline < deadline):
+            deadline = parent.deadline
+            timeout = deadline - now
+        outgoing = Outgoing(rpc, deadline, timeout, parent.request_id or new_request_id(), metadata)
         if deadline is not None and deadline <= now:
             raise self.explained(
                 DeadlineExceeded(f"{rpc.full_name} was not called: the deadline of the call under way had passed."),
                 outgoing,
             )
+        if parent.traceparent is not None:
+            outgoing.traceparent = parent.traceparent
+            outgoing.tracestate = parent.tracestate
+        if parent.baggage is not None:
+            outgoing.baggage = parent.baggage
+        if parent.principal is not None:
+            outgoing.principal = parent.principal
         return outgoing
-
-    def _inherit(self, outgoing: Outgoing, parent: Call, deadline: float | None) -> float | None:
-        outgoing.request_id = parent.request_id or new_request_id()
-        outgoing.traceparent = parent.traceparent
-        outgoing.tracestate = parent.tracestate
-        outgoing.baggage = parent.baggage
-        outgoing.principal = parent.principal
-        if parent.deadline is not None and (deadline is None or parent.deadline < deadline):
-            return parent.deadline
-        return deadline
 
     def _start_attempt(self, outgoing: Outgoing, deadline: float | None) -> None:
         """Give the attempt that starts now its own share of the time."""
@@ -263,12 +276,13 @@ class Channel:
         return error
 
     def _counters(self, rpc: Rpc) -> Counters:
-        counters = self.counters.get(rpc.full_name)
+        counters = self._counted.get(rpc)
         if counters is None:
-            counters = self.counters[rpc.full_name] = Counters()
+            counters = self._counted[rpc] = self.counters[rpc.full_name] = Counters()
         return counters
 
     def count(self, rpc: Rpc, code: str, seconds: float) -> None:
+        """Count a call that has ended."""
         self._counters(rpc).count(code, seconds)
 
     async def open(self, rpc: Rpc) -> tuple[Outgoing, ClientStream, EndpointWire]:

@@ -55,32 +55,28 @@ NO_METADATA = Metadata()
 class Call:
     """What a handler may know about the call it is answering, and say beside its answer. `current()` returns it."""
 
-    __slots__ = (
-        "_metadata",
-        "_metadata_source",
-        "_task",
-        "attempt",
-        "baggage",
-        "caller",
-        "clock",
-        "credentials",
-        "deadline",
-        "ended_by",
-        "method",
-        "peer",
-        "principal",
-        "request_id",
-        "response_metadata",
-        "traceparent",
-        "tracestate",
-        "trailing_metadata",
-        "wire",
-    )
+    # One is made for every call, so what most calls lack is a default of the class and costs nothing to set.
+    attempt: int = 1
+    """1 for the first attempt of the caller, counted up by its retries."""
+    credentials: str | None = None
+    """The raw `authorization` of the request, for the authenticator; never logged."""
+    caller: str | None = None
+    """The service proven by token or certificate on this hop, or None."""
+    principal: str | None = None
+    """The user acted for, believed only from an authenticated caller."""
+    traceparent: str | None = None
+    tracestate: str | None = None
+    baggage: str | None = None
+    response_metadata: list[tuple[str, MetadataValue]] | None = None
+    trailing_metadata: list[tuple[str, MetadataValue]] | None = None
+    ended_by: str | None = None
+    """Why the handler was cancelled: `deadline`, `caller`, `idle` or `shutdown`; None while it may go on."""
+    _metadata_source: Any = None
+    _task: asyncio.Task[Any] | None = None
 
     def __init__(
         self,
         method: str = "",
-        *,
         deadline: float | None = None,
         request_id: str = "",
         metadata: Metadata | None = NO_METADATA,
@@ -93,29 +89,12 @@ class Call:
         self.deadline = deadline
         """When the caller stops waiting, on `clock.monotonic()`; None if it never does."""
         self.request_id = request_id
+        self._metadata = metadata
         self.peer = peer
         """The address on the other end of this hop."""
         self.wire = wire
         """`local`, `grpc`, `connect` or `rest`."""
         self.clock = clock
-        self.attempt = 1
-        """1 for the first attempt of the caller, counted up by its retries."""
-        self.credentials: str | None = None
-        """The raw `authorization` of the request, for the authenticator; never logged."""
-        self.caller: str | None = None
-        """The service proven by token or certificate on this hop, or None."""
-        self.principal: str | None = None
-        """The user acted for, believed only from an authenticated caller."""
-        self.traceparent: str | None = None
-        self.tracestate: str | None = None
-        self.baggage: str | None = None
-        self.response_metadata: list[tuple[str, MetadataValue]] | None = None
-        self.trailing_metadata: list[tuple[str, MetadataValue]] | None = None
-        self._metadata = metadata
-        self._metadata_source: Any = None
-        self._task: asyncio.Task[Any] | None = None
-        self.ended_by: str | None = None
-        """Why the handler was cancelled: `deadline`, `caller`, `idle` or `shutdown`; None while it may go on."""
 
     @property
     def metadata(self) -> Metadata:

@@ -143,6 +143,8 @@ class Services:
                 slot = self.deadlines.add(call.deadline, call)
             if self._authenticator is not None or self._closed or call.ended_by is not None:
                 self._admit(handler, call)
+            if call.principal is not None and call.caller is None:
+                call.principal = None
             if handler.rpc.request is None:
                 decode(body)
                 answer = await handler.function()
@@ -208,6 +210,8 @@ class Services:
                     raise _too_late(call)
                 slot = self.deadlines.add(call.deadline, call)
             self._admit(handler, call)
+            if call.principal is not None and call.caller is None:
+                call.principal = None  # only a caller that proved who it is may speak for somebody else
             return await body
         except BaseException as error:
             code = "cancelled"
@@ -223,7 +227,9 @@ class Services:
             self._end(handler, call, code, started)
 
     def _begin(self, call: Call) -> float:
-        call._task = asyncio.current_task()
+        if call._task is None:
+            # On Python 3.12 and newer a call's task starts before whoever started it could say which it is.
+            call._task = asyncio.current_task()
         _current.set(call)
         self._running.add(call)
         return self._now()

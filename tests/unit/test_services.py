@@ -208,6 +208,25 @@ async def test_a_handler_cancelled_by_itself_is_not_taken_for_a_failure_of_its_o
         await running(body)
 
 
+async def test_a_principal_is_believed_only_from_a_caller_that_proved_who_it_is() -> None:
+    class Trusting:
+        def caller_of(self, call: Call) -> str | None:
+            return "gateway"
+
+    for authenticator, believed in ((None, None), (Trusting(), "user-1")):
+        seen: list[str | None] = []
+
+        async def body(seen: list[str | None] = seen) -> None:
+            seen.append(current().principal)
+
+        services = Services([RunnerService(body)], authenticator=authenticator)
+        call = Call("unit.v1.Runner/Run")
+        call.principal = "user-1"
+        handler = services.handlers["/unit.v1.Runner/Run"]
+        await asyncio.create_task(services.unary(handler, call, lambda _: Word(), b"", lambda _: b""))
+        assert seen == [believed]
+
+
 # Admission and the end.
 
 

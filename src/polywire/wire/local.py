@@ -134,6 +134,7 @@ class LocalWire:
         )
         call.attempt = outgoing.attempt
         call.credentials = outgoing.authorization
+        call.principal = outgoing.principal
         call.traceparent = outgoing.traceparent
         call.tracestate = outgoing.tracestate
         call.baggage = outgoing.baggage

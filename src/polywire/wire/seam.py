@@ -46,32 +46,26 @@ _OWNED_PREFIXES = ("grpc-", "connect-", ":")
 class Outgoing:
     """One attempt of one call, as a client hands it to a wire; the wire fills in what came beside the answer."""
 
-    __slots__ = (
-        "attempt",
-        "authorization",
-        "baggage",
-        "call_deadline",
-        "deadline",
-        "headers",
-        "metadata",
-        "principal",
-        "request_id",
-        "rpc",
-        "timeout",
-        "traceparent",
-        "tracestate",
-        "trailers",
-    )
+    # One is made for every call, so what most calls lack is a default of the class and costs nothing to set.
+    attempt: int = 1
+    authorization: str | None = None
+    """The whole value of the `authorization` header, or None."""
+    principal: str | None = None
+    traceparent: str | None = None
+    tracestate: str | None = None
+    baggage: str | None = None
+    headers: Metadata | None = None
+    """Set by the wire: metadata before the answer."""
+    trailers: Metadata | None = None
+    """Set by the wire: metadata after it."""
 
     def __init__(
         self,
         rpc: Rpc,
-        *,
         deadline: float | None = None,
         timeout: float | None = None,
         request_id: str = "",
         metadata: Sequence[tuple[str, MetadataValue]] = (),
-        attempt: int = 1,
     ) -> None:
         self.rpc = rpc
         self.deadline = deadline
@@ -82,17 +76,6 @@ class Outgoing:
         """Seconds left when the attempt starts; what is put on the wire."""
         self.request_id = request_id
         self.metadata = metadata
-        self.attempt = attempt
-        self.authorization: str | None = None
-        """The whole value of the `authorization` header, or None."""
-        self.principal: str | None = None
-        self.traceparent: str | None = None
-        self.tracestate: str | None = None
-        self.baggage: str | None = None
-        self.headers: Metadata | None = None
-        """Set by the wire: metadata before the answer."""
-        self.trailers: Metadata | None = None
-        """Set by the wire: metadata after it."""
 
 
 class ClientStream(Protocol):
@@ -235,17 +218,17 @@ class Dispatcher(Protocol):
         """The caller has gone: cancel the handler, as Cancelled and not as a failure."""
 
 
-if sys.version_info >= (3, 12):
-
-    def start_task(loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        """Run a call's coroutine as a task, at once up to its first suspension."""
-        return asyncio.Task(coroutine, loop=loop, eager_start=True)
-
-else:
-
-    def start_task(loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        """Run a call's coroutine as a task."""
-        return loop.create_task(coroutine)
+def start_task(
+    loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, None], call: Call | None = None
+) -> asyncio.Task[None]:
+    """Run the coroutine of *call* as its task, on Python 3.12 and newer at once up to its first suspension."""
+    if sys.version_info >= (3, 12):
+        task = asyncio.Task(coroutine, loop=loop, eager_start=True)
+    else:
+        task = loop.create_task(coroutine)
+        if call is not None:
+            call._task = task
+    return task
 
 
 def is_metadata(name: str) -> bool:
