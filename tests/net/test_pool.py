@@ -253,6 +253,29 @@ async def test_after_a_failure_calls_fail_at_once_until_it_is_time_to_try_again(
         assert changes[:3] == [PoolState.CONNECTING, PoolState.BACKING_OFF, PoolState.IDLE]
 
 
+async def test_whoever_waits_for_a_busy_connection_is_told_when_it_is_lost_and_no_other_can_be_had() -> None:
+    clock = Clock()
+    accepted: list[asyncio.StreamWriter] = []
+
+    async def hold(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        accepted.append(writer)
+
+    server = await asyncio.start_server(hold, "127.0.0.1", 0)
+    address = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    async with pooling(address, version="1.1", first_delay=1.0, clock=clock) as pool:
+        (await pool.acquire()).open(GET, (), Seen())
+        await until(lambda: accepted)
+        server.close()
+        waiting = [asyncio.ensure_future(pool.acquire()) for _ in range(5)]
+        await until(lambda: pool.error is not None and not pool._attempts)
+        assert pool.retry_at == 1.0, "attempts made side by side that fail are one failure"
+        assert not any(waiter.done() for waiter in waiting)
+        accepted[0].close()
+        async with asyncio.timeout(5):
+            told = await asyncio.gather(*waiting, return_exceptions=True)
+    assert [str(error) for error in told] == [f"cannot connect to {address}: connection refused"] * 5
+
+
 async def test_whoever_waits_for_readiness_gets_the_connection_when_the_server_comes_up() -> None:
     address = nobody()
     async with pooling(address, version="1.1", first_delay=0.001, max_delay=0.01) as pool:

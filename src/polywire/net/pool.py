@@ -322,22 +322,33 @@ class Pool:
 
     def _failed(self, reason: str) -> None:
         self.error = reason
+        if not self._backing_off():
+            # Attempts made side by side that fail for one reason are one failure.
+            self._back_off()
+        self._turn_away(reason)
+        self._changed()
+
+    def _back_off(self) -> None:
         self._failures += 1
         # Full jitter: callers that lost the same server do not come back together.
         ceiling = min(self._max_delay, self._first_delay * 2.0 ** min(self._failures - 1, 30))
         delay = ceiling * self._clock.random()
         self.retry_at = self._clock.monotonic() + delay
+        if self._retry is not None:
+            self._retry.cancel()
+        self._retry = self._clock.call_later(delay, self._try_again)
+
+    def _turn_away(self, reason: str) -> None:
+        """Nobody waits for the next attempt who did not ask to, unless an open connection may become free."""
+        if self._has_open():
+            return
         patient: deque[_Waiter] = deque()
         for waiter in self._waiters:
-            if waiter.patient or self._has_open():
+            if waiter.patient:
                 patient.append(waiter)
             elif not waiter.future.done():
                 waiter.future.set_exception(StreamClosed(reason, reached=False))
         self._waiters = patient
-        if self._retry is not None:
-            self._retry.cancel()
-        self._retry = self._clock.call_later(delay, self._try_again)
-        self._changed()
 
     def _try_again(self) -> None:
         self._retry = None
@@ -357,6 +368,9 @@ class Pool:
             # A server that takes connections only to drop them must not be called in a tight loop.
             self._failed(f"cannot keep a connection to {self.address}: the server closed it at once")
             return
+        if self.error is not None and self._backing_off():
+            # Those who waited for this connection to become free have nothing to wait for any more.
+            self._turn_away(self.error)
         self._connect_as_needed()
         self._changed()
 
