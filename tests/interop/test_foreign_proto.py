@@ -262,6 +262,7 @@ def samples() -> list[tuple[str, Generated]]:
         m.Choices(tree=m.Tree(label="leaf")),
     ]
     names = m.Names(self="me", camelCase="c", _private="p", at=at, lower=m.lower(lower="l"), type="t", list=["a"])
+    names.other_in_json, names.text_in_json = "other", "text"
     setattr(names, "class", "first")
     setattr(names, "None", "nothing")
     tree = m.Tree(label="root", left=m.Tree(right=m.Tree(label="deep")), more=[m.Tree(), m.Tree(label="b")])

@@ -9,6 +9,7 @@ from google.protobuf import descriptor_pb2
 
 from polywire.contract.export_http import rule_in
 from polywire.contract.export_messages import TYPES
+from polywire.contract.schema import lower_camel
 
 _Field = descriptor_pb2.FieldDescriptorProto
 _NAMES = {number: name for name, number in TYPES.items() if name not in ("message", "enum")}
@@ -217,13 +218,12 @@ def _apart(blocks: Sequence[Sequence[str]]) -> list[str]:
 
 
 def _json_name(field: descriptor_pb2.FieldDescriptorProto) -> str:
-    return "" if field.json_name in ("", derived_json_name(field.name)) else f" [json_name = {quoted(field.json_name)}]"
+    return f" [json_name = {quoted(field.json_name)}]" if has_json_name(field) else ""
 
 
-def derived_json_name(name: str) -> str:
-    """The JSON name that protoc gives a field that has none of its own."""
-    head, *tail = name.split("_")
-    return head + "".join(part[:1].upper() + part[1:] for part in tail)
+def has_json_name(field: descriptor_pb2.FieldDescriptorProto) -> bool:
+    """Whether a field has another name in JSON than the one that protoc gives it by itself."""
+    return field.json_name not in ("", lower_camel(field.name))
 
 
 def _reserved(message: descriptor_pb2.DescriptorProto) -> Iterator[str]:

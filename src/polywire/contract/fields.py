@@ -44,6 +44,8 @@ class FieldOptions:
     numbers: tuple[int, ...] = ()
     name: str | None = None
     names: tuple[str, ...] = ()
+    json_name: str | None = None
+    json_names: tuple[str, ...] = ()
     sensitive: bool = False
     description: str = ""
     kind: str | None = None
@@ -62,6 +64,8 @@ class FieldOptions:
             numbers=other.numbers or self.numbers,
             name=other.name or self.name,
             names=other.names or self.names,
+            json_name=other.json_name or self.json_name,
+            json_names=other.json_names or self.json_names,
             sensitive=self.sensitive or other.sensitive,
             description=other.description or self.description,
             kind=other.kind or self.kind,
@@ -75,6 +79,8 @@ def Field(  # noqa: N802  # it reads as a declaration where it is used
     numbers: tuple[int, ...] = (),
     name: str | None = None,
     names: tuple[str, ...] = (),
+    json_name: str | None = None,
+    json_names: tuple[str, ...] = (),
     sensitive: bool = False,
     gt: float | None = None,
     ge: float | None = None,
@@ -90,8 +96,9 @@ def Field(  # noqa: N802  # it reads as a declaration where it is used
     """Say more about a field than its type, inside of `Annotated`: `Annotated[int, Field(number=2, ge=1)]`.
 
     *number* is the protobuf field number and *name* the name on the wire (protobuf and JSON), where they differ from
-    the derived ones; *numbers* and *names* are those of a union's members, in its order. *sensitive* keeps the value
-    out of `repr`. *known* refuses values of an enum that this side does not know; without it they pass through.
+    the derived ones; *json_name* is the one in ProtoJSON alone, where it is not *name* in lowerCamelCase; *numbers*,
+    *names* and *json_names* are those of a union's members, in its order. *sensitive* keeps the value out of `repr`.
+    *known* refuses values of an enum that this side does not know; without it they pass through.
     The limits are those of JSON Schema: *pattern* is searched for, not anchored; lengths count characters, bytes or
     elements.
     """
@@ -111,6 +118,8 @@ def Field(  # noqa: N802  # it reads as a declaration where it is used
         numbers=tuple(numbers),
         name=name,
         names=tuple(names),
+        json_name=json_name,
+        json_names=tuple(json_names),
         sensitive=sensitive,
         description=description,
         constraints=constraints,

@@ -6,7 +6,7 @@ import enum
 import re
 import types
 import typing
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import TYPE_CHECKING, Annotated, Any, Union
@@ -317,7 +317,7 @@ def _field(
     common: dict[str, Any] = {
         "attribute": attribute,
         "name": name,
-        "json_name": lower_camel(name),
+        "json_name": options.json_name or lower_camel(name),
         "nullable": nullable,
         "required": default is msgspec.NODEFAULT and factory is msgspec.NODEFAULT,
         "default": default,
@@ -367,7 +367,8 @@ def _members(
 ) -> tuple[Member, ...]:
     if options.number is not None:
         raise ContractError(f"{at} is a union, whose members have a number each: write Field(numbers=(...)).")
-    for label, given in (("numbers", options.numbers), ("names", options.names)):
+    given: Sequence[object]
+    for label, given in (("numbers", options.numbers), ("names", options.names), ("json_names", options.json_names)):
         if given and len(given) != len(alternatives):
             raise ContractError(f"{at} has {len(alternatives)} members, but Field({label}=...) gives {len(given)}.")
     members = []
@@ -383,7 +384,7 @@ def _members(
         members.append(
             Member(
                 name=name,
-                json_name=lower_camel(name),
+                json_name=options.json_names[index] if options.json_names else lower_camel(name),
                 number=number,
                 tag=tag,
                 message=alternative,

@@ -10,6 +10,7 @@ from google.protobuf import descriptor_pb2
 from polywire.contract import wellknown
 from polywire.contract.export_http import rule_in
 from polywire.contract.export_messages import TYPES
+from polywire.contract.export_text import has_json_name
 from polywire.contract.protofile.layout import Group, Union, docstring, literal, tuple_of
 from polywire.contract.protofile.model import Entry, FieldProto, Model, entries_of, is_entry
 from polywire.contract.protofile.naming import ClassNames, field_names, member_names, method_names
@@ -204,6 +205,8 @@ class _Module:
         options = [f"number={field.number}"]
         if attribute != field.name:
             options.append(f"name={literal(field.name)}")
+        if has_json_name(field):
+            options.append(f"json_name={literal(field.json_name)}")
         if doc:
             options.append(f"description={literal(doc)}")
         hint, default = self._hint(message, field)
@@ -274,6 +277,8 @@ class _Module:
             options.append(tuple_of("names=", [literal(member) for member in wire]))
         if attribute != name:
             options.append(f"name={literal(name)}")
+        if any(map(has_json_name, members)):
+            options.append(tuple_of("json_names=", [literal(member.json_name) for member in members]))
         description = entry.comments.paragraphs(*entry.path, 8, oneof)
         if description:
             options.append(f"description={literal(description)}")
