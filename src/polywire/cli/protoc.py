@@ -16,7 +16,7 @@ from polywire.contract.export_http import FILES
 from polywire.contract.export_text import proto_text
 from polywire.errors import SetupError
 
-_PACKAGE = re.compile(r"^\s*package\s+([A-Za-z0-9_.]+)\s*;", re.MULTILINE)
+_PACKAGE = re.compile(r"(?:^|;)\s*package\s+([A-Za-z0-9_.]+)\s*;", re.MULTILINE)
 _NOT_FOUND = re.compile(r"^(\S+): File not found\.", re.MULTILINE)
 _TIMEOUT = 60.0
 
