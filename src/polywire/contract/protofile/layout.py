@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 
 WIDTH = 88
@@ -80,7 +81,7 @@ def docstring(text: str, indent: int) -> list[str]:
     if not text:
         return []
     margin = " " * indent
-    lines = text.replace("\\", "\\\\").replace('"""', '\\"\\"\\"').splitlines()
+    lines = inspect.cleandoc(text).replace("\\", "\\\\").replace('"""', '\\"\\"\\"').splitlines()
     if lines[-1].endswith('"'):
         lines[-1] = f'{lines[-1][:-1]}\\"'
     if len(lines) == 1:

@@ -160,7 +160,7 @@ class _Module:
         if given:
             arguments.append(Group("names={", given, "}"))
         yield from Group(f"@{form}(", arguments, ")").lines()
-        yield f"class {python}(enum.IntEnum):"
+        yield from _class(python, ["enum.IntEnum"])
         doc = docstring(entry.comments.text(*entry.path), 4)
         yield from doc
         if doc:
