@@ -208,6 +208,10 @@ async def test_an_idempotent_method_may_be_called_by_get() -> None:
             talk.address,
             request("GET", f"/talk.v1.Talk/Echo?encoding=proto&compression=gzip&base64=1&message={zipped}"),
         )
+        binary = await ask(
+            talk.address, request("GET", "/talk.v1.Talk/Echo?encoding=proto&message=%0A%02%C3%BC" + "&a=b" * 500)
+        )
+    assert (binary.status, binary.body) == (200, b"\x0a\x02\xc3\xbc")
     assert (plain.status, plain.body) == (200, b'{"text":"a b"}')
     assert (packed.status, packed.body) == (200, b"\x0a\x01a")
 

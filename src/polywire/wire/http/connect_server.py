@@ -218,11 +218,11 @@ class ConnectInbound(Inbound):
         self.encoding: Encoding | None
         version = get(connect.VERSION)
         if query is not None:
-            parameters = dict(parse_qsl(query.decode("latin-1"), keep_blank_values=True, max_num_fields=64))
+            parameters = dict(parse_qsl(query.decode("latin-1"), keep_blank_values=True, encoding="latin-1"))
             known = parameters.get("encoding", "")
             self.encoding = "proto" if known == "proto" else "json" if known == "json" else None
-            self.coding = parameters.get("compression", "identity").encode("latin-1", "replace")
-            version = parameters["connect"].encode("latin-1", "replace") if "connect" in parameters else version
+            self.coding = parameters.get("compression", "identity").encode("latin-1")
+            version = parameters["connect"].encode("latin-1") if "connect" in parameters else version
             if version is not None and version.startswith(b"v"):
                 version = version[1:]
             self._read_message(parameters)
@@ -262,7 +262,7 @@ class ConnectInbound(Inbound):
             except (binascii.Error, ValueError):
                 self.refusal = InvalidArgument("The `message` of the query is not base64.")
         else:
-            self.message = text.encode("utf-8", "surrogateescape")
+            self.message = text.encode("latin-1")
 
 
 class UnaryCall(Gathering):
