@@ -104,13 +104,14 @@ class Server:
         """Stop without losing a request.
 
         Readiness goes off at once. For *delay* seconds everything is served as before, so that whoever sends requests
-        here can find out. Then no connection is accepted, those that exist are told to go elsewhere, and calls that run
-        have *grace* seconds to end.
+        here can find out. Then no connection is accepted, those that exist are told to go elsewhere, streams without a
+        deadline end as `unavailable`, and the other calls under way have *grace* seconds to end.
         """
         self.ready = False
         if delay > 0:
             await asyncio.sleep(delay)
         self._health.close()
+        self.services.end_streams()
         await self._listener.drain(grace)
         await self.services.finish(0.0)
 

@@ -15,6 +15,7 @@ from polywire.errors import (
     Cancelled,
     DeadlineExceeded,
     Internal,
+    PermissionDenied,
     SetupError,
     Unauthenticated,
     Unavailable,
@@ -78,6 +79,8 @@ class Services:
         self._access_log = access_log
         self._now = clock.monotonic
         self._running: set[Call] = set()
+        self._endless: set[Call] = set()
+        """Streams without a deadline."""
         self._idle: asyncio.Event | None = None
         self._closed = False
         self._services: dict[str, Service] = {}
@@ -132,15 +135,21 @@ class Services:
         body: Any,
         encode: Callable[[Any], Any],
     ) -> Any:
-        started = self._begin(call)
+        # The hot path: what `_run` does for streams in steps is written out here, as each step would cost as much as
+        # what it does.
+        started = self._now()
+        if call._task is None:
+            call._task = asyncio.current_task()
+        _current.set(call)
+        self._running.add(call)
         code = "ok"
         slot = 0
         try:
-            # The hot path of every unary call: `_admit` is written out here where it is usually nothing at all.
-            if call.deadline is not None:
-                if call.deadline <= started:
+            deadline = call.deadline
+            if deadline is not None:
+                if deadline <= started:
                     raise _too_late(call)
-                slot = self.deadlines.add(call.deadline, call)
+                slot = self.deadlines.add(deadline, call)
             if self._authenticator is not None or self._closed or call.ended_by is not None:
                 self._admit(handler, call)
             if call.principal is not None and call.caller is None:
@@ -150,7 +159,10 @@ class Services:
                 answer = await handler.function()
             else:
                 answer = await handler.function(decode(body))
-            return self._encode(call, encode, answer)
+            try:
+                return encode(answer)
+            except (CallError, TypeError, ValueError) as error:
+                raise self._broken(call, error) from error
         except BaseException as error:
             code = "cancelled"
             failure = self._failure(call, error)
@@ -194,10 +206,12 @@ class Services:
 
         if call.deadline is None and not handler.internal:
             watch.start()
+            self._endless.add(call)
         try:
             await self._run(handler, call, run())
         finally:
             watch.stop()
+            self._endless.discard(call)
 
     async def _run(self, handler: Handler, call: Call, body: Coroutine[Any, Any, Any]) -> Any:
         """Admission, translation and accounts around *body*, as `unary` has them written out."""
@@ -236,7 +250,6 @@ class Services:
 
     def _end(self, handler: Handler, call: Call, code: str, started: float) -> None:
         self._running.discard(call)
-        call._task = None
         if self._idle is not None and not self._running:
             self._idle.set()
         if not handler.internal:
@@ -263,19 +276,23 @@ class Services:
         try:
             return encode(answer)
         except (CallError, TypeError, ValueError) as error:
-            # The handler broke its own contract. The caller can do nothing about it and must not be blamed for it.
-            log.error(
-                "%s returned an answer that its contract does not allow: %s (request id %s)",
-                call.method, error, call.request_id,
-            )  # fmt: skip
-            raise _internal(call) from error
+            raise self._broken(call, error) from error
+
+    def _broken(self, call: Call, error: Exception) -> Internal:
+        """The handler broke its own contract. The caller can do nothing about it and must not be blamed for it."""
+        log.error(
+            "%s returned an answer that its contract does not allow: %s (request id %s)",
+            call.method, error, call.request_id,
+        )  # fmt: skip
+        return _internal(call)
 
     def _failure(self, call: Call, error: BaseException) -> CallError:
         """What the caller is told of *error*. Raises what is not the call's own business to end."""
         if isinstance(error, CallError):
+            if error.method is not None:
+                return self._nested(call, error)
             if isinstance(error, Unavailable) and error.reached == "no" and not self._closed:
-                # A nested call did not get through, but this one reached its handler.
-                error.reached = "maybe"
+                error.reached = "maybe"  # whatever the handler meant, it was reached
             return error
         if isinstance(error, asyncio.CancelledError):
             return self._cancelled(call, error)
@@ -286,6 +303,28 @@ class Services:
             call.method, call.request_id, exc_info=error,
         )  # fmt: skip
         return _internal(call)
+
+    def _nested(self, call: Call, error: CallError) -> CallError:
+        """What this call's caller is told of the error that a call made by its handler ended with.
+
+        Errors of the other service's domain go on as they are. What is about the way there (addresses, credentials,
+        time) is nobody's business further up: it is logged here, and told without.
+        """
+        if not isinstance(error, Unavailable | DeadlineExceeded | Unauthenticated | PermissionDenied):
+            return error
+        log.warning("%s failed as %s did: %s (request id %s)", call.method, error.method, error, call.request_id)
+        if isinstance(error, Unauthenticated | PermissionDenied):
+            return _internal(call)
+        if isinstance(error, Unavailable):
+            # The nested call may not have got through, but this one reached its handler.
+            return Unavailable(
+                f"{call.method} could not be completed: {error.method} is not available.",
+                reached="maybe", retry_after=error.retry_after,
+            )  # fmt: skip
+        return DeadlineExceeded(
+            f"{call.method} could not be completed: {error.method} did not answer in time.",
+            retry_after=error.retry_after,
+        )
 
     def _cancelled(self, call: Call, error: asyncio.CancelledError) -> CallError:
         if call.ended_by is None:
@@ -319,6 +358,11 @@ class Services:
 
     def cancel(self, call: Call) -> None:
         call.end("caller")
+
+    def end_streams(self) -> None:
+        """End the streams that have no deadline: nobody can say when they would end by themselves."""
+        for call in tuple(self._endless):
+            call.end("shutdown")
 
     async def finish(self, grace: float) -> None:
         """Wait until no call is under way, at most *grace* seconds; then end those that are left."""

@@ -16,11 +16,14 @@ from polywire.client import client_for
 from polywire.context import Call
 from polywire.discovery import StaticResolver
 from polywire.errors import (
+    DO_NOT_RETRY,
     CallError,
     Cancelled,
     DeadlineExceeded,
     Internal,
+    NotFound,
     SetupError,
+    Unauthenticated,
     Unavailable,
 )
 from polywire.server import BearerTokens
@@ -188,13 +191,57 @@ async def test_a_bug_is_logged_with_its_stack_and_told_without(caplog: pytest.Lo
     assert "hunter2" in str(record.exc_info[1])
 
 
-async def test_a_nested_call_that_did_not_get_through_may_not_be_taken_for_this_one() -> None:
+async def test_a_handler_cannot_say_that_it_was_not_reached() -> None:
     async def body() -> None:
-        raise Unavailable("inventory is down", reached="no")
+        raise Unavailable("come back later", reached="no")
 
     with pytest.raises(Unavailable) as caught:
         await running(body)
     assert caught.value.reached == "maybe"
+
+
+def nested(error: CallError) -> Callable[[], Awaitable[None]]:
+    """A handler whose own call ended with *error*."""
+
+    async def body() -> None:
+        error.method = "shop.v1.Inventory/CheckStock"
+        raise error
+
+    return body
+
+
+async def test_a_nested_call_that_did_not_get_through_tells_no_address_and_is_not_taken_for_this_one(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    lost = Unavailable("10.0.0.7:8001 did not answer: connection refused.", reached="no", retry_after=DO_NOT_RETRY)
+    with pytest.raises(Unavailable) as caught:
+        await running(nested(lost))
+    assert str(caught.value) == (
+        "unit.v1.Runner/Run could not be completed: shop.v1.Inventory/CheckStock is not available."
+    )
+    assert caught.value.reached == "maybe"
+    assert caught.value.retry_after == DO_NOT_RETRY
+    assert "10.0.0.7:8001 did not answer" in caplog.text
+
+
+async def test_a_nested_call_that_ran_out_of_time_is_told_by_its_name() -> None:
+    with pytest.raises(DeadlineExceeded) as caught:
+        await running(nested(DeadlineExceeded("did not answer within 0.5 s")))
+    assert str(caught.value) == (
+        "unit.v1.Runner/Run could not be completed: shop.v1.Inventory/CheckStock did not answer in time."
+    )
+
+
+async def test_wrong_credentials_of_this_service_are_not_its_callers_business() -> None:
+    with pytest.raises(Internal) as caught:
+        await running(nested(Unauthenticated("needs credentials")))
+    assert str(caught.value) == f"internal error, request id {caught.value.request_id}"
+
+
+async def test_an_error_of_the_other_services_domain_goes_on_as_it_is() -> None:
+    with pytest.raises(NotFound) as caught:
+        await running(nested(NotFound("no product 'SKU-1'")))
+    assert str(caught.value) == "no product 'SKU-1'"
 
 
 async def test_a_handler_cancelled_by_itself_is_not_taken_for_a_failure_of_its_own() -> None:
@@ -307,6 +354,19 @@ async def test_a_stream_on_which_nothing_moves_is_ended_after_the_idle_limit() -
         "Open the stream again, or give it a deadline."
     )
     assert (got, service.closed) == ([Word(word="a")], 1)
+
+
+async def test_streams_without_a_deadline_end_when_the_service_is_asked_to_stop() -> None:
+    service = RunnerService()
+    services = Services([service])
+    client = client_of(services)
+    stream = client.listen(Word(word="a"))
+    assert await anext(stream) == Word(word="a")
+    services.end_streams()
+    with pytest.raises(Unavailable) as caught:
+        await anext(stream)
+    assert str(caught.value) == "unit.v1.Runner/Listen was stopped: the service is shutting down."
+    assert service.closed == 1
 
 
 async def test_unknown_methods_share_one_counter_however_many_names_a_peer_tries() -> None:

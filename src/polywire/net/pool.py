@@ -61,7 +61,7 @@ class Pool:
         max_waiting: int = 4096,
         connect_timeout: float = 5.0,
         first_delay: float = 0.1,
-        max_delay: float = 30.0,
+        max_delay: float = 3.0,
         warm: bool = False,
         clock: Clock = SYSTEM_CLOCK,
         on_change: Callable[[], None] | None = None,
