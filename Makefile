@@ -18,7 +18,7 @@ demo: $(VENV)/ready
 	@$(VENV)/bin/python examples/shop/demo.py $(ARGS)
 
 test: $(VENV)/ready-dev
-	@$(VENV)/bin/python -m pytest $(ARGS)
+	@$(VENV)/bin/python -m pytest -n 2 $(ARGS)
 
 check: $(VENV)/ready-dev
 	$(VENV)/bin/ruff format --check .

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from polywire import testing as testing
     from polywire.channel import CallDefaults as CallDefaults
+    from polywire.clock import Clock as Clock
     from polywire.connecting import connect as connect
     from polywire.context import Call as Call
     from polywire.context import Metadata as Metadata
@@ -31,6 +32,10 @@ if TYPE_CHECKING:
     from polywire.contract import post as post
     from polywire.contract import put as put
     from polywire.contract import rpc as rpc
+    from polywire.contract.details import ErrorInfo as ErrorInfo
+    from polywire.contract.pagination import Page as Page
+    from polywire.contract.pagination import PageQuery as PageQuery
+    from polywire.contract.pagination import page_of as page_of
     from polywire.errors import DO_NOT_RETRY as DO_NOT_RETRY
     from polywire.errors import Aborted as Aborted
     from polywire.errors import AlreadyExists as AlreadyExists
@@ -57,6 +62,7 @@ if TYPE_CHECKING:
     from polywire.system.serving import serve as serve
 
 _WHERE = {
+    "polywire.clock": ("Clock",),
     "polywire.channel": ("CallDefaults",),
     "polywire.connecting": ("connect",),
     "polywire.context": ("Call", "Metadata", "calling", "current"),
@@ -64,6 +70,8 @@ _WHERE = {
         "Contract", "Double", "Field", "Float32", "Int32", "Int64", "Message", "UInt32", "UInt64",
         "delete", "get", "patch", "post", "put", "rpc",
     ),
+    "polywire.contract.details": ("ErrorInfo",),
+    "polywire.contract.pagination": ("Page", "PageQuery", "page_of"),
     "polywire.errors": (
         "DO_NOT_RETRY", "Aborted", "AlreadyExists", "CallError", "Cancelled", "DataLoss", "DeadlineExceeded",
         "FailedPrecondition", "Internal", "InvalidArgument", "NotFound", "OutOfRange", "PermissionDenied",
@@ -86,10 +94,12 @@ __all__ = [
     "CallDefaults",
     "CallError",
     "Cancelled",
+    "Clock",
     "Contract",
     "DataLoss",
     "DeadlineExceeded",
     "Double",
+    "ErrorInfo",
     "FailedPrecondition",
     "Field",
     "Float32",
@@ -101,6 +111,8 @@ __all__ = [
     "Metadata",
     "NotFound",
     "OutOfRange",
+    "Page",
+    "PageQuery",
     "PermissionDenied",
     "PolywireError",
     "ResourceExhausted",
@@ -118,6 +130,7 @@ __all__ = [
     "current",
     "delete",
     "get",
+    "page_of",
     "patch",
     "post",
     "put",
