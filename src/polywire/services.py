@@ -249,6 +249,8 @@ class Services:
         return self._now()
 
     def _end(self, handler: Handler, call: Call, code: str, started: float) -> None:
+        # The task's context holds the call: without this, every call is left to the garbage collector.
+        call._task = None
         self._running.discard(call)
         if self._idle is not None and not self._running:
             self._idle.set()
