@@ -291,7 +291,7 @@ class UnaryCall(Gathering):
 
     def complete(self) -> None:
         self.started = True
-        start_task(asyncio.get_running_loop(), self.run())
+        start_task(asyncio.get_running_loop(), self.run(), self.call)
 
     async def run(self) -> None:
         """Call the handler and answer."""
@@ -314,6 +314,9 @@ class UnaryCall(Gathering):
             raise
         else:
             self._respond(encoding, answer)
+        finally:
+            # Stream and receiver hold each other; without this every call would be left to the garbage collector.
+            del self.stream
 
     def _inflating(self, decode: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
         limit = self.limit
@@ -453,7 +456,7 @@ class RequestStreamCall:
         self._incoming: Incoming[Any] = Incoming(
             stream, Frames(limit), lambda flags, payload: decode(connect.unpacked(flags, payload, coding, limit))
         )
-        start_task(asyncio.get_running_loop(), self._run(target.plan.handler))
+        start_task(asyncio.get_running_loop(), self._run(target.plan.handler), call)
 
     def headers_received(self, head: Head, tail: tuple[Field, ...]) -> None:
         """Only at a client."""

@@ -280,7 +280,7 @@ class RestCall(Gathering):
 
     def complete(self) -> None:
         self.started = True
-        start_task(asyncio.get_running_loop(), self.run())
+        start_task(asyncio.get_running_loop(), self.run(), self.call)
 
     async def run(self) -> None:
         """Call the handler and answer."""
@@ -296,6 +296,9 @@ class RestCall(Gathering):
             raise
         else:
             self._respond(body)
+        finally:
+            # Stream and receiver hold each other; without this every call would be left to the garbage collector.
+            del self.stream
 
     def decode(self, body: bytes) -> Any:
         """The request message. Raises InvalidArgument, and what else HTTP has a status for."""
@@ -457,7 +460,7 @@ class RestCollection:
         elif inbound.coding != b"identity":
             self._incoming.fail(problem.UnsupportedMediaType(f"{target.plan.where} takes no compressed stream."))
         self._answer.started = True
-        start_task(asyncio.get_running_loop(), self._answer.collect(self._incoming))
+        start_task(asyncio.get_running_loop(), self._answer.collect(self._incoming), call)
 
     def headers_received(self, head: Head, tail: tuple[Field, ...]) -> None:
         """Only at a client."""
