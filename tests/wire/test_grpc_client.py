@@ -246,7 +246,7 @@ ANSWER = "The answer of odd.v1.Odd/Echo"
             "A message is marked as compressed, but no `grpc-encoding` was named for its stream.",
         ),
         (
-            framed(gzip.compress(bytes(5000)), 1),
+            framed(gzip.compress(bytes(5000), mtime=0), 1),
             [(b"grpc-encoding", b"gzip")],
             ResourceExhausted,
             "A compressed message was not read: it is larger than the limit of 1000 bytes once decompressed. Split it, "
