@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import tracemalloc
 
 import pytest
 
@@ -20,8 +21,14 @@ def test_what_was_compressed_comes_back(size: int) -> None:
 def test_a_bomb_is_refused_at_the_limit() -> None:
     bomb = gzip.compress(bytes(50_000_000))
     assert len(bomb) < 100_000
-    with pytest.raises(TooLarge):
-        decompress(bomb, 1_000_000)
+    tracemalloc.start()
+    try:
+        with pytest.raises(TooLarge):
+            decompress(bomb, 1_000_000)
+        # Refused before it is inflated, not after: that alone would be the bomb.
+        assert tracemalloc.get_traced_memory()[1] < 4_000_000
+    finally:
+        tracemalloc.stop()
 
 
 def test_one_byte_more_than_the_limit_is_too_much() -> None:
