@@ -172,10 +172,18 @@ async def test_unknown_methods_and_services() -> None:
         for path, text in [
             (
                 "/interop.v1.Rig/Nope",
-                "The service interop.v1.Rig has no method 'Nope'. It has: Echo, Fail, Wait, Count, Total, Chat.",
+                "interop.v1.Rig/Nope was not called: interop.v1.Rig has no method 'Nope'. "
+                "It has: Echo, Fail, Wait, Count, Total, Chat.",
             ),
-            ("/interop.v1.Other/Echo", "There is no service 'interop.v1.Other' here."),
-            ("/odd", "There is no service '' here."),
+            (
+                "/interop.v1.Other/Echo",
+                "interop.v1.Other/Echo was not called: there is no service 'interop.v1.Other' here. "
+                "Check the package of the contract, and the address.",
+            ),
+            (
+                "/odd",
+                "odd was not called: there is no service '' here. Check the package of the contract, and the address.",
+            ),
         ]:
             error = await failure(channel.unary_unary(path)(b""))
             assert error.code() is grpc.StatusCode.UNIMPLEMENTED

@@ -233,7 +233,12 @@ async def test_a_get_that_cannot_be_read_is_refused() -> None:
         encoding = await ask(talk.address, request("GET", "/talk.v1.Talk/Echo?encoding=xml&message=1"))
     assert_error(missing, 400, "invalid_argument", "The query has no `message`.")
     assert_error(broken, 400, "invalid_argument", "The `message` of the query is not base64.")
-    assert_error(version, 400, "invalid_argument", "connect-protocol-version is '2', but 1 is the only one.")
+    assert_error(
+        version,
+        400,
+        "invalid_argument",
+        "talk.v1.Talk/Echo was not called: connect-protocol-version is '2', but 1 is the only one.",
+    )
     assert encoding.status == 415
 
 
@@ -246,7 +251,8 @@ async def test_an_unknown_method_is_404_and_names_those_that_there_are() -> None
         got,
         404,
         "unimplemented",
-        "talk.v1.Talk has no method 'Shout'. It has Echo, Store, Unsafe, Nothing, Wait, Repeat, Join, Chat.",
+        "talk.v1.Talk/Shout was not called: talk.v1.Talk has no method 'Shout'. "
+        "It has: Echo, Store, Unsafe, Nothing, Wait, Repeat, Join, Chat.",
     )
 
 
@@ -297,16 +303,28 @@ async def test_headers_that_cannot_be_read_are_invalid_arguments() -> None:
         timeout = await ask(talk.address, call("Echo", b"{}", connect_timeout_ms="soon"))
         long = await ask(talk.address, call("Echo", b"{}", connect_timeout_ms="12345678901"))
         coding = await ask(talk.address, call("Echo", b"{}", content_encoding="br"))
-    assert_error(version, 400, "invalid_argument", "connect-protocol-version is '2', but 1 is the only one.")
+    assert_error(
+        version,
+        400,
+        "invalid_argument",
+        "talk.v1.Talk/Echo was not called: connect-protocol-version is '2', but 1 is the only one.",
+    )
     assert_error(
         timeout,
         400,
         "invalid_argument",
-        "connect-timeout-ms is 'soon', but it has to be a number of milliseconds of at most 10 digits.",
+        "talk.v1.Talk/Echo was not called: connect-timeout-ms is 'soon', but it has to be a number of milliseconds of "
+        "at most 10 digits.",
     )
     assert long.status == 400
     assert coding.headers["accept-encoding"] == "gzip"
-    assert_error(coding, 501, "unimplemented", "The compression 'br' is not known here; gzip and identity are.")
+    assert_error(
+        coding,
+        501,
+        "unimplemented",
+        "talk.v1.Talk/Echo was not called: its request is compressed with 'br', which is not known here. "
+        "Use 'gzip' or 'identity'.",
+    )
 
 
 async def test_messages_over_the_limit_are_resource_exhausted() -> None:
@@ -459,7 +477,8 @@ async def test_messages_that_cannot_be_read_are_refused() -> None:
             assert frames(broken)[0][1]["error"]["code"] == "invalid_argument"
             assert frames(coding)[0][1]["error"] == {
                 "code": "unimplemented",
-                "message": "The compression 'br' is not known here; gzip and identity are.",
+                "message": f"talk.v1.Talk/{method} was not called: its request is compressed with 'br', which is not "
+                "known here. Use 'gzip' or 'identity'.",
             }
             assert frames(text)[0][1]["error"]["code"] == "invalid_argument"
 

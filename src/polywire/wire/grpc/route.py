@@ -181,9 +181,13 @@ def _names(value: bytes) -> list[str]:
 
 
 def _unknown(dispatcher: Dispatcher, path: str) -> Unimplemented:
-    service, _, method = path.removeprefix("/").rpartition("/")
+    name = path[:300].removeprefix("/")
+    service, _, method = name.rpartition("/")
     known = dispatcher.services.get(service)
     if known is None:
-        return Unimplemented(f"There is no service {service[:200]!r} here.")
+        return Unimplemented(
+            f"{name} was not called: there is no service {service!r} here. "
+            "Check the package of the contract, and the address."
+        )
     names = ", ".join(rpc.name for rpc in known.rpcs.values())
-    return Unimplemented(f"The service {service} has no method {method[:200]!r}. It has: {names}.")
+    return Unimplemented(f"{name} was not called: {service} has no method {method!r}. It has: {names or 'none'}.")

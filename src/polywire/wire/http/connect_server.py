@@ -134,7 +134,10 @@ class _UnknownMethod(Target):
     def begin(self, stream: Stream) -> Receiver:
         call = Inbound(stream.head.fields + stream.tail).call("", stream, "connect", None, self._server.clock)
         known = [rpc.name for rpc in self._server.dispatcher.services[self._service].rpcs.values()]
-        error = Unimplemented(f"{self._service} has no method {self._method!r}. It has {', '.join(known) or 'none'}.")
+        error = Unimplemented(
+            f"{self._service}/{self._method} was not called: {self._service} has no method {self._method!r}. "
+            f"It has: {', '.join(known) or 'none'}."
+        )
         self._server.reject(stream, call, error, 404)
         return Ignoring(stream)
 
@@ -233,11 +236,13 @@ class ConnectInbound(Inbound):
         self.gzip = accepts_gzip(get(b"accept-encoding" if plan.unary else connect.STREAM_ACCEPT))
         if version is not None and version != b"1":
             self.refusal = InvalidArgument(
-                f"connect-protocol-version is {version[:20].decode('latin-1')!r}, but 1 is the only one."
+                f"{plan.method} was not called: connect-protocol-version is {version[:20].decode('latin-1')!r}, but 1 "
+                "is the only one."
             )
         if self.coding not in (b"gzip", b"identity", b""):
             self.refusal = UnknownCompression(
-                f"The compression {self.coding[:40].decode('latin-1')!r} is not known here; gzip and identity are."
+                f"{plan.method} was not called: its request is compressed with "
+                f"{self.coding[:40].decode('latin-1')!r}, which is not known here. Use 'gzip' or 'identity'."
             )
         given = get(connect.TIMEOUT)
         if given is not None:
@@ -245,8 +250,8 @@ class ConnectInbound(Inbound):
                 self.timeout = connect.parse_timeout(given)
             except ValueError:
                 self.refusal = InvalidArgument(
-                    f"connect-timeout-ms is {given[:40].decode('latin-1')!r}, but it has to be a number of "
-                    "milliseconds of at most 10 digits."
+                    f"{plan.method} was not called: connect-timeout-ms is {given[:40].decode('latin-1')!r}, but it has "
+                    "to be a number of milliseconds of at most 10 digits."
                 )
 
     def _read_message(self, parameters: dict[str, str]) -> None:
