@@ -1,6 +1,6 @@
 """How long it takes to read and write the order and a small message: nanoseconds of CPU, the best of several rounds.
 
-    python benchmarks/codecs.py [--rounds 7] [--json out.json]
+python benchmarks/codecs.py [--rounds 7] [--json out.json]
 """
 
 from __future__ import annotations

@@ -21,7 +21,6 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from messages import Order, OrderQuery, order
-
 from polywire.channel import Channel, Endpoints
 from polywire.client import client_for
 from polywire.contract import Contract, rpc, service_of

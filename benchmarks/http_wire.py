@@ -84,9 +84,7 @@ def serve(port: int, to_parent: int, *, profile: bool) -> None:
         address = await listener.start(f"127.0.0.1:{port}")
         os.write(to_parent, f"{address}\n".encode())
         loop = asyncio.get_running_loop()
-        loop.add_signal_handler(
-            signal.SIGUSR1, lambda: os.write(to_parent, f"{time.process_time()}\n".encode())
-        )
+        loop.add_signal_handler(signal.SIGUSR1, lambda: os.write(to_parent, f"{time.process_time()}\n".encode()))
         stop = asyncio.Event()
         loop.add_signal_handler(signal.SIGTERM, stop.set)
         await stop.wait()

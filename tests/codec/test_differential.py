@@ -208,7 +208,7 @@ u32, u64 = integers(0, 2**32 - 1), integers(0, 2**64 - 1)
 texts = st.text(max_size=6) | st.sampled_from([130, 16400]).map(lambda size: "ä" * size)
 blobs = st.binary(max_size=6) | st.just(200).map(bytes)
 doubles = st.one_of(st.sampled_from([0.0, -0.0, math.inf, -math.inf, 1.5]), st.floats(allow_nan=False))
-floats32 = st.sampled_from([math.inf, -math.inf]) | st.floats(-2.0**127, 2.0**127, width=32)
+floats32 = st.sampled_from([math.inf, -math.inf]) | st.floats(-(2.0**127), 2.0**127, width=32)
 moments = st.one_of(
     st.just(datetime(1970, 1, 1, tzinfo=UTC)),
     st.datetimes(

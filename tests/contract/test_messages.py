@@ -386,8 +386,7 @@ SENTENCES = {
         "Import it outside of `if TYPE_CHECKING`, at the top of the module."
     ),
     "bad_name": (
-        "M.a: name='no-name' is no field name on the wire: letters, digits and underscores, "
-        "not beginning with a digit."
+        "M.a: name='no-name' is no field name on the wire: letters, digits and underscores, not beginning with a digit."
     ),
     "number_of_a_union": ".M.a is a union, whose members have a number each: write Field(numbers=(...)).",
     "wide_transparent": (

@@ -63,8 +63,51 @@ class Recording(Stream):
         raise AssertionError("the exchange was given up")
 
 
-SEGMENTS = ["api", "v1", "products", "search", "ranges", "files", "uploads", "echo", "sum", "numbers", "shelves", "books", "shop.v1.Shop", "Echo", "echo", "Sum", "Numbers", "Search", "a:publish"]
-KEYS = ["text", "state", "tags", "numbers", "exact", "at", "id", "price", "ratio", "blob", "range", "range.low", "labels", "page", "limit", "count", "fail_at", "message", "encoding", "connect", "base64", "compression"]
+SEGMENTS = [
+    "api",
+    "v1",
+    "products",
+    "search",
+    "ranges",
+    "files",
+    "uploads",
+    "echo",
+    "sum",
+    "numbers",
+    "shelves",
+    "books",
+    "shop.v1.Shop",
+    "Echo",
+    "echo",
+    "Sum",
+    "Numbers",
+    "Search",
+    "a:publish",
+]
+KEYS = [
+    "text",
+    "state",
+    "tags",
+    "numbers",
+    "exact",
+    "at",
+    "id",
+    "price",
+    "ratio",
+    "blob",
+    "range",
+    "range.low",
+    "labels",
+    "page",
+    "limit",
+    "count",
+    "fail_at",
+    "message",
+    "encoding",
+    "connect",
+    "base64",
+    "compression",
+]
 NAMES = (
     b"accept accept-encoding content-type content-encoding polywire-timeout x-request-id traceparent tracestate baggage "
     b"authorization grpc-previous-rpc-attempts x-tenant connect-timeout-ms connect-protocol-version "

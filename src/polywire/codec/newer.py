@@ -32,9 +32,7 @@ def reader_for_newer(message: type[Message]) -> Callable[[bytes], Any] | None:
 
 
 def _may_be_new(message: type[Message]) -> bool:
-    return any(
-        field.form is Form.ONEOF or field.holds.kind == "enum" for field in schema_of(message).fields
-    )
+    return any(field.form is Form.ONEOF or field.holds.kind == "enum" for field in schema_of(message).fields)
 
 
 def _shadow(message: type[Message]) -> type[Any]:

@@ -147,9 +147,7 @@ def _read_timestamp(raw: msgspec.Raw) -> wellknown.Timestamp:
         since = datetime.fromisoformat(found[1] + found[3]).astimezone(UTC) - _EPOCH
     except (ValueError, OverflowError):
         raise Violation("", "invalid RFC3339 encoded datetime") from None
-    return wellknown.Timestamp(
-        seconds=since.days * 86400 + since.seconds, nanos=int((found[2] or "").ljust(9, "0"))
-    )
+    return wellknown.Timestamp(seconds=since.days * 86400 + since.seconds, nanos=int((found[2] or "").ljust(9, "0")))
 
 
 def _render_duration(span: wellknown.Duration) -> str:
@@ -168,9 +166,7 @@ def _read_duration(raw: msgspec.Raw) -> wellknown.Duration:
 
 
 SPECIAL: dict[type[Message], Special] = {
-    wellknown.Value: Special(
-        _render_value, lambda raw: wellknown.Value.of(_plain(raw, Any)), null_is_a_value=True
-    ),
+    wellknown.Value: Special(_render_value, lambda raw: wellknown.Value.of(_plain(raw, Any)), null_is_a_value=True),
     wellknown.Struct: Special(_render_struct, lambda raw: wellknown.Struct.of(_plain(raw, dict[str, Any]))),
     wellknown.ListValue: Special(_render_list, lambda raw: wellknown.ListValue.of(_plain(raw, list[Any]))),
     wellknown.FieldMask: Special(_render_mask, _read_mask),

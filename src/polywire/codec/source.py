@@ -131,9 +131,7 @@ def attribute(owner: str, name: str) -> str:
     return f"getattr({owner}, {name!r})" if keyword.iskeyword(name) else f"{owner}.{name}"
 
 
-def functions_for(
-    message: type[Message], kind: str, generate: Callable[[Schema, Source], None]
-) -> dict[str, Any]:
+def functions_for(message: type[Message], kind: str, generate: Callable[[Schema, Source], None]) -> dict[str, Any]:
     """The generated module of *kind* for a message, made together with those of all messages inside of it."""
     cache = message.__polywire__.cache
     found: dict[str, Any] | None = cache.get(kind)

@@ -185,9 +185,7 @@ class Message(msgspec.Struct, metaclass=MessageMeta):
 
     def __repr__(self) -> str:
         hidden = sensitive_fields(type(self))
-        shown = (
-            f"{name}={'***' if name in hidden else repr(getattr(self, name))}" for name in self.__struct_fields__
-        )
+        shown = (f"{name}={'***' if name in hidden else repr(getattr(self, name))}" for name in self.__struct_fields__)
         return f"{type(self).__name__}({', '.join(shown)})"
 
     def __rich_repr__(self) -> list[tuple[str, Any]]:
@@ -203,11 +201,7 @@ def sensitive_fields(cls: type[Message]) -> frozenset[str]:
             hints = hints_of(cls)
         except ContractError:
             return frozenset(cls.__struct_fields__)
-        cache["sensitive"] = frozenset(
-            name
-            for name, hint in hints.items()
-            if _is_sensitive(hint)
-        )
+        cache["sensitive"] = frozenset(name for name, hint in hints.items() if _is_sensitive(hint))
     sensitive: frozenset[str] = cache["sensitive"]
     return sensitive
 

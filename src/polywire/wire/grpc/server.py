@@ -92,9 +92,7 @@ class GrpcServer:
 
     def _begin(self, stream: Stream, route: Route, tail: tuple[Field, ...]) -> Receiver:
         # By position: naming the arguments costs more than the rest of it.
-        call = Call(
-            route.method, None, route.request_id, route.metadata, stream.connection.peer, "grpc", self._clock
-        )
+        call = Call(route.method, None, route.request_id, route.metadata, stream.connection.peer, "grpc", self._clock)
         timeout = route.timeout
         fault = route.fault
         if route.carries:
