@@ -12,7 +12,7 @@ VENV := .venv
 PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
 ARGS ?=
 
-.PHONY: demo test check bench clean
+.PHONY: demo test check types quick bench clean
 
 demo: $(VENV)/ready
 	@$(VENV)/bin/python examples/shop/demo.py $(ARGS)
@@ -21,14 +21,20 @@ test: $(VENV)/ready-dev
 	@$(VENV)/bin/python -m pytest -n 2 $(ARGS)
 
 check: $(VENV)/ready-dev
-	$(VENV)/bin/ruff format --check .
-	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check --quiet .
+	$(VENV)/bin/ruff check --quiet .
+	$(VENV)/bin/lint-imports >/dev/null || $(VENV)/bin/lint-imports
+	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target types quick
+
+types:
 	$(VENV)/bin/mypy
-	$(VENV)/bin/mypy examples/shop
+	MYPYPATH=src $(VENV)/bin/mypy examples/shop
 	$(VENV)/bin/pyright --pythonpath $(VENV)/bin/python
-	$(VENV)/bin/pyright --pythonpath $(VENV)/bin/python examples/shop
-	$(VENV)/bin/lint-imports
-	$(VENV)/bin/python -m pytest -q -m 'not slow'
+
+# The rooms that need neither other processes nor other people's servers.
+quick:
+	$(VENV)/bin/python -m pytest -q -m 'not slow' tests/unit tests/policy tests/conformance tests/telemetry tests/contract \
+		tests/wire tests/system/test_app.py tests/system/test_system_file.py tests/examples/test_shop_services.py
 
 bench: $(VENV)/ready-bench
 	$(VENV)/bin/python -m benchmarks.calls.run $(ARGS)
