@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -261,3 +262,22 @@ async def test_a_server_that_does_not_answer_costs_no_more_than_the_deadline() -
     await channel.close()
     server.close()
     await server.wait_closed()
+
+
+async def test_finished_calls_leave_nothing_to_the_garbage_collector() -> None:
+    async with shop() as (client, _):
+        for _ in range(3):
+            await client.latest()
+        gc.collect()
+        gc.disable()
+        gc.set_debug(gc.DEBUG_SAVEALL)
+        try:
+            await asyncio.gather(*(client.product(ProductKey(product_id="a")) for _ in range(20)))
+            await asyncio.sleep(0)
+            gc.collect()
+            left = {type(thing).__name__ for thing in gc.garbage}
+        finally:
+            gc.set_debug(0)
+            gc.garbage.clear()
+            gc.enable()
+    assert left.isdisjoint({"Call", "RestCall", "Reply", "Http1ServerStream", "Http1ClientStream", "Task"})

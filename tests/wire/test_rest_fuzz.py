@@ -78,7 +78,6 @@ SEGMENTS = [
     "books",
     "shop.v1.Shop",
     "Echo",
-    "echo",
     "Sum",
     "Numbers",
     "Search",
@@ -108,15 +107,15 @@ KEYS = [
     "base64",
     "compression",
 ]
-NAMES = (
-    b"accept accept-encoding content-type content-encoding polywire-timeout x-request-id traceparent tracestate baggage "
-    b"authorization grpc-previous-rpc-attempts x-tenant connect-timeout-ms connect-protocol-version "
-    b"connect-content-encoding connect-accept-encoding x-bin idempotency-key"
-).split()
-VALUES = (
-    b"application/json application/proto application/connect+json application/connect+proto application/x-ndjson gzip "
-    b"identity */* text/html;q=x,*/*;q=0.1 1 0 -1 1.5 1e9"
-).split()
+NAMES = b"""
+    accept accept-encoding content-type content-encoding polywire-timeout x-request-id traceparent tracestate baggage
+    authorization grpc-previous-rpc-attempts x-tenant connect-timeout-ms connect-protocol-version
+    connect-content-encoding connect-accept-encoding x-bin idempotency-key
+""".split()
+VALUES = b"""
+    application/json application/proto application/connect+json application/connect+proto application/x-ndjson gzip
+    identity */* text/html;q=x,*/*;q=0.1 1 0 -1 1.5 1e9
+""".split()
 
 visible = st.characters(min_codepoint=0x21, max_codepoint=0xFF, exclude_characters="?#")
 values = st.one_of(st.sampled_from(VALUES), st.text(visible, max_size=20).map(lambda text: text.encode("latin-1")))
