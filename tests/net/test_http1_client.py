@@ -219,11 +219,13 @@ async def test_bytes_that_nobody_asked_for_end_the_connection() -> None:
         ),
         (
             b"HTTP/1.1 200 OK\r\nA: " + b"x" * 2000,
-            "The headers are over the limit of 10 fields or 1000 bytes.",
+            "The headers are over the limit of 10 fields or 1000 bytes. Send fewer, or raise `max_header_count` and "
+            "`max_header_bytes` at their receiver.",
         ),
         (
             b"HTTP/1.1 200 OK\r\n" + b"A: b\r\n" * 11 + b"\r\n",
-            "The headers are over the limit of 10 fields or 1000 bytes.",
+            "The headers are over the limit of 10 fields or 1000 bytes. Send fewer, or raise `max_header_count` and "
+            "`max_header_bytes` at their receiver.",
         ),
         (b"HTTP/1.1 101 Switching Protocols\r\n\r\n", "it switches to a protocol that was not asked for"),
         (

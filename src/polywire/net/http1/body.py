@@ -170,4 +170,7 @@ class ChunkedBody:
 
 def body_too_large(limit: int) -> Refused:
     """The answer to a request body of more than *limit* bytes."""
-    return Refused(413, f"The request body is over the limit of {limit} bytes.")
+    return Refused(
+        413,
+        f"The request body is over the limit of {limit} bytes. Send less, or raise `max_body_bytes` at its receiver.",
+    )

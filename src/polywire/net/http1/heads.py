@@ -304,7 +304,8 @@ def too_large(limits: Limits) -> Refused:
     """The answer to more headers than *limits* allow."""
     return Refused(
         431,
-        f"The headers are over the limit of {limits.max_header_count} fields or {limits.max_header_bytes} bytes.",
+        f"The headers are over the limit of {limits.max_header_count} fields or {limits.max_header_bytes} bytes. "
+        "Send fewer, or raise `max_header_count` and `max_header_bytes` at their receiver.",
     )
 
 
