@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 from polywire.clock import SYSTEM_CLOCK
+from polywire.errors import SetupError
 from polywire.net.tls import ServerTls
 from polywire.server import BearerTokens, Server
 from polywire.services import MAX_MESSAGE_BYTES, STREAM_IDLE_TIMEOUT, AccessLog
@@ -38,11 +39,16 @@ class Process:
         """Where each listens, with the ports that were chosen."""
 
     async def listen(self) -> None:
-        """Listen with every server, those that others here call first. Raises SetupError naming the service that
-        cannot."""
+        """Listen with every server, those that others here call first. Raises SetupError where one cannot; of several
+        it is named, a single one is named by whoever runs it."""
         for name in start_order({name: self.plan.needs(name) for name in self.servers}):
             listen = self.plan.system.services[name].listen or (DEFAULT_LISTEN,)
-            self.addresses[name] = await self.servers[name].start(",".join(listen))
+            try:
+                self.addresses[name] = await self.servers[name].start(",".join(listen))
+            except SetupError as error:
+                if len(self.servers) == 1:
+                    raise
+                raise SetupError(f"Service {name!r} did not start: {error}") from error
 
     async def drain(self) -> None:
         """Stop without losing a request: each service before those that it calls."""
