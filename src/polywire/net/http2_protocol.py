@@ -60,6 +60,7 @@ class Http2Protocol(asyncio.Protocol, Generic[_Engine]):
         engine.secure = tls is not None
         engine.peer_certificate = tls.getpeercert() if tls is not None else None
         self._timer = self._loop.call_later(TICK, self._tick)
+        engine.hand_over = self._hand_over
         self.flush()
 
     def data_received(self, data: bytes) -> None:
@@ -79,6 +80,12 @@ class Http2Protocol(asyncio.Protocol, Generic[_Engine]):
             transport.write(data)
         if engine.finished and not self._closing:
             self._close()
+
+    def _hand_over(self) -> None:
+        """Write what there is before the loop's next turn; what has to be decided waits for `flush`."""
+        data = self.engine.take()
+        if data and self._transport is not None:
+            self._transport.write(data)
 
     def _close(self) -> None:
         self._closing = True

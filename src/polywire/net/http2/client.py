@@ -22,7 +22,7 @@ from polywire.net.http2.frames import (
     pack_header,
     pack_u32,
 )
-from polywire.net.http2.stream import Http2Stream
+from polywire.net.http2.stream import PLENTY, Http2Stream
 from polywire.net.stream import Field, Headers, Limits, Receiver, StreamClosed
 
 UNTOLD_MAX_STREAMS = 100
@@ -102,6 +102,8 @@ class Http2Client(Http2Connection):
             stream.local_open = not end
         if self.quiet:
             self.rouse()
+        elif len(self.out) >= PLENTY and self.hand_over is not None:
+            self.hand_over()
         return stream
 
     def _open_slowly(self, stream: Http2Stream, block: bytes, body: bytes, end: bool) -> None:

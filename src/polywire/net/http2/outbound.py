@@ -47,6 +47,7 @@ class Outbound:
         "data_frames",
         "drainers",
         "encode",
+        "hand_over",
         "limits",
         "out",
         "out_size",
@@ -75,6 +76,8 @@ class Outbound:
         self.drainers: set[Http2Stream] = set()
         self.data_frames = 0
         """With something in them, sent and received: a measure of honest work."""
+        self.hand_over: Callable[[], None] | None = None
+        """Writes what there is at once; set by whoever owns the connection, if that is possible."""
         self._on_output = on_output
         self._encoder = Encoder()
         self.encode = self._encoder.encode

@@ -13,6 +13,10 @@ from polywire.net.stream import Field, Head, Headers, Receiver, Stream, StreamCl
 if TYPE_CHECKING:
     from polywire.net.http2.engine import Http2Connection
 
+PLENTY = 8
+"""Exchanges in `Outbound.out` that are handed over without waiting for more. One write for all of them costs a little
+less here, but leaves the other side idle until the last is ready: two processes in lockstep, at half the rate."""
+
 
 class Silent:
     """Takes the place of a receiver that is not to be told anything any more."""
@@ -231,6 +235,8 @@ class Http2Stream(Stream):
         self.end_local()
         if engine.quiet:
             engine.rouse()
+        elif len(engine.out) >= PLENTY and engine.hand_over is not None:
+            engine.hand_over()
 
     def end_local(self) -> None:
         """Our last frame on this stream is on its way."""
