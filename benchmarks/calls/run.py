@@ -40,6 +40,10 @@ STREAMING = ("polywire gRPC", "polywire Connect", "grpcio asyncio")
 TICK = os.sysconf("SC_CLK_TCK")
 
 
+class StackFailed(Exception):
+    """A server or a client of a stack ended before it had a result."""
+
+
 class Process:
     """A server or client of one stack, on a core of its own."""
 
@@ -57,7 +61,7 @@ class Process:
         assert self._popen.stdout is not None
         line = self._popen.stdout.readline()
         if not line:
-            raise SystemExit(f"{self._popen.args} ended with {self._popen.wait()}")
+            raise StackFailed(f"{self._popen.args} ended with {self._popen.wait()}")
         event: dict[str, Any] = json.loads(line)
         return event
 
@@ -207,8 +211,9 @@ def table(rows: list[dict[str, Any]]) -> str:
                 continue
             times = " / ".join(f"{row[p]:.2f}" for p in ("p50", "p95", "p99")) if "p50" in row else ""
             size = f"{row['bytes']:.0f}" if row.get("bytes") else ""
+            rounds_lost = f" (failed in {row['failed']} rounds)" if row.get("failed") else ""
             lines.append(
-                f"| {row['stack']} | {row['per_second']:,.0f} | {times} | {row['client_us']:.1f} + "
+                f"| {row['stack']}{rounds_lost} | {row['per_second']:,.0f} | {times} | {row['client_us']:.1f} + "
                 f"{row['server_us']:.1f} = {row['client_us'] + row['server_us']:.1f} | {size} | "
                 f"{row['client_mb']:.0f} / {row['server_mb']:.0f} |"
             )
@@ -219,19 +224,25 @@ def run(options: argparse.Namespace) -> list[dict[str, Any]]:
     stacks = [name for name in STACKS if not options.only or any(part in name for part in options.only)]
     cases = [(kind, n) for kind in ("get", "post") for n in options.in_flight] + [("stream", 1)]
     found: dict[tuple[str, str, int], list[dict[str, Any]]] = {}
+    failed: dict[tuple[str, str, int], int] = {}
     for turn in range(options.rounds):
         for kind, in_flight in cases:
             for stack in stacks:
                 if kind == "stream" and stack not in STREAMING:
                     continue
-                row = measure(stack, kind, in_flight, options.seconds)
+                try:
+                    row = measure(stack, kind, in_flight, options.seconds)
+                except StackFailed as error:
+                    print(f"round {turn + 1}  {kind:6} {in_flight:3}  {stack:22} FAILED: {error}", flush=True)
+                    failed[stack, kind, in_flight] = failed.get((stack, kind, in_flight), 0) + 1
+                    continue
                 found.setdefault((stack, kind, in_flight), []).append(row)
                 print(
                     f"round {turn + 1}  {kind:6} {in_flight:3}  {stack:22} {row['per_second']:9,.0f}/s  "
                     f"{row['client_us']:6.1f} + {row['server_us']:6.1f} µs",
                     flush=True,
                 )
-    rows = [medians(each) for each in found.values()]
+    rows = [medians(each) | {"failed": failed.get(case, 0)} for case, each in found.items()]
     if not options.no_bytes:
         sizes = {(stack, kind): wire_bytes(stack, kind) for stack in stacks for kind in ("get", "post")}
         for row in rows:

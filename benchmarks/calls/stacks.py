@@ -213,7 +213,7 @@ def _serve_fastapi(port: int) -> None:
     import uvicorn
     from benchmarks.calls.fastapi_app import app
 
-    uvicorn.run(app, host="127.0.0.1", port=port, log_level="warning", access_log=False)
+    uvicorn.run(app, host="127.0.0.1", port=port, log_level="warning", access_log=False, timeout_keep_alive=75)
 
 
 def _serve_asgi(port: int) -> None:
@@ -240,7 +240,9 @@ def _serve_asgi(port: int) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": [*headers, length]})
         await send({"type": "http.response.body", "body": body})
 
-    uvicorn.run(app, host="127.0.0.1", port=port, log_level="warning", access_log=False, lifespan="off")
+    uvicorn.run(
+        app, host="127.0.0.1", port=port, log_level="warning", access_log=False, lifespan="off", timeout_keep_alive=75
+    )
 
 
 @asynccontextmanager

@@ -21,13 +21,29 @@
   + SetupError                the program is put together wrongly; raised before it serves
     - ContractError           a contract or a message is declared wrongly
     - SystemFileError         the system file says something impossible
+  + DeliveryError             a task or an event
+    - MessageRefused          was certainly not sent
+      . NobodyListens         because no group is subscribed to it
+    - PublishUnknown          was perhaps sent; sending it again with the same id is safe behind an inbox
+    - BackendUnreachable      cannot travel: the backend does not answer
+    - BackendLost             the connection to the backend broke, and with it what was held over it
+    - ConsumerClosed          a consumer was closed while somebody was receiving from it
+    - UndecodableMessage      is not readable
+    - GroupRunning            a group cannot be sent elsewhere while its members run
+    - Unsupported             the backend cannot do this at all
+    - AlreadyDone             the inbox has it: its effects are there
+    - PublishInTransaction    sent inside a transaction that could still be rolled back
+  + Verdict                   raised by a handler, to say what becomes of its message
+    - RetryLater              again, after a while
+    - Reject                  never again: to the dead letters
+    - BatchFailed             these of a batch failed, the others are done
 
 Only these cross a public function. A driver's own errors are chained as ``__cause__``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 Reached = Literal["no", "maybe"]
@@ -235,3 +251,89 @@ BY_NUMBER: dict[int, type[CallError]] = {
     )
 }
 BY_CODE: dict[str, type[CallError]] = {error.code: error for error in BY_NUMBER.values()}
+
+
+class DeliveryError(PolywireError):
+    """A task or an event was not sent, not received or not settled as asked."""
+
+
+class MessageRefused(DeliveryError):
+    """The message was certainly not sent. Sending it again as it is will fail again, unless the text says otherwise."""
+
+
+class NobodyListens(MessageRefused):
+    """No group is subscribed to the event, and the sender asked to be told."""
+
+
+class PublishUnknown(DeliveryError):
+    """Nobody confirmed the message: perhaps it was sent, perhaps not.
+
+    *id* is the message's. Sending it again with the same id is safe where its handlers use the inbox.
+    """
+
+    def __init__(self, message: str, *, id: str) -> None:
+        super().__init__(message)
+        self.id = id
+
+
+class BackendUnreachable(DeliveryError):
+    """The backend does not answer at its address, or does not let us in."""
+
+
+class BackendLost(DeliveryError):
+    """The connection to the backend broke; what was held over it is somebody else's now."""
+
+
+class ConsumerClosed(DeliveryError):
+    """The consumer was closed."""
+
+
+class UndecodableMessage(DeliveryError):
+    """The bytes of a message cannot be read as what they should be."""
+
+
+class GroupRunning(DeliveryError):
+    """The position of a group cannot be changed while its members run."""
+
+
+class Unsupported(DeliveryError):
+    """The backend cannot do this at all."""
+
+
+class AlreadyDone(DeliveryError):
+    """The inbox has this message: its effects were committed before. The consumer acknowledges it."""
+
+
+class PublishInTransaction(DeliveryError):
+    """A message was to be sent inside a transaction that could still be rolled back, and there is no outbox."""
+
+
+class Verdict(PolywireError):
+    """What becomes of a message, said by its handler by raising one."""
+
+
+class RetryLater(Verdict):
+    """Handle the message again, *after* seconds from now, or after the policy's own delay where that is None.
+
+    It counts as an attempt like any failure.
+    """
+
+    def __init__(self, message: str = "", *, after: float | None = None) -> None:
+        super().__init__(message)
+        self.after = after
+
+
+class Reject(Verdict):
+    """Never handle the message again: it goes to the dead letters, with *reason* as its error."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+class BatchFailed(Verdict):
+    """Of a batch, the messages at these indices failed, each with its error; the others are done."""
+
+    def __init__(self, errors: Mapping[int, BaseException]) -> None:
+        super().__init__(f"{len(errors)} messages of a batch failed")
+        self.errors = dict(errors)

@@ -1,0 +1,1 @@
+"""One file per database. A new one implements `Store` and passes `polywire.testing.stores.StoreSuite`."""
