@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import polywire
+from benchmarks.calls import quote
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = sorted(ROOT.glob("examples/[0-9][0-9]_*.py"))
@@ -40,6 +41,10 @@ def test_every_link_and_every_file_named_exists(document: Path) -> None:
     for name in re.findall(r"`((?:[a-z0-9_]+/)*[a-z0-9_]+\.py|(?:[a-z0-9_]+/)+)`", text):
         places = (ROOT, ROOT / "src/polywire", ROOT / "src/polywire/net", ROOT / "src/polywire/wire")
         assert name == "wire/yours.py" or any((place / name).exists() for place in places), name
+
+
+def test_the_readme_quotes_the_stored_results_of_the_benchmark() -> None:
+    assert quote.section_of(quote.README.read_text()) == quote.quoted()
 
 
 def test_every_command_of_polywire_in_the_readme_exists() -> None:
