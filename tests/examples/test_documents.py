@@ -9,9 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from benchmarks.calls import quote
 
 import polywire
-from benchmarks.calls import quote
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = sorted(ROOT.glob("examples/[0-9][0-9]_*.py"))
