@@ -33,7 +33,8 @@ from rest_shop import (
 
 from polywire.channel import Channel, Endpoints
 from polywire.client import client_for
-from polywire.context import calling
+from polywire.context import calling, current
+from polywire.contract import Contract, Message, post, rpc
 from polywire.discovery import StaticResolver
 from polywire.errors import CallError, DeadlineExceeded, Internal, InvalidArgument, NotFound, Unavailable, Unknown
 
@@ -123,6 +124,43 @@ async def test_what_does_not_fit_a_path_is_refused_before_it_is_sent() -> None:
         assert str(caught.value) == (
             "tenant travels in the header x-tenant, which has printable ASCII only, without white space around it."
         )
+
+
+class Payment(Message, package="pay.v1"):
+    amount: int
+    key: str = ""
+    tags: list[str] = []
+    seen: str = ""
+
+
+class Payments(Contract, package="pay.v1"):
+    @rpc(post("/payments", headers={"key": "Idempotency-Key", "tags": "X-Tag"}))
+    async def pay(self, payment: Payment) -> Payment:
+        """What arrived, and the key among the metadata."""
+        raise NotImplementedError
+
+
+class PaymentsService(Payments):
+    async def pay(self, payment: Payment) -> Payment:
+        payment.seen = ",".join(str(value) for value in current().metadata.get_all("idempotency-key"))
+        return payment
+
+
+async def test_a_field_that_travels_in_a_header_wins_over_metadata_of_its_name() -> None:
+    async with served(PaymentsService()) as made:
+        client = made.client(Payments)
+        assert await client.pay(Payment(amount=1, key="mine")) == Payment(amount=1, key="mine", seen="mine")
+        with calling(idempotency_key="theirs"):
+            assert await client.pay(Payment(amount=1, key="mine")) == Payment(amount=1, key="mine", seen="mine")
+            # A field that was left alone says nothing, so that the key of the call fills it.
+            assert await client.pay(Payment(amount=1)) == Payment(amount=1, key="theirs", seen="theirs")
+        assert await client.pay(Payment(amount=1)) == Payment(amount=1)
+
+
+async def test_a_list_that_travels_in_a_header_is_repeated() -> None:
+    async with served(PaymentsService()) as made:
+        payment = Payment(amount=1, tags=["a", "b"])
+        assert await made.client(Payments).pay(payment) == payment
 
 
 async def test_a_violated_constraint_is_found_before_it_is_sent() -> None:

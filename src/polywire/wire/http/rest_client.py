@@ -104,7 +104,9 @@ class RestWire:
         if outgoing.timeout is not None:
             tail.append((REST_TIMEOUT, b"%.6f" % max(outgoing.timeout, 1e-6)))
         if more:
-            tail += more
+            # What the message says wins over metadata of the same name, such as the key of `calling(idempotency_key=)`.
+            bound = {name for name, _ in more}
+            tail = [*[field for field in tail if field[0] not in bound], *more]
         if self._compress and len(body) >= COMPRESS_FROM:
             body = compress(body)
             tail.append((b"content-encoding", b"gzip"))
@@ -185,7 +187,11 @@ class _RouteCall:
         fields = () if rpc.request is None else schema_of(rpc.request).fields
         self._query = {field.name: field for field in fields}
         self._quick = self._quick_pieces(fields)
-        self._omissible = tuple(field for field in fields if not field.required) if route.verb == "PATCH" else ()
+        in_headers = {binding.name for _, binding in self._reader.headers}
+        self._omissible = tuple(
+            field for field in fields if not field.required and (route.verb == "PATCH" or field.name in in_headers)
+        )
+        """Fields that are left out where they have their default: all of a PATCH, and those that travel in headers."""
 
     def _quick_pieces(self, fields: tuple[FieldSchema, ...]) -> _Pieces | None:
         """How the target is put together where all fields are plain texts, numbers or booleans in path or query.
@@ -261,7 +267,7 @@ class _RouteCall:
             if getattr(request, field.attribute) == field.default_value():
                 document.pop(field.name, None)
         path = self._path(document)
-        more = [self._header(name, binding.name, _take(document, binding.path)) for name, binding in reader.headers]
+        more = self._in_headers(document)
         body = b""
         if reader.body == "*":
             body = _encode(document)
@@ -271,7 +277,7 @@ class _RouteCall:
             query = self._query_of(document)
             if query:
                 path = f"{path}?{query}"
-        return self._headers_for(path), tuple(field for field in more if field is not None), body
+        return self._headers_for(path), more, body
 
     def _path(self, document: dict[str, Any]) -> str:
         template = self._reader.template
@@ -297,10 +303,17 @@ class _RouteCall:
             )
         return quote(text, safe="/").replace("/.", "/%2E")
 
+    def _in_headers(self, document: dict[str, Any]) -> tuple[Field, ...]:
+        """Headers for the fields that travel in them; a list is its header repeated."""
+        fields: list[Field] = []
+        for header, binding in self._reader.headers:
+            value = _take(document, binding.path)
+            items = value if binding.many and value is not None else (value,)
+            fields += [self._header(header, binding.name, item) for item in items if item is not None]
+        return tuple(fields)
+
     @staticmethod
-    def _header(header: bytes, name: str, value: Any) -> Field | None:
-        if value is None:
-            return None
+    def _header(header: bytes, name: str, value: Any) -> Field:
         text = text_of(value)
         if not text.isascii() or not text.isprintable() or text != text.strip():
             raise InvalidArgument(
