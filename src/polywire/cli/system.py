@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from polywire.bus.core.urls import masked
 from polywire.cli.options import profile_option
 from polywire.system.file import SystemFile, load
 from polywire.system.plan import plan
@@ -47,10 +48,14 @@ def check(file: str | None, profile: str | None) -> None:
 def show(file: str | None, profile: str | None) -> None:
     """Print every key as it holds after the profile and the environment, and where it was said."""
     system = load(file, profile=profile)
-    rows = [(f"{dotted(path)} = {json.dumps(value)}", system.settings.where(path)) for path, value in _leaves(system)]
+    rows = [(f"{dotted(path)} = {_shown(value)}", system.settings.where(path)) for path, value in _leaves(system)]
     width = max(len(row[0]) for row in rows)
     for text, where in rows:
         click.echo(f"{text:<{width}}  # {where}")
+
+
+def _shown(value: Any) -> str:
+    return json.dumps(masked(value) if isinstance(value, str) else value)
 
 
 def _leaves(system: SystemFile) -> Iterator[tuple[Keys, Any]]:

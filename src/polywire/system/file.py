@@ -14,6 +14,7 @@ from polywire.errors import SetupError, SystemFileError
 from polywire.net.address import parse_address
 from polywire.net.stream import Limits
 from polywire.system import environment
+from polywire.system.bus_wires import BusWires, bus_wires, schedule_wire
 from polywire.system.positions import positions
 from polywire.system.reading import Settings, Table, did_you_mean, not_a_choice, reason, shown
 
@@ -73,10 +74,14 @@ class ServiceEntry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wires:
-    """`[wires]`: what each contract's calls travel on."""
+    """`[wires]`: what each contract's calls travel on, and its tasks, and each topic's events."""
 
     default: Wire = "grpc"
     by_contract: Mapping[str, Wire] = field(default_factory=dict)
+    tasks: BusWires = field(default_factory=BusWires)
+    events: BusWires = field(default_factory=BusWires)
+    schedule: str | None = None
+    """Where schedules, results and the index of dead letters are kept that a backend keeps none of."""
 
     def of(self, contract: str) -> Wire:
         return self.by_contract.get(contract, self.default)
@@ -334,17 +339,23 @@ def _timeouts(table: Table) -> Timeouts:
 
 
 def _wires(table: Table) -> Wires:
-    rpc = table.raw("rpc")
+    default, by_contract = _rpc_wires(table)
+    tasks, events, schedule = bus_wires(table, "tasks"), bus_wires(table, "events"), schedule_wire(table)
     table.done()
+    return Wires(default=default, by_contract=by_contract, tasks=tasks, events=events, schedule=schedule)
+
+
+def _rpc_wires(table: Table) -> tuple[Wire, dict[str, Wire]]:
+    rpc = table.raw("rpc")
     if rpc is None:
-        return Wires()
+        return "grpc", {}
     if isinstance(rpc, str):
-        return Wires(default=_wire(table, "rpc", rpc))
+        return _wire(table, "rpc", rpc), {}
     if not isinstance(rpc, dict):
         raise table.error("rpc", f"is {shown(rpc)}. It has to be the name of a wire, or a table of them by contract.")
     inner = Table(table.settings, (*table.path, "rpc"), rpc, "[wires.rpc]")
     by_contract: dict[str, Wire] = {key: _wire(inner, key, value) for key, value in rpc.items() if key != "default"}
-    return Wires(default=_wire(inner, "default", rpc.get("default", "grpc")), by_contract=by_contract)
+    return _wire(inner, "default", rpc.get("default", "grpc")), by_contract
 
 
 def _wire(table: Table, key: str, value: Any) -> Wire:

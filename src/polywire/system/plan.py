@@ -164,9 +164,7 @@ def defaults_of(system: SystemFile) -> CallDefaults:
     """What `[calls]` says, on top of polywire's own defaults."""
     calls, usual = system.calls, CallDefaults()
     retry = Retry(
-        retries=usual.retry.retries if calls.retries is None else calls.retries,
-        base=usual.retry.base if calls.retry_base is None else calls.retry_base,
-        cap=usual.retry.cap if calls.retry_cap is None else calls.retry_cap,
+        attempts=None if calls.retries is None else calls.retries + 1, base=calls.retry_base, cap=calls.retry_cap
     )
     return CallDefaults(
         timeout=usual.timeout if calls.timeout is None else calls.timeout,
