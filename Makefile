@@ -2,7 +2,8 @@
 #
 #   make demo                 the shop, with customers in it, until Ctrl-C
 #   make demo ARGS=--once     the same, ending by itself: exit status 0 if the books balance
-#   make test                 every test
+#   make test                 every test; those whose server is not installed are skipped and named at the end
+#   make test ARGS=--require-servers     they fail instead (`python3 -m servers install` installs what is missing)
 #   make check                format, lint, types, imports and the quick tests
 #   make bench                what a call costs, compared with others
 

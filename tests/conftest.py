@@ -1,4 +1,4 @@
-"""What every test shares: coroutine tests run in an event loop of their own."""
+"""What every test shares: coroutine tests run in an event loop of their own, and real servers are found by name."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import asyncio
 import inspect
 
 import pytest
+
+pytest_plugins = ["servers.pytest_plugin"]
 
 
 @pytest.hookimpl(tryfirst=True)
