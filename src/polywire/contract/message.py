@@ -8,6 +8,7 @@ import sys
 import types
 import typing
 import weakref
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, dataclass_transform
 
 import msgspec
@@ -47,6 +48,33 @@ class Declaration:
         """The local names where the class stands, for annotations that name something local."""
         self.cache: dict[Any, Any] = {}
         """Schema and codecs, which live as long as the class."""
+
+
+class _Annotations(dict[str, Any]):
+    """The annotations of a message until msgspec asks for them, which it does once, when it first meets the class.
+
+    By then our limits have to stand in them in its own words: whoever decodes with msgspec itself, before any codec was
+    made, would otherwise switch the limits off for good. Reading the schema replaces this by a plain dict. Bounds of
+    unsigned 64 bits, floats of 32 bits, decimals and timestamps are beyond msgspec; the codecs alone check those.
+    """
+
+    __slots__ = ("_owner",)
+
+    def __init__(self, owner: Any, written: dict[str, Any]) -> None:
+        super().__init__(written)
+        self._owner: type[Message] = owner
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._told())
+
+    def items(self) -> Any:
+        return self._told().items()
+
+    def _told(self) -> dict[str, Any]:
+        from polywire.contract.schema import schema_of  # it stands on this module
+
+        schema_of(self._owner)
+        return self._owner.__annotations__
 
 
 _by_name: dict[str, weakref.WeakSet[Any]] = {}
@@ -149,6 +177,7 @@ class MessageMeta(msgspec.StructMeta):
             namespace=namespace,
             annotations=body.get("__annotations__", {}),
         )
+        cls.__annotations__ = _Annotations(cls, body.get("__annotations__", {}))
         _by_name.setdefault(cls.__polywire__.name, weakref.WeakSet()).add(cls)
         return cls
 
