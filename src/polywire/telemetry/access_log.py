@@ -2,68 +2,44 @@
 
 from __future__ import annotations
 
-import re
-import time
-from collections.abc import Callable
 from json.encoder import encode_basestring_ascii
-from typing import Literal
 
-from polywire.clock import SYSTEM_CLOCK, Clock, Timer
+from polywire.clock import SYSTEM_CLOCK, Clock
 from polywire.context import Call
 from polywire.telemetry import names
+from polywire.telemetry.lines import (
+    FLUSH_COUNT,
+    FLUSH_DELAY,
+    MAX_REMEMBERED,
+    MAX_VALUE,
+    Lines,
+    LogFormat,
+    Write,
+    plain,
+    quoted,
+    stamp,
+)
 
-LogFormat = Literal["text", "json"]
-Write = Callable[[str], object]
-"""Takes one or more whole lines, each with its end. It must not raise and should not block for long."""
+__all__ = ["FLUSH_COUNT", "FLUSH_DELAY", "MAX_VALUE", "AccessLog", "LogFormat", "Write", "plain", "quoted", "stamp"]
 
-FLUSH_DELAY = 0.05
-"""Seconds that a line may wait for company."""
-FLUSH_COUNT = 256
-"""Lines that may wait."""
-MAX_VALUE = 200
-"""Characters of any one value; a peer chooses some of them."""
-_MAX_REMEMBERED = 4096
-
-_PLAIN = re.compile(r"[A-Za-z0-9._:/@\[\]-]+").fullmatch
+_Record = tuple[float, str, str, float, str, str, str | None, str, str | None, int]
 
 
-class AccessLog:
+class AccessLog(Lines[_Record]):
     """Writes a line per call, in batches, so that a call pays about a microsecond for it.
 
     Lines wait for at most 50 ms or 255 others; `close` writes what is left. Values that a peer chose are quoted and
     escaped, so that none can forge a line or reach the terminal raw. What travels in a call never gets here.
     """
 
-    __slots__ = (
-        "_clock",
-        "_ends",
-        "_format",
-        "_heads",
-        "_lines",
-        "_now",
-        "_service",
-        "_stamp",
-        "_stamped",
-        "_timer",
-        "_waiting",
-        "_write",
-    )
+    __slots__ = ("_ends", "_heads")
 
     def __init__(
         self, write: Write, *, format: LogFormat = "text", service: str = "", clock: Clock = SYSTEM_CLOCK
     ) -> None:
-        self._write = write
-        self._format = format
-        self._lines = self._json if format == "json" else self._text
-        self._service = service
-        self._clock = clock
-        self._now = clock.time
-        self._waiting: list[_Record] = []
-        self._timer: Timer | None = None
+        super().__init__(write, format=format, service=service, clock=clock)
         self._heads: dict[tuple[str, str, str], str] = {}
         self._ends: dict[tuple[str, str | None], str] = {}
-        self._stamped = -1
-        self._stamp = ""
 
     def record(self, call: Call, code: str, duration: float) -> None:
         """Log one call that has ended. To be called from the event loop.
@@ -88,22 +64,10 @@ class AccessLog:
         elif len(waiting) >= FLUSH_COUNT:
             self.flush()
 
-    def flush(self) -> None:
-        """Write the lines that wait."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        waiting = self._waiting
-        if waiting:
-            self._waiting = []
-            for remembered in (self._heads, self._ends):
-                if len(remembered) > _MAX_REMEMBERED:
-                    remembered.clear()
-            self._write("".join(self._lines(waiting)))
-
-    def close(self) -> None:
-        """Write what is left. It may be called twice, and lines recorded later are written all the same."""
-        self.flush()
+    def _forget(self) -> None:
+        for remembered in (self._heads, self._ends):
+            if len(remembered) > MAX_REMEMBERED:
+                remembered.clear()
 
     # The two below are the price of a line, so each is one loop: what repeats from call to call is escaped once and
     # remembered, the rest goes into one f-string.
@@ -145,13 +109,6 @@ class AccessLog:
             lines.append(f"{stamp}{head}{duration:.6f}{end}{request}{more}}}\n")
         return lines
 
-    def _new_stamp(self, now: float) -> tuple[int, str]:
-        """The time as lines begin with it, and the millisecond for which that holds."""
-        self._stamped = int(now * 1000)
-        text = stamp(self._stamped)
-        self._stamp = f'{{"{names.TIMESTAMP}":"{text}"' if self._format == "json" else text + " "
-        return self._stamped, self._stamp
-
     def _text_head(self, key: tuple[str, str, str]) -> str:
         method, code, wire = key
         head = f"{severity(code):<7} {plain(method)} {code.upper()} "
@@ -191,25 +148,5 @@ class AccessLog:
         return end
 
 
-_Record = tuple[float, str, str, float, str, str, str | None, str, str | None, int]
-
-
 def severity(code: str) -> str:
     return "ERROR" if code in names.SERVER_FAULTS else "INFO"
-
-
-def plain(value: str) -> str:
-    """A value as it stands where it is harmless, `-` where it is empty, quoted and escaped otherwise."""
-    if not value:
-        return "-"
-    return value if len(value) <= MAX_VALUE and _PLAIN(value) else quoted(value)
-
-
-def quoted(value: str) -> str:
-    """A value in ASCII as a JSON string, cut to a bounded length."""
-    return encode_basestring_ascii(value if len(value) <= MAX_VALUE else value[: MAX_VALUE - 3] + "...")
-
-
-def stamp(milliseconds: int) -> str:
-    """A moment since the epoch in RFC 3339, UTC."""
-    return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(milliseconds // 1000))}.{milliseconds % 1000:03d}Z"

@@ -24,8 +24,18 @@ PEER = "network.peer.address"
 CALLER = "polywire.caller"
 """The service proven by its credentials."""
 ATTEMPT = "polywire.attempt"
+DESTINATION = "messaging.destination.name"
+"""The queue or the topic."""
+GROUP = "messaging.consumer.group.name"
+MESSAGE_ID = "messaging.message.id"
+MESSAGE_TYPE = "polywire.message.type"
+"""Of a task or an event, `shop.v1.Mail/SendConfirmation`, `shop.orders.OrderPaid`."""
+OUTCOME = "polywire.outcome"
+"""What became of a message: `done`, `duplicate`, `retry`, `released`, or the reason for which it was given up."""
 REQUEST_ID = "request_id"
 TRACE_ID = "trace_id"
 
 SERVER_FAULTS = frozenset({"unknown", "deadline_exceeded", "unimplemented", "internal", "unavailable", "data_loss"})
 """The codes that count as a fault of the server; the rest are answers that the caller has to live with."""
+GOOD_OUTCOMES = frozenset({"done", "duplicate", "released"})
+"""Of a message; the rest are failures, of which `retry` may still end well."""
