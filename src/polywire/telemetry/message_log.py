@@ -50,8 +50,8 @@ class MessageLog(Lines[_Record]):
         lines = []
         heads = self._heads
         tick, stamp = self._stamped, self._stamp
-        for now, type, outcome, duration, destination, group, id, request_id, traceparent, attempt in records:
-            key = (type, outcome, destination, group)
+        for now, kind, outcome, duration, destination, group, message_id, request_id, traceparent, attempt in records:
+            key = (kind, outcome, destination, group)
             head = heads.get(key) or self._text_head(key)
             more = f" request={plain(request_id)}" if request_id else ""
             trace = trace_id(traceparent)
@@ -61,15 +61,15 @@ class MessageLog(Lines[_Record]):
                 more += f" attempt={attempt}"
             if int(now * 1000) != tick:
                 tick, stamp = self._new_stamp(now)
-            lines.append(f"{stamp}{head}{duration * 1000:.2f} ms id={plain(id)}{more}\n")
+            lines.append(f"{stamp}{head}{duration * 1000:.2f} ms id={plain(message_id)}{more}\n")
         return lines
 
     def _json(self, records: list[_Record]) -> list[str]:
         lines = []
         heads = self._heads
         tick, stamp = self._stamped, self._stamp
-        for now, type, outcome, duration, destination, group, id, request_id, traceparent, attempt in records:
-            key = (type, outcome, destination, group)
+        for now, kind, outcome, duration, destination, group, message_id, request_id, traceparent, attempt in records:
+            key = (kind, outcome, destination, group)
             head = heads.get(key) or self._json_head(key)
             more = f',"{names.REQUEST_ID}":{encode_basestring_ascii(request_id[:MAX_VALUE])}' if request_id else ""
             trace = trace_id(traceparent)
@@ -79,23 +79,23 @@ class MessageLog(Lines[_Record]):
                 more += f',"{names.ATTEMPT}":{attempt}'
             if int(now * 1000) != tick:
                 tick, stamp = self._new_stamp(now)
-            lines.append(f'{stamp}{head}{duration:.6f},"{names.MESSAGE_ID}":{quoted(id)}{more}}}\n')
+            lines.append(f'{stamp}{head}{duration:.6f},"{names.MESSAGE_ID}":{quoted(message_id)}{more}}}\n')
         return lines
 
     def _text_head(self, key: tuple[str, str, str, str | None]) -> str:
-        type, outcome, destination, group = key
-        head = f"{_severity(outcome):<7} {plain(type)} {outcome.upper()} {plain(destination)} "
+        kind, outcome, destination, group = key
+        head = f"{_severity(outcome):<7} {plain(kind)} {outcome.upper()} {plain(destination)} "
         if group is not None:
             head += f"group={plain(group)} "
         self._heads[key] = head
         return head
 
     def _json_head(self, key: tuple[str, str, str, str | None]) -> str:
-        type, outcome, destination, group = key
+        kind, outcome, destination, group = key
         head = f',"{names.SEVERITY}":"{_severity(outcome)}"'
         if self._service:
             head += f',"{names.SERVICE}":{quoted(self._service)}'
-        head += f',"{names.MESSAGE_TYPE}":{quoted(type)},"{names.OUTCOME}":{quoted(outcome)}'
+        head += f',"{names.MESSAGE_TYPE}":{quoted(kind)},"{names.OUTCOME}":{quoted(outcome)}'
         head += f',"{names.DESTINATION}":{quoted(destination)}'
         if group is not None:
             head += f',"{names.GROUP}":{quoted(group)}'
