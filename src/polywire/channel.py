@@ -14,7 +14,7 @@ from polywire.contract import Kind, Message, Rpc
 from polywire.discovery import Resolver
 from polywire.errors import DO_NOT_RETRY, CallError, DeadlineExceeded, Unavailable
 from polywire.policy.balance import choose
-from polywire.policy.retry import Retry, RetryBudget, is_retryable
+from polywire.policy.retry import FOR_CALLS, Retry, RetryBudget, is_retryable
 from polywire.telemetry.counters import Counters
 from polywire.wire.request_id import new_request_id
 from polywire.wire.seam import IDEMPOTENCY_KEY, ClientStream, EndpointWire, Outgoing, not_in_time
@@ -118,6 +118,7 @@ class Channel:
         self.target = target
         self.endpoints = endpoints
         self.defaults = defaults or CallDefaults()
+        self._backoff = self.defaults.retry.over(FOR_CALLS)
         self.budget = RetryBudget(share=self.defaults.budget_share, minimum=self.defaults.budget_minimum)
         self.counters: dict[str, Counters] = {}
         """By the full name of the method."""
@@ -182,7 +183,7 @@ class Channel:
     async def _may_retry(self, outgoing: Outgoing, error: CallError, asked: Calling | None) -> bool:
         """Decide on another attempt and wait until it is due. An error that used its retries up is marked."""
         rpc = outgoing.rpc
-        retry = self.defaults.retry
+        retry = self._backoff
         if isinstance(error, Unavailable):
             self.endpoints.look_again()
         repeatable = rpc.idempotent or (asked is not None and asked.idempotency_key is not None)
@@ -193,7 +194,7 @@ class Channel:
         deadline = outgoing.call_deadline
         if deadline is not None and now + delay >= deadline:
             return False
-        if outgoing.attempt > retry.retries or not self.budget.take(now):
+        if outgoing.attempt >= retry.attempts or not self.budget.take(now):
             # Whoever called us must not multiply these attempts by its own.
             error.retry_after = DO_NOT_RETRY
             return False

@@ -103,7 +103,7 @@ async def our_client(
         return ConnectWire(Pool(at, version=version), encoding=encoding, compress=compress)
 
     channel = Channel(
-        "rig", Endpoints(StaticResolver([address]), open_wire), defaults=CallDefaults(retry=Retry(retries=0))
+        "rig", Endpoints(StaticResolver([address]), open_wire), defaults=CallDefaults(retry=Retry(attempts=1))
     )
     try:
         yield client_for(Rig, channel)

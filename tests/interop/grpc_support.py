@@ -237,7 +237,7 @@ async def our_client(
         return wire
 
     endpoints = Endpoints(StaticResolver([address]), open_wire)
-    channel = Channel("rig", endpoints, defaults=CallDefaults(retry=Retry(retries=retries)))
+    channel = Channel("rig", endpoints, defaults=CallDefaults(retry=Retry(attempts=retries + 1)))
     try:
         yield client_for(Rig, channel)
     finally:

@@ -15,7 +15,7 @@ from polywire.errors import (
     ResourceExhausted,
     Unavailable,
 )
-from polywire.policy.retry import Retry, RetryBudget, is_retryable
+from polywire.policy.retry import FOR_CALLS, Retry, RetryBudget, is_retryable
 
 
 @pytest.mark.parametrize("code", sorted(set(errors.BY_CODE) - {"unavailable", "aborted", "deadline_exceeded"}))
@@ -47,7 +47,7 @@ def test_pushback_that_forbids_a_retry_wins_over_everything(kind: type[CallError
 
 @given(retry=st.integers(1, 40), dice=st.floats(0, 1, exclude_max=True))
 def test_the_wait_is_drawn_from_the_whole_of_a_growing_bounded_span(retry: int, dice: float) -> None:
-    policy = Retry(base=0.1, cap=3.0)
+    policy = Retry(base=0.1, cap=3.0).over(FOR_CALLS)
     span = min(3.0, 0.1 * 2 ** (retry - 1))
     assert 0 <= policy.delay(retry, dice) <= span
     assert policy.delay(retry, 0.0) == 0

@@ -349,7 +349,7 @@ async def test_a_service_that_the_file_places_elsewhere_is_called_here_when_it_r
 @pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["grpc", "http"])
 async def test_under_load_an_interrupt_loses_no_call(tmp_path: Path, scheme: str) -> None:
-    once = CallDefaults(retry=Retry(retries=0))
+    once = CallDefaults(retry=Retry(attempts=1))
     seen: Counter[str] = Counter()
     async with (
         polywire("up", directory=tiny(tmp_path)) as running,

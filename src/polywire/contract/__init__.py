@@ -1,5 +1,15 @@
-"""What is promised: messages, contracts and their rpcs."""
+"""What is promised: messages, events, contracts with their rpcs and tasks."""
 
+from polywire.contract.event import (
+    Batch,
+    Event,
+    EventType,
+    Subscription,
+    Where,
+    event_of,
+    subscribe,
+    subscriptions_of,
+)
 from polywire.contract.fields import (
     Double,
     Field,
@@ -19,12 +29,23 @@ from polywire.contract.fields import (
 )
 from polywire.contract.message import Message
 from polywire.contract.rest import Route, delete, get, patch, post, put
+from polywire.contract.retry import FOR_CALLS, FOR_MESSAGES, Backoff, Retry
 from polywire.contract.rpc import Contract, Kind, Rpc, Service, contracts_of, rpc, service_of, wire_name
+from polywire.contract.schedule import Cron, Every, Missed, Schedule
 from polywire.contract.schema import Schema, assign_packages, enum_schema_of, schema_of
+from polywire.contract.task import RunsIn, Task, check_agreement, task
 
 __all__ = [
+    "FOR_CALLS",
+    "FOR_MESSAGES",
+    "Backoff",
+    "Batch",
     "Contract",
+    "Cron",
     "Double",
+    "Event",
+    "EventType",
+    "Every",
     "Field",
     "Fixed32",
     "Fixed64",
@@ -33,21 +54,30 @@ __all__ = [
     "Int64",
     "Kind",
     "Message",
+    "Missed",
+    "Retry",
     "Route",
     "Rpc",
+    "RunsIn",
     "SFixed32",
     "SFixed64",
     "SInt32",
     "SInt64",
+    "Schedule",
     "Schema",
     "Service",
+    "Subscription",
+    "Task",
     "UInt32",
     "UInt64",
+    "Where",
     "assign_packages",
+    "check_agreement",
     "contracts_of",
     "delete",
     "enum_form",
     "enum_schema_of",
+    "event_of",
     "get",
     "is_recognized",
     "patch",
@@ -56,5 +86,8 @@ __all__ = [
     "rpc",
     "schema_of",
     "service_of",
+    "subscribe",
+    "subscriptions_of",
+    "task",
     "wire_name",
 ]

@@ -9,7 +9,7 @@ import types
 import typing
 import weakref
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, dataclass_transform
+from typing import TYPE_CHECKING, Any, ClassVar, dataclass_transform
 
 import msgspec
 
@@ -24,7 +24,7 @@ _FIELD_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 class Declaration:
     """What a Message's class statement says beside its fields, and what was derived from the class since."""
 
-    __slots__ = ("annotations", "cache", "name", "namespace", "package", "reserved", "tag", "transparent")
+    __slots__ = ("annotations", "cache", "event", "name", "namespace", "package", "reserved", "tag", "transparent")
 
     def __init__(
         self,
@@ -46,6 +46,8 @@ class Declaration:
         self.transparent = transparent
         self.namespace = namespace
         """The local names where the class stands, for annotations that name something local."""
+        self.event: Any = None
+        """What `polywire.contract.event` knows of an event."""
         self.cache: dict[Any, Any] = {}
         """Schema and codecs, which live as long as the class."""
 
@@ -143,6 +145,8 @@ class MessageMeta(msgspec.StructMeta):
     """Makes every message keyword-only, names its fields for JSON and keeps what the class statement says."""
 
     __polywire__: Declaration
+    _KEYWORDS: ClassVar[frozenset[str]] = frozenset()
+    """Class keywords beside those below, which `_declared` gets."""
 
     def __new__(
         mcls,
@@ -161,6 +165,7 @@ class MessageMeta(msgspec.StructMeta):
             raise ContractError(f"{class_name}: package={package!r} is no package name. Write it like 'shop.v1'.")
         if name is not None and not NAME.match(name):
             raise ContractError(f"{class_name}: name={name!r} is no message name. Write it like 'Stock'.")
+        own = {key: options.pop(key) for key in mcls._KEYWORDS & options.keys()}
         namespace = _names_around(body)
         renamed = _names_given(class_name, body, namespace)
         if renamed:
@@ -178,8 +183,12 @@ class MessageMeta(msgspec.StructMeta):
             annotations=body.get("__annotations__", {}),
         )
         cls.__annotations__ = _Annotations(cls, body.get("__annotations__", {}))
+        cls._declared(own)
         _by_name.setdefault(cls.__polywire__.name, weakref.WeakSet()).add(cls)
         return cls
+
+    def _declared(cls, own: dict[str, Any]) -> None:  # noqa: N805 - a method of classes
+        """For metaclasses with keywords of their own: *own* has those that were given."""
 
 
 # Said once more for mypy, which otherwise takes what msgspec.Struct says (positional fields).

@@ -1,4 +1,4 @@
-"""What a service promises: contracts, their rpcs, and the shape of each call."""
+"""What a service promises: contracts, their rpcs and tasks, and the shape of each call."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ import inspect
 import re
 import typing
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, TypeVar, overload
 
 from polywire.contract.message import Message
 from polywire.contract.rest import Route
+from polywire.contract.task import Task, TaskOptions, check_agreement, read_task
 from polywire.errors import ContractError
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -73,7 +74,7 @@ class Rpc:
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class Service:
-    """A contract read: its names and its rpcs. `service_of(SomeContract)` returns it."""
+    """A contract read: its names, its rpcs and its tasks. `service_of(SomeContract)` returns it."""
 
     contract: type[Contract]
     name: str
@@ -85,6 +86,8 @@ class Service:
     rpcs: dict[str, Rpc]
     """By the name of the Python method, in the order of declaration."""
     doc: str
+    tasks: dict[str, Task] = field(default_factory=dict)
+    """As *rpcs*."""
 
     @property
     def full_name(self) -> str:
@@ -156,7 +159,7 @@ class Contract:
     """What a service promises. Subclass it with `package=` to declare one, subclass that one to implement it.
 
     *name* is the name on the wire where it is not the class's own; *prefix* goes before its REST routes, so that two
-    versions can stand side by side. Methods not declared with `@rpc` are helpers and do not travel.
+    versions can stand side by side. Methods not declared with `@rpc` or `@task` are helpers and do not travel.
     """
 
     __declared__: ClassVar[tuple[str, str, str] | None] = None
@@ -182,6 +185,7 @@ class Contract:
                 "Write it like '/api/v1', without a slash at the end."
             )
         cls.__declared__ = (package, name or cls.__name__, prefix)
+        _check_tasks(cls)
 
 
 _services: dict[type[Contract], Service] = {}
@@ -214,25 +218,33 @@ def service_of(contract: type[Contract]) -> Service:
     package, name, prefix = declared
     full_name = f"{package}.{name}" if package else name
     rpcs: dict[str, Rpc] = {}
+    tasks: dict[str, Task] = {}
     spelled: dict[str, str] = {}
     for base in reversed(contract.__mro__):
         for attribute, function in vars(base).items():
-            options = getattr(function, "__rpc__", None)
-            if options is not None:
-                read = _read(contract, full_name, attribute, function, options)
-                if read.name in spelled and spelled[read.name] != attribute:
-                    raise ContractError(
-                        f"{full_name} has two methods called {read.name!r} on the wire: {spelled[read.name]} and "
-                        f"{attribute}. Give one of them @rpc(name=...)."
-                    )
-                spelled[read.name] = attribute
+            read = _read_marked(contract, full_name, attribute, function)
+            if read is None:
+                continue
+            if read.name in spelled and spelled[read.name] != attribute:
+                raise ContractError(
+                    f"{full_name} has two methods called {read.name!r} on the wire: {spelled[read.name]} and "
+                    f"{attribute}. Give one of them a name of its own, name=..."
+                )
+            spelled[read.name] = attribute
+            rpcs.pop(attribute, None)
+            tasks.pop(attribute, None)
+            if isinstance(read, Rpc):
                 rpcs[attribute] = read
+            else:
+                tasks[attribute] = read
+    check_agreement(tasks.values())
     service = Service(
         contract=contract,
         name=name,
         package=package,
         prefix=prefix,
         rpcs=rpcs,
+        tasks=tasks,
         doc=inspect.cleandoc(contract.__doc__ or "") if "__doc__" in vars(contract) else "",
     )
     _services[contract] = service
@@ -242,6 +254,57 @@ def service_of(contract: type[Contract]) -> Service:
 def wire_name(attribute: str) -> str:
     """`check_stock` as `CheckStock`."""
     return "".join(part[:1].upper() + part[1:] for part in attribute.split("_"))
+
+
+def _read_marked(
+    contract: type[Contract], service: str, attribute: str, function: Callable[..., Any]
+) -> Rpc | Task | None:
+    rpc_options, task_options = getattr(function, "__rpc__", None), getattr(function, "__task__", None)
+    if rpc_options is not None and task_options is not None:
+        raise ContractError(f"{contract.__qualname__}.{attribute} is both @rpc and @task. Choose one of them.")
+    if rpc_options is not None:
+        return _read(contract, service, attribute, function, rpc_options)
+    if task_options is not None:
+        return _read_task(contract, service, attribute, function, task_options)
+    return None
+
+
+def _read_task(
+    contract: type[Contract], service: str, attribute: str, function: Callable[..., Any], options: TaskOptions
+) -> Task:
+    where = f"{contract.__qualname__}.{attribute}"
+    request, streams_requests = _request_of(where, function)
+    response, streams_responses = _response_of(where, function)
+    if streams_requests or streams_responses:
+        raise ContractError(
+            f"{where} has a stream, which a task cannot have: it takes and returns one message or none."
+        )
+    if not inspect.iscoroutinefunction(function):
+        raise ContractError(f"{where} has to be declared `async def`: sending a task is awaited.")
+    return read_task(
+        options,
+        where=where,
+        attribute=attribute,
+        name=options.name or wire_name(attribute),
+        service=service,
+        request=request,
+        response=response,
+        doc=inspect.cleandoc(function.__doc__ or ""),
+    )
+
+
+def _check_tasks(contract: type[Contract]) -> None:
+    """Read a new contract's tasks with a key now, so that a wrong one is told where it stands; later where their
+    signatures name what comes later."""
+    package, name, _ = contract.__declared__ or ("", "", "")
+    for attribute, function in vars(contract).items():
+        options = getattr(function, "__task__", None)
+        if options is not None and options.key is not None:
+            try:
+                typing.get_type_hints(function)
+            except NameError:
+                continue
+            _read_marked(contract, f"{package}.{name}" if package else name, attribute, function)
 
 
 def _read(
@@ -289,7 +352,7 @@ def _request_of(where: str, function: Callable[..., Any]) -> tuple[type[Message]
     if len(parameters) > 1:
         names = ", ".join(parameter.name for parameter in parameters)
         raise ContractError(
-            f"{where} takes {len(parameters)} arguments ({names}); an rpc takes one message or none. "
+            f"{where} takes {len(parameters)} arguments ({names}); it may take one message or none. "
             "Put them into a Message."
         )
     return _message(where, f"its argument {parameters[0].name!r}", _hints(where, function).get(parameters[0].name))
@@ -322,6 +385,6 @@ def _message(where: str, what: str, hint: Any) -> tuple[type[Message], bool]:
     if isinstance(hint, type) and issubclass(hint, Message):
         return hint, streamed
     raise ContractError(
-        f"{where}: {what} is annotated {getattr(hint, '__qualname__', hint)!r}. An rpc takes and returns a subclass of "
+        f"{where}: {what} is annotated {getattr(hint, '__qualname__', hint)!r}. It takes and returns a subclass of "
         "Message, AsyncIterator of one, or nothing."
     )

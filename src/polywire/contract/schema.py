@@ -37,7 +37,8 @@ from polywire.contract.shape import (
 from polywire.errors import ContractError
 
 if TYPE_CHECKING:
-    from polywire.contract.rpc import Service
+    from polywire.contract.rpc import Rpc, Service
+    from polywire.contract.task import Task
 
 __all__ = [
     "EnumMember",
@@ -173,7 +174,8 @@ def assign_packages(services: Iterable[Service]) -> None:
     Raises ContractError, naming both, where two packages use it. Calling it again with more services is fine.
     """
     for service in services:
-        used = [message for rpc in service.rpcs.values() for message in (rpc.request, rpc.response) if message]
+        methods: list[Rpc | Task] = [*service.rpcs.values(), *service.tasks.values()]
+        used = [message for method in methods for message in (method.request, method.response) if message]
         for message in closure_of(*used):
             if not message.__polywire__.transparent:  # those are nowhere on the wire
                 _assign(message, service.package, service.full_name)

@@ -2,28 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+from polywire.contract.retry import FOR_CALLS, Backoff, Retry
 from polywire.errors import Aborted, CallError, DeadlineExceeded, ResourceExhausted, Unavailable
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Retry:
-    """How often, and how long to wait in between: exponential backoff with full jitter.
-
-    The wait before retry n is drawn evenly from 0 to ``min(cap, base * 2**(n-1))`` seconds (the "full jitter" of the
-    AWS Architecture Blog, "Exponential Backoff And Jitter"), so that callers that failed together do not come back
-    together.
-    """
-
-    retries: int = 2
-    """After the first attempt; 2 retries are 3 attempts. 0 switches retrying off."""
-    base: float = 0.05
-    cap: float = 2.0
-
-    def delay(self, retry: int, dice: float) -> float:
-        """Seconds before the *retry*-th retry (1 is the first), for *dice* in [0, 1)."""
-        return dice * min(self.cap, self.base * 2.0 ** (retry - 1))
+__all__ = ["FOR_CALLS", "Backoff", "Retry", "RetryBudget", "is_retryable"]
 
 
 def is_retryable(error: CallError, *, repeatable: bool) -> bool:
