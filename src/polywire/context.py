@@ -1,4 +1,4 @@
-"""The call under way: its deadline, request id, trace, metadata and identity, wherever the code runs."""
+"""The call or message under way: its deadline, request id, trace, metadata and identity, wherever the code runs."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 from polywire.clock import SYSTEM_CLOCK, Clock
 
@@ -52,6 +52,41 @@ class Metadata(Mapping[str, MetadataValue]):
 NO_METADATA = Metadata()
 
 
+class MessageUnderWay(Protocol):
+    """What the handler of a task or an event may know about its message. `current().message` returns it."""
+
+    @property
+    def id(self) -> str:
+        """Made by its sender, the same over retries and redrives."""
+        ...
+
+    @property
+    def attempt(self) -> int:
+        """1 for the first start of a handler."""
+        ...
+
+    @property
+    def key(self) -> str | None: ...
+
+    @property
+    def position(self) -> str:
+        """Where it stood in its queue or topic, for people."""
+        ...
+
+    @property
+    def published_at(self) -> float:
+        """When it was sent first, in seconds since the epoch."""
+        ...
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """The sender's own."""
+        ...
+
+    def extend(self, seconds: float) -> None:
+        """Move the time limit of the running handler by *seconds*."""
+
+
 class Call:
     """What a handler may know about the call it is answering, and say beside its answer. `current()` returns it."""
 
@@ -71,6 +106,8 @@ class Call:
     trailing_metadata: list[tuple[str, MetadataValue]] | None = None
     ended_by: str | None = None
     """Why the handler was cancelled: `deadline`, `caller`, `idle` or `shutdown`; None while it may go on."""
+    message: MessageUnderWay | None = None
+    """The task or event that is handled; None in calls."""
     _metadata_source: Any = None
     _task: asyncio.Task[Any] | None = None
 
@@ -93,7 +130,7 @@ class Call:
         self.peer = peer
         """The address on the other end of this hop."""
         self.wire = wire
-        """`local`, `grpc`, `connect` or `rest`."""
+        """`local`, `grpc`, `connect` or `rest`; `tasks` or `events` for a message."""
         self.clock = clock
 
     @property
@@ -221,3 +258,24 @@ def calling(
 
 def calling_or_none() -> Calling | None:
     return _calling.get()
+
+
+_transaction: ContextVar[str | None] = ContextVar("polywire_transaction", default=None)
+
+
+@contextmanager
+def transaction_open(store: str) -> Iterator[None]:
+    """Let nothing be sent inside the block: a transaction of *store* is open that could still be rolled back.
+
+    Tasks that are started inside inherit it.
+    """
+    token = _transaction.set(store)
+    try:
+        yield
+    finally:
+        _transaction.reset(token)
+
+
+def transaction_or_none() -> str | None:
+    """The name of the store whose transaction is open here."""
+    return _transaction.get()

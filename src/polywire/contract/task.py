@@ -15,8 +15,9 @@ from polywire.errors import ContractError
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 RunsIn = Literal["loop", "thread", "process"]
-QUEUE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,199}\Z")
-"""Of queues, topics and groups: what every backend takes."""
+MAX_NAME = 150
+"""Characters: what every backend leaves after our own suffixes."""
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*\Z")
 MAX_PRIORITIES = 10
 
 DEFAULT_TIMEOUT = 30.0
@@ -203,10 +204,10 @@ def _check_numbers(options: TaskOptions) -> None:
 
 def check_name(where: str, label: str, name: object) -> None:
     """Raises ContractError where *name* is no name of a queue, topic or group on every backend."""
-    if not isinstance(name, str) or not QUEUE_NAME.match(name):
+    if not isinstance(name, str) or len(name) > MAX_NAME or not _NAME.match(name):
         raise ContractError(
-            f"{where}({label}={name!r}): letters, digits, '.', '-' and '_', at most 200 of them, beginning with a "
-            "letter, a digit or '_'."
+            f"{where}({label}={name!r}): letters, digits, '.', '-' and '_', at most {MAX_NAME} of them, beginning with "
+            "a letter, a digit or '_'."
         )
 
 
