@@ -413,8 +413,8 @@ def test_a_class_without_a_contract_is_no_service() -> None:
         App("a").service(Ledger)
 
     assert str(caught.value) == (
-        "@app.service was put on 'Ledger', which implements no contract. "
-        "Derive the class from a contract, `class StockService(Inventory): ...`."
+        "@app.service was put on 'Ledger', which implements no contract and subscribes to no event. "
+        "Derive the class from a contract, `class StockService(Inventory): ...`, or put @subscribe(...) on a method."
     )
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar, Union
 
 from polywire.contract import Contract, contracts_of, service_of
+from polywire.contract.event import Subscription, subscriptions_of
 from polywire.errors import SetupError
 
 S = TypeVar("S", bound=type[Any])
@@ -80,10 +81,11 @@ class Resource:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ServiceClass:
-    """A class that implements contracts, and what its constructor asks for."""
+    """A class that implements contracts or subscribes to events, and what its constructor asks for."""
 
     cls: type[Any]
     contracts: tuple[type[Contract], ...]
+    subscriptions: tuple[Subscription, ...]
     needs: tuple[Need, ...]
 
     @property
@@ -107,12 +109,14 @@ class App:
         return f"App({self.name!r})"
 
     def service(self, cls: S) -> S:
-        """Class decorator: serve this class. Its constructor says by type what it needs: a contract becomes a client
-        of whoever implements it, anything else comes from a resource."""
-        if not isinstance(cls, type) or not contracts_of(cls):
+        """Class decorator: run this class, for the calls and tasks of the contracts it implements and the events it
+        subscribes to. Its constructor says by type what it needs: a contract becomes a client of whoever implements
+        it, anything else comes from a resource."""
+        if not isinstance(cls, type) or not (contracts_of(cls) or subscriptions_of(cls)):
             raise SetupError(
-                f"@app.service was put on {getattr(cls, '__qualname__', cls)!r}, which implements no contract. "
-                "Derive the class from a contract, `class StockService(Inventory): ...`."
+                f"@app.service was put on {getattr(cls, '__qualname__', cls)!r}, which implements no contract and "
+                "subscribes to no event. Derive the class from a contract, `class StockService(Inventory): ...`, or put "
+                "@subscribe(...) on a method."
             )
         self._services.append(cls)
         return cls
@@ -155,7 +159,7 @@ class App:
 def _service(cls: type[Any]) -> ServiceClass:
     label = f"{cls.__module__}:{cls.__qualname__}"
     needs = () if cls.__init__ is object.__init__ else _needs(label, cls.__init__, skip_first=True)
-    return ServiceClass(cls=cls, contracts=contracts_of(cls), needs=needs)
+    return ServiceClass(cls=cls, contracts=contracts_of(cls), subscriptions=subscriptions_of(cls), needs=needs)
 
 
 def _resource(function: Callable[..., Any]) -> Resource:
