@@ -33,6 +33,9 @@
     - Unsupported             the backend cannot do this at all
     - AlreadyDone             the inbox has it: its effects are there
     - PublishInTransaction    sent inside a transaction that could still be rolled back
+  + StoreError                a transaction of a store did not happen, or nobody knows whether it did
+    - StoreBusy               because others held the store for too long
+    - ConstraintViolated      because a row would break a rule of its table
   + Verdict                   raised by a handler, to say what becomes of its message
     - RetryLater              again, after a while
     - Reject                  never again: to the dead letters
@@ -47,6 +50,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 Reached = Literal["no", "maybe"]
+Committed = Literal["no", "maybe"]
 
 DO_NOT_RETRY = -1.0
 """As `retry_after`: whoever is above must not try this call again (gRPC's negative pushback)."""
@@ -306,6 +310,29 @@ class AlreadyDone(DeliveryError):
 
 class PublishInTransaction(DeliveryError):
     """A message was to be sent inside a transaction that could still be rolled back, and there is no outbox."""
+
+
+class StoreError(PolywireError):
+    """A store did not do what it was asked. What was done in the same transaction is rolled back.
+
+    *committed* is ``"maybe"`` where a commit failed in a way that leaves open what is on disk; behind the inbox it is
+    safe to do it all again.
+    """
+
+    def __init__(self, message: str, *, committed: Committed = "no") -> None:
+        super().__init__(message)
+        self.committed: Committed = committed
+
+
+class StoreBusy(StoreError):
+    """The turn of a transaction did not come in time: nothing of it was done."""
+
+
+class ConstraintViolated(StoreError):
+    """A row would break a rule of its table: a key that is there already, a reference to nothing, a failed check.
+
+    Only the statement is undone; go on after it inside `tx.savepoint()`, which works on every store.
+    """
 
 
 class Verdict(PolywireError):
