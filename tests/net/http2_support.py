@@ -13,6 +13,7 @@ import hpack
 from polywire.net.http2.client import Http2Client
 from polywire.net.http2.engine import Http2Connection
 from polywire.net.http2.frames import (
+    ACK,
     DATA,
     END_HEADERS,
     END_STREAM,
@@ -158,8 +159,9 @@ def talk(one: Http2Connection, other: Http2Connection, rounds: int = 10_000) -> 
 
 
 def greeted(engine: Http2Server, *settings: tuple[int, int]) -> Http2Server:
-    """A server that has seen a client's preface and SETTINGS."""
-    engine.receive(PREFACE + frame(SETTINGS, 0, 0, b"".join(pack_setting(*setting) for setting in settings)))
+    """A server that has seen a client's preface and SETTINGS, and whose own were acknowledged."""
+    theirs = b"".join(pack_setting(*setting) for setting in settings)
+    engine.receive(PREFACE + frame(SETTINGS, 0, 0, theirs) + frame(SETTINGS, ACK, 0))
     engine.take()
     return engine
 

@@ -22,8 +22,10 @@ from http2_support import (
     talk,
 )
 
+from polywire.net.hpack import STATIC_TABLE
 from polywire.net.http2.client import Http2Client
 from polywire.net.http2.frames import (
+    ACK,
     DATA,
     END_HEADERS,
     END_STREAM,
@@ -38,13 +40,14 @@ from polywire.net.http2.frames import (
     pack_setting,
     pack_u32,
 )
-from polywire.net.stream import Field, Headers, Limits, StreamClosed
+from polywire.net.stream import Field, Headers, HeadersTooLarge, Limits, StreamClosed
 
 HEAD = Headers(((b":method", b"HEAD"), *REQUEST.fields[1:]))
 
 
 def greeted(engine: Http2Client, *settings: tuple[int, int]) -> Http2Client:
-    engine.receive(frame(SETTINGS, 0, 0, b"".join(pack_setting(*setting) for setting in settings)))
+    theirs = b"".join(pack_setting(*setting) for setting in settings)
+    engine.receive(frame(SETTINGS, 0, 0, theirs) + frame(SETTINGS, ACK, 0))
     engine.take()
     return engine
 
@@ -307,6 +310,61 @@ def test_a_silent_peer_is_asked_and_then_given_up() -> None:
     engine.tick(70.0)
     engine.tick(80.0)
     assert call.failure == ("the peer did not answer a PING", True, ErrorCode.NO_ERROR)
+
+
+def too_large(limit: int) -> tuple[Headers, tuple[Field, ...]]:
+    """Headers and a tail that are one byte more than *limit* together, and new to every table."""
+    headers = Headers((*REQUEST.fields, (b"x-new", b"n")))
+    size = sum(len(name) + len(value) + 32 for name, value in headers.fields)
+    return headers, ((b"x-tail", b"t" * (limit + 1 - size - 38)),)
+
+
+@pytest.mark.parametrize("limit", [400, 16_384])
+def test_headers_over_what_the_server_takes_are_not_sent(limit: int) -> None:
+    service = Service()
+    ours, theirs = client(), server(service, Limits(max_header_bytes=limit))
+    talk(ours, theirs)
+    headers, tail = too_large(limit)
+    for _ in range(3):
+        with pytest.raises(HeadersTooLarge) as refused:
+            ours.open(headers, tail, Call())
+        assert str(refused.value) == (
+            f"the headers are {limit + 1} bytes, as HTTP/2 counts them, and the other side takes {limit}"
+        )
+        assert not refused.value.reached
+    assert ours.take() == b""
+    assert not ours.streams
+
+    # One byte less is taken, whether the headers are known by then or not, and the tables still agree.
+    for _ in range(4):
+        call = Call()
+        call.stream = ours.open(headers, ((tail[0][0], tail[0][1][1:]),), call, body=b"hello")
+        talk(ours, theirs)
+        assert (call.body, call.complete) == (b"hello", True)
+        with pytest.raises(HeadersTooLarge):
+            ours.open(headers, tail, Call())
+    assert len(service.calls) == 4
+
+
+def test_the_longest_fields_that_an_octet_can_stand_for_are_within_the_quick_bound() -> None:
+    # What `Encoder` counts on when it does not add sizes up.
+    assert max(len(name) + len(value) + 32 for name, value in STATIC_TABLE) <= 64
+    assert max((len(name) + 32 + 1) / 2 for name, _ in STATIC_TABLE) <= 64
+
+
+def test_a_server_that_does_not_acknowledge_our_settings_is_given_up() -> None:
+    engine, call = client(Limits(header_timeout=10)), Call()
+    start(engine, call)
+    engine.receive(frame(SETTINGS, 0, 0))
+    engine.take()
+    assert not engine.idle
+    engine.tick(9.0)
+    assert not engine.finished
+    engine.tick(10.0)
+    assert ending(engine.take()) == (ErrorCode.SETTINGS_TIMEOUT, "our SETTINGS were not acknowledged")
+    assert call.failure == (
+        "the connection was ended: our SETTINGS were not acknowledged", True, ErrorCode.SETTINGS_TIMEOUT
+    )  # fmt: skip
 
 
 def test_an_idle_connection_is_left_alone_and_ends_in_the_end() -> None:

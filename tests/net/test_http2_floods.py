@@ -33,6 +33,7 @@ from polywire.net.http2.frames import (
     HEADERS,
     INITIAL_WINDOW_SIZE,
     PING,
+    PREFACE,
     PRIORITY,
     RST_STREAM,
     SETTINGS,
@@ -269,6 +270,15 @@ def test_a_peer_that_says_nothing_is_not_waited_for() -> None:
     engine.take()
     engine.tick(10.0)
     assert ending(engine.take()) == (ErrorCode.SETTINGS_TIMEOUT, "no SETTINGS came")
+
+
+def test_a_peer_that_does_not_acknowledge_our_settings_is_not_waited_for() -> None:
+    engine = server(limits=Limits(header_timeout=10))
+    engine.receive(PREFACE + frame(SETTINGS, 0, 0) + request_frames(1))
+    engine.tick(9.0)
+    assert not engine.finished
+    engine.tick(10.0)
+    assert ending(engine.take()) == (ErrorCode.SETTINGS_TIMEOUT, "our SETTINGS were not acknowledged")
 
 
 def test_a_bomb_of_indices_costs_no_memory() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import h2.errors
 import h2.events
 import hpack
@@ -17,6 +19,7 @@ from http2_support import (
     Service,
     answering,
     block,
+    client,
     ending,
     frames,
     greeted,
@@ -24,6 +27,8 @@ from http2_support import (
     request_frames,
     resets,
     server,
+    start,
+    talk,
     window_update,
 )
 
@@ -49,6 +54,7 @@ from polywire.net.http2.frames import (
     pack_setting,
     pack_u32,
 )
+from polywire.net.http2.server import Http2Server
 from polywire.net.stream import Field, Head, Headers, Limits, Stream
 
 GET = [(b":method", b"GET"), (b":scheme", b"http"), (b":path", b"/"), (b":authority", b"a")]
@@ -500,6 +506,58 @@ def test_a_header_list_too_large_is_answered_431_and_the_table_stays_right() -> 
     judge.h2.send_headers(3, [*GET, (b"x-small", b"v")], end_stream=True)
     judge.exchange()
     assert [call.events[0][4] for call in service.calls] == [((b"x-small", b"v"),)]
+
+
+NEW = Headers((*RESPONSE.fields, (b"x-new", b"n")))
+LARGE = ((b"x-tail", b"t" * 500),)
+
+
+def at_once(stream: Stream, *, headers: bool) -> None:
+    stream.respond(NEW, LARGE if headers else (), b"hello", TRAILERS, () if headers else LARGE)
+
+
+def in_steps(stream: Stream, *, headers: bool) -> None:
+    stream.send_headers(NEW, LARGE if headers else ())
+    stream.send_data(b"hello")
+    stream.send_trailers(TRAILERS, () if headers else LARGE)
+
+
+def held_up(stream: Stream, *, headers: bool) -> None:
+    """All of it waits in the outbox."""
+    engine = stream.connection
+    assert isinstance(engine, Http2Server)
+    engine.pause()
+    in_steps(stream, headers=headers)
+    engine.resume()
+
+
+@pytest.mark.parametrize("way", [at_once, in_steps, held_up])
+@pytest.mark.parametrize("headers", [True, False])
+def test_an_answer_whose_headers_are_over_what_the_client_takes_is_given_up(
+    way: Callable[..., None], headers: bool
+) -> None:
+    def answer(call: Call) -> None:
+        assert call.stream is not None
+        if len(service.calls) == 1:
+            way(call.stream, headers=headers)
+        else:
+            call.stream.respond(NEW, (), b"hello", TRAILERS)
+
+    service = Service(answer)
+    ours, theirs = client(Limits(max_header_bytes=400)), server(service)
+    talk(ours, theirs)
+    first = Call()
+    start(ours, first, body=b"x")
+    talk(ours, theirs)
+    assert first.failure == ("the peer reset the stream: INTERNAL_ERROR", True, ErrorCode.INTERNAL_ERROR)
+    assert not theirs.streams
+    # The tables still agree.
+    for _ in range(3):
+        call = Call()
+        start(ours, call, body=b"x")
+        talk(ours, theirs)
+        assert call.events[0] == ("headers", 200, NEW.fields[1:])
+        assert call.complete
 
 
 def test_trailers_without_an_end_or_with_pseudo_headers_are_malformed() -> None:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, TypeVar, cast
 
 from jh2._hazmat import Decoder as NativeDecoder  # type: ignore[import-untyped]
 
+from polywire.net.stream import HeadersTooLarge
+
 if TYPE_CHECKING:
     from polywire.net.stream import Field, Head, Headers
 
@@ -296,15 +298,18 @@ class Encoder:
 
     __slots__ = (
         "_capacity",
+        "_max_list",
         "_names",
         "_order",
         "_ready",
         "_seen",
+        "_surely_fits",
         "_update",
         "_used",
     )
 
     def __init__(self) -> None:
+        self._max_list = self._surely_fits = 1 << 32
         self._capacity = DEFAULT_TABLE_SIZE
         self._used = 0
         self._update = b""
@@ -325,9 +330,28 @@ class Encoder:
         self._ready.clear()
         self._seen.clear()
 
+    def set_max_list_size(self, size: int) -> None:
+        """The peer's SETTINGS_MAX_HEADER_LIST_SIZE."""
+        self._max_list = size
+        # An octet of a block stands for at most 64 of a list: an index for the longest static entry. Only the fields in
+        # the dynamic table are longer, and all of them together fill at most the table.
+        self._surely_fits = (size - DEFAULT_TABLE_SIZE) // 64
+        self._ready.clear()
+
+    def _check_size(self, headers: Headers, tail: Sequence[Field]) -> None:
+        size = sum([len(name) + len(value) + ENTRY_OVERHEAD for name, value in (*headers.fields, *tail)])
+        if size > self._max_list:
+            raise HeadersTooLarge(
+                f"the headers are {size} bytes, as HTTP/2 counts them, and the other side takes {self._max_list}",
+                reached=False,
+            )
+
     def encode(self, headers: Headers, tail: Sequence[Field] = ()) -> bytes:
+        """The block; it has to be sent. Raises HeadersTooLarge, which changes nothing."""
         block = self._ready.get(headers)
         if block is None:
+            # Before anything is taught: what is taught has to arrive.
+            self._check_size(headers, tail)
             block = self._first_blocks(headers)
         if not tail:
             return block
@@ -340,7 +364,10 @@ class Encoder:
                 _OCTETS[length] if length < 0x7F else encode_integer(length, 0x7F, 0),
                 value,
             )
-        return b"".join(parts)
+        block = b"".join(parts)
+        if len(block) > self._surely_fits:
+            self._check_size(headers, tail)
+        return block
 
     def _first_blocks(self, headers: Headers) -> bytes:
         """Encode *headers* the first times, teaching the peer, until nothing is left to teach.

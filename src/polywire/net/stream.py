@@ -73,6 +73,10 @@ class StreamClosed(Exception):
         self.code = code
 
 
+class HeadersTooLarge(StreamClosed):
+    """Our headers are over what the other side said it takes, so they were not sent."""
+
+
 class Receiver(Protocol):
     """Takes what arrives on one exchange. The engine calls it in order, from the event loop, never reentrantly from
     a method of `Stream`; it must not raise and must not block.
@@ -137,7 +141,10 @@ class Stream:
         raise NotImplementedError
 
     def send_headers(self, headers: Headers, tail: Sequence[Field] = (), *, end: bool = False) -> None:
-        """Send the response's headers (or 1xx ones). *tail* differs from call to call and is not remembered."""
+        """Send the response's headers (or 1xx ones). *tail* differs from call to call and is not remembered.
+
+        Where the peer said that it does not take so many, the exchange is given up; the same goes for trailers.
+        """
         raise NotImplementedError
 
     def send_data(self, data: bytes, *, end: bool = False) -> None:
@@ -250,7 +257,8 @@ class ClientConnection(Protocol):
     ) -> Stream:
         """Start an exchange: request headers, *body* if any, and the end of the request if *end*.
 
-        Raises StreamClosed(reached=False) where it is not *available*.
+        Raises StreamClosed(reached=False) where it is not *available*, HeadersTooLarge where the other side has said
+        that it does not take so many headers.
         """
         ...
 

@@ -15,8 +15,8 @@ from typing import Any, Protocol
 
 from polywire.context import Call, Metadata, MetadataValue
 from polywire.contract import Message, Rpc, Service
-from polywire.errors import CallError, DeadlineExceeded, InvalidArgument, Unavailable
-from polywire.net.stream import Field, StreamClosed
+from polywire.errors import CallError, DeadlineExceeded, InvalidArgument, ResourceExhausted, Unavailable
+from polywire.net.stream import Field, HeadersTooLarge, StreamClosed
 
 # The names that polywire itself puts beside a call, the same on every wire unless the wire's own protocol has one.
 REQUEST_ID = "x-request-id"
@@ -298,8 +298,13 @@ def request_id_from(value: bytes | None) -> str:
     return text if text.isascii() and text.isprintable() and " " not in text else ""
 
 
-def unavailable(error: StreamClosed, address: str) -> Unavailable:
-    """A lost exchange as the caller sees it."""
+def unavailable(error: StreamClosed, address: str) -> Unavailable | ResourceExhausted:
+    """A lost exchange as the caller sees it, or one that could not be begun."""
+    if isinstance(error, HeadersTooLarge):
+        return ResourceExhausted(
+            f"{address} was not called: {error.reason}. "
+            "Send less metadata, or raise `max_header_bytes` at their receiver."
+        )
     return Unavailable(f"{address} did not answer: {error.reason}.", reached="maybe" if error.reached else "no")
 
 

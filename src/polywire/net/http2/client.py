@@ -67,6 +67,7 @@ class Http2Client(Http2Connection):
         """See `ClientConnection.open`."""
         if self.draining or len(self.streams) >= self.peer_max_streams:
             raise StreamClosed("the connection takes no more exchanges for now", reached=False)
+        block = self.encode(headers, tail)
         sid = self._next
         self._next = sid + 2
         self.opened += 1
@@ -76,7 +77,6 @@ class Http2Client(Http2Connection):
         stream.headers_done = False
         stream.request = headers
         self.streams[sid] = stream
-        block = self.encode(headers, tail)
         size = len(body)
         if (
             not 0 < size <= DEFAULT_FRAME_SIZE

@@ -73,7 +73,6 @@ class Http2Connection(Upkeep):
         "_needed",
         "_partial",
         "_strict",
-        "_unacknowledged_settings",
         "peer",
         "peer_certificate",
         "peer_max_streams",
@@ -103,7 +102,6 @@ class Http2Connection(Upkeep):
         self._block_frames = 0
         self._max_block = 4 * limits.max_header_bytes
         self._decoder = Decoder(limits.max_header_bytes, limits.max_header_count)
-        self._unacknowledged_settings = 1
 
     # What a role adds.
 
@@ -409,9 +407,8 @@ class Http2Connection(Upkeep):
         if flags & ACK:
             if payload:
                 raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "an acknowledgement of SETTINGS with a payload")
-            if self._unacknowledged_settings:
-                self._unacknowledged_settings -= 1
-                self.receive_room = self.stream_window
+            self.settings_acknowledged = True
+            self.receive_room = self.stream_window
             return
         if len(payload) % 6:
             raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "SETTINGS is not a multiple of 6 bytes long")
@@ -426,6 +423,8 @@ class Http2Connection(Upkeep):
             self._resize_windows(value)
         elif setting == HEADER_TABLE_SIZE:
             self._encoder.set_table_size(value)
+        elif setting == MAX_HEADER_LIST_SIZE:
+            self._encoder.set_max_list_size(value)
         elif setting == MAX_CONCURRENT_STREAMS:
             self.peer_max_streams = value
         elif setting == MAX_FRAME_SIZE:

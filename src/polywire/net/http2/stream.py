@@ -7,8 +7,16 @@ from collections import deque
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from polywire.net.http2.frames import DATA, DEFAULT_FRAME_SIZE, END_HEADERS, END_STREAM, HEADERS, pack_header
-from polywire.net.stream import Field, Head, Headers, Receiver, Stream, StreamClosed
+from polywire.net.http2.frames import (
+    DATA,
+    DEFAULT_FRAME_SIZE,
+    END_HEADERS,
+    END_STREAM,
+    HEADERS,
+    ErrorCode,
+    pack_header,
+)
+from polywire.net.stream import Field, Head, Headers, HeadersTooLarge, Receiver, Stream, StreamClosed
 
 if TYPE_CHECKING:
     from polywire.net.http2.engine import Http2Connection
@@ -149,11 +157,22 @@ class Http2Stream(Stream):
         if self.outbox is not None or engine.paused:
             self._queue_block(Block(headers, tail, end))
             return
-        engine.send_block(self.id, engine.encode(headers, tail), end)
+        if not self._send_block(headers, tail, end):
+            return
         if end:
             self.end_local()
         if engine.quiet:
             engine.rouse()
+
+    def _send_block(self, headers: Headers, tail: Sequence[Field], end: bool) -> bool:
+        """Send a header list; where it is more than the peer takes, give the exchange up instead and return False."""
+        engine = self.engine
+        try:
+            engine.send_block(self.id, engine.encode(headers, tail), end)
+        except HeadersTooLarge:
+            self.reset(ErrorCode.INTERNAL_ERROR)
+            return False
+        return True
 
     def send_data(self, data: bytes, *, end: bool = False) -> None:
         if not self.local_open:
@@ -207,12 +226,20 @@ class Http2Stream(Stream):
             super().respond(headers, tail, body, trailers, trailers_tail)
             return
         sid = self.id
-        first = engine.encode(headers, tail)
+        first = last = b""
+        try:
+            first = engine.encode(headers, tail)
+            if trailers is not None:
+                last = engine.encode(trailers, trailers_tail)
+        except HeadersTooLarge:
+            if first:
+                engine.send_block(sid, first, False)  # the peer's table may have been taught by it
+            self.reset(ErrorCode.INTERNAL_ERROR)
+            return
         if trailers is None:
             engine.send_block(sid, first, False)
             engine.out.append(pack_header(size << 8, END_STREAM, sid) + body)
         else:
-            last = engine.encode(trailers, trailers_tail)
             if len(first) > DEFAULT_FRAME_SIZE or len(last) > DEFAULT_FRAME_SIZE:
                 engine.send_block(sid, first, False)
                 engine.out.append(pack_header(size << 8, 0, sid) + body)
@@ -276,7 +303,8 @@ class Http2Stream(Stream):
             item = outbox.items[0]
             if isinstance(item, Block):
                 outbox.items.popleft()
-                engine.send_block(self.id, engine.encode(item.headers, item.tail), item.end)
+                if not self._send_block(item.headers, item.tail, item.end):
+                    return False
             else:
                 if sent and item:
                     return True

@@ -47,6 +47,7 @@ class Upkeep(Outbound):
         "opened",
         "peer_settings_seen",
         "room",
+        "settings_acknowledged",
         "streams",
         "unfinished_block",
         "unfinished_since",
@@ -60,6 +61,8 @@ class Upkeep(Outbound):
         self.draining = False
         """No more exchanges are begun; those under way may end."""
         self.peer_settings_seen = False
+        self.settings_acknowledged = False
+        """Of ours, which are sent once, at the start."""
         self.opened = 0
         """Streams so far."""
         self.heard = True
@@ -222,8 +225,9 @@ class Upkeep(Outbound):
             self.heard = False
             self._heard_at = now
             self._ping_sent_at = None
-        if not self.peer_settings_seen and now - self._started >= self.limits.header_timeout:
-            self.die(ErrorCode.SETTINGS_TIMEOUT, "no SETTINGS came")
+        if not self.settings_acknowledged and now - self._started >= self.limits.header_timeout:
+            what = "our SETTINGS were not acknowledged" if self.peer_settings_seen else "no SETTINGS came"
+            self.die(ErrorCode.SETTINGS_TIMEOUT, what)
         elif self._block_is_late(now):
             self.die(ErrorCode.ENHANCE_YOUR_CALM, "a header block took too long")
         elif self.streams:
@@ -239,7 +243,7 @@ class Upkeep(Outbound):
     @property
     def idle(self) -> bool:
         """True where the next tick may wait until *idle_deadline*."""
-        return not self.streams and self.peer_settings_seen and self.unfinished_block is None and not self.draining
+        return not self.streams and self.settings_acknowledged and self.unfinished_block is None and not self.draining
 
     @property
     def idle_deadline(self) -> float:
