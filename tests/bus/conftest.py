@@ -11,3 +11,9 @@ import pytest
 def rabbitmq_url(server_url: Callable[[str], str]) -> str:
     """Of the run's RabbitMQ, shared by all tests: use names of your own. Skips where it is not installed."""
     return server_url("rabbitmq")
+
+
+@pytest.fixture
+def kafka_url(server_url: Callable[[str], str]) -> str:
+    """Of the run's Kafka, shared by all tests: use names of your own. Skips where it is not installed."""
+    return server_url("kafka")
