@@ -10,6 +10,11 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from polywire import testing as testing
+    from polywire.bus.sending import Bus as Bus
+    from polywire.bus.sending import Receipt as Receipt
+    from polywire.bus.sending import enqueue as enqueue
+    from polywire.bus.sending import enqueue_all as enqueue_all
+    from polywire.bus.sending import receipt as receipt
     from polywire.channel import CallDefaults as CallDefaults
     from polywire.clock import Clock as Clock
     from polywire.connecting import connect as connect
@@ -17,21 +22,29 @@ if TYPE_CHECKING:
     from polywire.context import Metadata as Metadata
     from polywire.context import calling as calling
     from polywire.context import current as current
+    from polywire.contract import Batch as Batch
     from polywire.contract import Contract as Contract
+    from polywire.contract import Cron as Cron
     from polywire.contract import Double as Double
+    from polywire.contract import Event as Event
+    from polywire.contract import Every as Every
     from polywire.contract import Field as Field
     from polywire.contract import Float32 as Float32
     from polywire.contract import Int32 as Int32
     from polywire.contract import Int64 as Int64
     from polywire.contract import Message as Message
+    from polywire.contract import Retry as Retry
     from polywire.contract import UInt32 as UInt32
     from polywire.contract import UInt64 as UInt64
+    from polywire.contract import Where as Where
     from polywire.contract import delete as delete
     from polywire.contract import get as get
     from polywire.contract import patch as patch
     from polywire.contract import post as post
     from polywire.contract import put as put
     from polywire.contract import rpc as rpc
+    from polywire.contract import subscribe as subscribe
+    from polywire.contract import task as task
     from polywire.contract.details import ErrorInfo as ErrorInfo
     from polywire.contract.pagination import Page as Page
     from polywire.contract.pagination import PageQuery as PageQuery
@@ -39,46 +52,54 @@ if TYPE_CHECKING:
     from polywire.errors import DO_NOT_RETRY as DO_NOT_RETRY
     from polywire.errors import Aborted as Aborted
     from polywire.errors import AlreadyExists as AlreadyExists
+    from polywire.errors import BatchFailed as BatchFailed
     from polywire.errors import CallError as CallError
     from polywire.errors import Cancelled as Cancelled
     from polywire.errors import DataLoss as DataLoss
     from polywire.errors import DeadlineExceeded as DeadlineExceeded
+    from polywire.errors import DeliveryError as DeliveryError
     from polywire.errors import FailedPrecondition as FailedPrecondition
     from polywire.errors import Internal as Internal
     from polywire.errors import InvalidArgument as InvalidArgument
+    from polywire.errors import MessageRefused as MessageRefused
+    from polywire.errors import NobodyListens as NobodyListens
     from polywire.errors import NotFound as NotFound
     from polywire.errors import OutOfRange as OutOfRange
+    from polywire.errors import PartlySent as PartlySent
     from polywire.errors import PermissionDenied as PermissionDenied
     from polywire.errors import PolywireError as PolywireError
+    from polywire.errors import PublishUnknown as PublishUnknown
+    from polywire.errors import Reject as Reject
     from polywire.errors import ResourceExhausted as ResourceExhausted
+    from polywire.errors import RetryLater as RetryLater
     from polywire.errors import SetupError as SetupError
     from polywire.errors import Unauthenticated as Unauthenticated
     from polywire.errors import Unavailable as Unavailable
     from polywire.errors import Unimplemented as Unimplemented
     from polywire.errors import Unknown as Unknown
-    from polywire.policy.retry import Retry as Retry
     from polywire.server import Server as Server
     from polywire.system.app import App as App
     from polywire.system.serving import serve as serve
 
 _WHERE = {
-    "polywire.clock": ("Clock",),
+    "polywire.bus.sending": ("Bus", "Receipt", "enqueue", "enqueue_all", "receipt"),
     "polywire.channel": ("CallDefaults",),
+    "polywire.clock": ("Clock",),
     "polywire.connecting": ("connect",),
     "polywire.context": ("Call", "Metadata", "calling", "current"),
     "polywire.contract": (
-        "Contract", "Double", "Field", "Float32", "Int32", "Int64", "Message", "UInt32", "UInt64",
-        "delete", "get", "patch", "post", "put", "rpc",
+        "Batch", "Contract", "Cron", "Double", "Event", "Every", "Field", "Float32", "Int32", "Int64", "Message",
+        "Retry", "UInt32", "UInt64", "Where", "delete", "get", "patch", "post", "put", "rpc", "subscribe", "task",
     ),
     "polywire.contract.details": ("ErrorInfo",),
     "polywire.contract.pagination": ("Page", "PageQuery", "page_of"),
     "polywire.errors": (
-        "DO_NOT_RETRY", "Aborted", "AlreadyExists", "CallError", "Cancelled", "DataLoss", "DeadlineExceeded",
-        "FailedPrecondition", "Internal", "InvalidArgument", "NotFound", "OutOfRange", "PermissionDenied",
-        "PolywireError", "ResourceExhausted", "SetupError", "Unauthenticated", "Unavailable", "Unimplemented",
-        "Unknown",
+        "DO_NOT_RETRY", "Aborted", "AlreadyExists", "BatchFailed", "CallError", "Cancelled", "DataLoss",
+        "DeadlineExceeded", "DeliveryError", "FailedPrecondition", "Internal", "InvalidArgument", "MessageRefused",
+        "NobodyListens", "NotFound", "OutOfRange", "PartlySent", "PermissionDenied", "PolywireError",
+        "PublishUnknown", "Reject", "ResourceExhausted", "RetryLater", "SetupError", "Unauthenticated",
+        "Unavailable", "Unimplemented", "Unknown",
     ),
-    "polywire.policy.retry": ("Retry",),
     "polywire.server": ("Server",),
     "polywire.system.app": ("App",),
     "polywire.system.serving": ("serve",),
@@ -90,16 +111,23 @@ __all__ = [
     "Aborted",
     "AlreadyExists",
     "App",
+    "Batch",
+    "BatchFailed",
+    "Bus",
     "Call",
     "CallDefaults",
     "CallError",
     "Cancelled",
     "Clock",
     "Contract",
+    "Cron",
     "DataLoss",
     "DeadlineExceeded",
+    "DeliveryError",
     "Double",
     "ErrorInfo",
+    "Event",
+    "Every",
     "FailedPrecondition",
     "Field",
     "Float32",
@@ -108,15 +136,22 @@ __all__ = [
     "Internal",
     "InvalidArgument",
     "Message",
+    "MessageRefused",
     "Metadata",
+    "NobodyListens",
     "NotFound",
     "OutOfRange",
     "Page",
     "PageQuery",
+    "PartlySent",
     "PermissionDenied",
     "PolywireError",
+    "PublishUnknown",
+    "Receipt",
+    "Reject",
     "ResourceExhausted",
     "Retry",
+    "RetryLater",
     "Server",
     "SetupError",
     "UInt32",
@@ -125,17 +160,23 @@ __all__ = [
     "Unavailable",
     "Unimplemented",
     "Unknown",
+    "Where",
     "calling",
     "connect",
     "current",
     "delete",
+    "enqueue",
+    "enqueue_all",
     "get",
     "page_of",
     "patch",
     "post",
     "put",
+    "receipt",
     "rpc",
     "serve",
+    "subscribe",
+    "task",
     "testing",
 ]
 

@@ -1,4 +1,4 @@
-"""Typed clients: an object of the contract's own type whose methods call over a channel."""
+"""Typed clients: an object of the contract's own type whose methods call over a channel, or send a task."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, TypeVar, cast
 
+from polywire.bus.sending.enqueue import sender_of
+from polywire.bus.sending.sender import Sender
 from polywire.channel import Channel, send_all
-from polywire.contract import Contract, Kind, Message, Rpc, service_of
-from polywire.errors import CallError
+from polywire.contract import Contract, Kind, Message, Rpc, Task, service_of
+from polywire.errors import CallError, SetupError
 from polywire.wire.seam import ClientStream, Outgoing
 
 C = TypeVar("C", bound=Contract)
@@ -103,17 +105,28 @@ class ResponseStream(AsyncIterator[Any]):
                 self._sending.cancel()
 
 
-def client_for(contract: type[C], channel: Channel) -> C:
-    """A client of *contract*: an object of that type whose methods call over *channel*.
+def client_for(contract: type[C], channel: Channel | None, sender: Sender | None = None) -> C:
+    """A client of *contract*: an object of that type whose methods call over *channel*, and send its tasks by *sender*.
 
-    Raises ContractError where the contract could not travel.
+    A contract without rpcs needs no channel, one without tasks no sender; a method whose half is missing raises
+    SetupError. Raises ContractError where the contract could not travel.
     """
     known = _client_classes.get(contract)
     if known is None:
         known = _client_classes[contract] = _client_class(contract)
     client = known.__new__(known)
+    if channel is None and service_of(contract).rpcs:
+        channel = cast(Channel, _NoChannel())
     client.__dict__["_channel"] = channel
+    client.__dict__["_sender"] = sender
     return cast(C, client)
+
+
+class _NoChannel:
+    """Of a client that was made for its tasks alone."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise SetupError("An rpc was not called: its client was made for tasks alone, and has no address.")
 
 
 _client_classes: dict[type[Contract], type[Contract]] = {}
@@ -122,7 +135,42 @@ _client_classes: dict[type[Contract], type[Contract]] = {}
 def _client_class(contract: type[Contract]) -> type[Contract]:
     service = service_of(contract)
     methods = {rpc.attribute: _method(rpc) for rpc in service.rpcs.values()}
+    methods |= {task.attribute: _task_method(task) for task in service.tasks.values()}
     return type(f"{contract.__name__}Client", (contract,), {"__doc__": service.doc, **methods})
+
+
+def _task_method(task: Task) -> Callable[..., Any]:
+    """A client's method for a task: sends it, and is back once it is durable."""
+    if task.response is not None:
+
+        def refuse(self: Any, *arguments: object) -> Awaitable[Any]:
+            raise TypeError(
+                f"{task.full_name} was not sent: it has a result, which is there later. Send it with "
+                f"`receipt = await enqueue(client.{task.attribute}, ...)`, and then `await receipt.result()`."
+            )
+
+        made: Callable[..., Any] = refuse
+    elif task.request is None:
+
+        async def send_without(self: Any) -> None:
+            await sender_of(self, task).send(task, None)
+
+        made = send_without
+    else:
+
+        async def send(self: Any, message: Message) -> None:
+            await sender_of(self, task).send(task, message)
+
+        made = send
+    return _named(made, task)
+
+
+def _named(made: Callable[..., Any], declared: Rpc | Task) -> Callable[..., Any]:
+    made.__name__ = declared.attribute
+    made.__qualname__ = f"{declared.service}.{declared.attribute}"
+    made.__doc__ = declared.doc
+    made.__client_method__ = declared  # type: ignore[attr-defined]  # for `enqueue`, which finds its task by it
+    return made
 
 
 def _method(rpc: Rpc) -> Callable[..., Any]:
@@ -164,10 +212,7 @@ def _method(rpc: Rpc) -> Callable[..., Any]:
             return ResponseStream(self._channel, rpc, request[0] if request else None)
 
         made = watch
-    made.__name__ = rpc.attribute
-    made.__qualname__ = f"{rpc.service}.{rpc.attribute}"
-    made.__doc__ = rpc.doc
-    return made
+    return _named(made, rpc)
 
 
 def _check_argument(rpc: Rpc, request: object = None) -> None:

@@ -25,6 +25,7 @@
     - MessageRefused          was certainly not sent
       . NobodyListens         because no group is subscribed to it
     - PublishUnknown          was perhaps sent; sending it again with the same id is safe behind an inbox
+    - PartlySent              some of several messages were not confirmed; `errors` has the error of each
     - BackendUnreachable      cannot travel: the backend does not answer
     - BackendLost             the connection to the backend broke, and with it what was held over it
     - ConsumerClosed          a consumer was closed while somebody was receiving from it
@@ -278,6 +279,21 @@ class PublishUnknown(DeliveryError):
     def __init__(self, message: str, *, id: str) -> None:
         super().__init__(message)
         self.id = id
+
+
+class PartlySent(DeliveryError):
+    """Of several messages, some were not confirmed; the others are durable.
+
+    *errors* has the error of each of them, by index: MessageRefused or PublishUnknown. *ids* has the ids of all.
+    """
+
+    def __init__(self, errors: Mapping[int, Exception], *, ids: Sequence[str]) -> None:
+        first = next(iter(errors))
+        super().__init__(
+            f"{len(errors)} of {len(ids)} messages were not confirmed, number {first} first: {errors[first]}"
+        )
+        self.errors = dict(errors)
+        self.ids = tuple(ids)
 
 
 class BackendUnreachable(DeliveryError):
