@@ -95,6 +95,8 @@ class Call:
     """1 for the first attempt of the caller, counted up by its retries."""
     credentials: str | None = None
     """The raw `authorization` of the request, for the authenticator; never logged."""
+    peer_certificate: dict[str, Any] | None = None
+    """The verified certificate that the other end of this hop showed, as `ssl.SSLSocket.getpeercert` has it."""
     caller: str | None = None
     """The service proven by token or certificate on this hop, or None."""
     principal: str | None = None

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from hmac import compare_digest
+from typing import Any
 
 from polywire.clock import SYSTEM_CLOCK, Clock
 from polywire.context import Call
@@ -138,6 +139,27 @@ def _is_grpc(stream: Stream) -> bool:
             if name == CONTENT_TYPE_FIELD:
                 return is_grpc(value)
     return False
+
+
+class Certificates:
+    """Tells services by the certificates that they show, where `ServerTls(client_ca=...)` asks for one.
+
+    The names in a certificate are its DNS names and URIs, and the common name of its subject. The caller is the first
+    of them that is among the *known* services; where none is, the first.
+    """
+
+    def __init__(self, known: Iterable[str] = ()) -> None:
+        self._known = frozenset(known)
+
+    def caller_of(self, call: Call) -> str | None:
+        names = _names_in(call.peer_certificate or {})
+        return next((name for name in names if name in self._known), names[0] if names else None)
+
+
+def _names_in(certificate: Mapping[str, Any]) -> list[str]:
+    names = [name for kind, name in certificate.get("subjectAltName", ()) if kind in ("DNS", "URI")]
+    parts = (part for group in certificate.get("subject", ()) for part in group)
+    return names + [value for kind, value in parts if kind == "commonName"]
 
 
 class BearerTokens:

@@ -36,7 +36,7 @@ class Authenticator(Protocol):
     """Turns the credentials of a call into the identity of its caller."""
 
     def caller_of(self, call: Call) -> str | None:
-        """The service that `call.credentials` prove, or None where they are missing or wrong.
+        """The service that `call.credentials` or `call.peer_certificate` prove; None where they are missing or wrong.
 
         Called before every handler, so it must not block; tokens are compared in constant time.
         """

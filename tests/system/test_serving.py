@@ -73,13 +73,16 @@ def certificates(directory: Path) -> None:
         leaf.private_key_and_cert_chain_pem.write_to_path(directory / f"{name}.pem")
 
 
-async def test_services_prove_themselves_to_each_other_with_certificates(tmp_path: Path) -> None:
+@pytest.mark.parametrize("options", [(), ("--in-process",)])
+async def test_services_prove_themselves_to_each_other_with_certificates(
+    tmp_path: Path, options: tuple[str, ...]
+) -> None:
     text = TINY.replace('orders:app"\n', 'orders:app"\ntls = { certificate = "orders.pem" }\n').replace(
         'inventory:app"\n', 'inventory:app"\ntls = { certificate = "inventory.pem", ca = "ca.pem" }\n'
     )
     certificates(tiny(tmp_path, text))
 
-    async with polywire("up", directory=tmp_path) as running:
+    async with polywire("up", *options, directory=tmp_path) as running:
         orders = (await running.until(r"^orders +https://(\S+)"))[1]
         inventory = (await running.until(r"^inventory +https://(\S+)"))[1]
         trusting = ClientTls(ca=tmp_path / "ca.pem")

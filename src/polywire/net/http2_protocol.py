@@ -58,7 +58,7 @@ class Http2Protocol(asyncio.Protocol, Generic[_Engine]):
         engine.peer = describe_peer(transport)
         tls: ssl.SSLObject | None = transport.get_extra_info("ssl_object")
         engine.secure = tls is not None
-        engine.peer_certificate = tls.getpeercert() if tls is not None else None
+        engine.peer_certificate = (tls.getpeercert() or None) if tls is not None else None
         self._timer = self._loop.call_later(TICK, self._tick)
         engine.hand_over = self._hand_over
         self.flush()

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 from polywire.clock import SYSTEM_CLOCK
+from polywire.context import Call
 from polywire.errors import SetupError
 from polywire.net.tls import ServerTls
-from polywire.server import BearerTokens, Server
-from polywire.services import MAX_MESSAGE_BYTES, STREAM_IDLE_TIMEOUT, AccessLog
+from polywire.server import BearerTokens, Certificates, Server
+from polywire.services import MAX_MESSAGE_BYTES, STREAM_IDLE_TIMEOUT, AccessLog, Authenticator
 from polywire.system.file import SystemFile
 from polywire.system.hosting import hosting
 from polywire.system.plan import GIVEN, Plan, defaults_of
@@ -74,7 +75,7 @@ async def processing(plan: Plan, names: Sequence[str], *, access_log: MakeAccess
     wirings = {name: _wiring(plan, name, names, here, tokens.get(name)) for name in names}
 
     def make(name: str, objects: list[Any]) -> Dispatcher:
-        authenticator = BearerTokens(tokens) if tokens else None
+        authenticator = _authenticator(plan.system, name, tokens)
         server = _server(plan.system, name, objects, authenticator, access_log(name))
         process.servers[name] = server
         return server.services
@@ -102,14 +103,36 @@ def _wiring(
         always_local=len(beside) > 1,
         defaults=defaults_of(system),
         token=token,
+        caller=name,
         clock=SYSTEM_CLOCK,
         open_remote=partial(remote_endpoints, system, system.services[name]),
         here=here,
     )
 
 
+class _TokensOrCertificates:
+    """Credentials that are given have to be right, whatever the certificate; without any, the certificate counts."""
+
+    def __init__(self, tokens: Authenticator, certificates: Authenticator) -> None:
+        self._tokens = tokens
+        self._certificates = certificates
+
+    def caller_of(self, call: Call) -> str | None:
+        return (self._certificates if call.credentials is None else self._tokens).caller_of(call)
+
+
+def _authenticator(system: SystemFile, name: str, tokens: Mapping[str, Callable[[], str]]) -> Authenticator | None:
+    """How service *name* tells its callers: by their tokens as soon as one has any, by certificates where it asks."""
+    tls = system.services[name].tls
+    by_certificate = Certificates(system.services) if tls is not None and tls.ca is not None else None
+    if not tokens:
+        return by_certificate
+    by_token = BearerTokens(tokens)
+    return by_token if by_certificate is None else _TokensOrCertificates(by_token, by_certificate)
+
+
 def _server(
-    system: SystemFile, name: str, objects: list[Any], authenticator: BearerTokens | None, access_log: AccessLog | None
+    system: SystemFile, name: str, objects: list[Any], authenticator: Authenticator | None, access_log: AccessLog | None
 ) -> Server:
     entry = system.services[name]
     tls = None

@@ -41,6 +41,8 @@ class Wiring:
     """What is in this process is called inside of it, whatever the wires say: a whole system in one process."""
     defaults: CallDefaults = field(default_factory=CallDefaults)
     token: Callable[[], str] | None = None
+    caller: str | None = None
+    """Who calls: to others of this process, which see no certificate, that is proof enough."""
     clock: Clock = SYSTEM_CLOCK
     open_remote: Callable[[Target, RemoteWire], Endpoints] | None = None
     here: dict[str, Dispatcher] = field(default_factory=dict)
@@ -85,7 +87,7 @@ class Wiring:
 
     def _local(self, target: Target) -> Endpoints:
         def open_wire(name: str) -> EndpointWire:
-            return LocalWire(self.here[name], clock=self.clock)
+            return LocalWire(self.here[name], caller=self.caller, clock=self.clock)
 
         return Endpoints(_Here(self.here, target.name), open_wire, clock=self.clock)
 

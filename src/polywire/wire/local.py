@@ -27,11 +27,20 @@ BUFFER = 16
 
 
 class LocalWire:
-    """Reaches the services of a dispatcher in this process."""
+    """Reaches the services of a dispatcher in this process, whose calls are those of service *caller*, if it is one."""
 
     name = "local"
 
-    def __init__(self, dispatcher: Dispatcher, *, clock: Clock = SYSTEM_CLOCK, address: str = "local") -> None:
+    def __init__(
+        self,
+        dispatcher: Dispatcher,
+        *,
+        caller: str | None = None,
+        clock: Clock = SYSTEM_CLOCK,
+        address: str = "local",
+    ) -> None:
+        # Being in this process proves as much as a certificate does across sockets.
+        self._certificate = None if caller is None else {"subject": ((("commonName", caller),),)}
         self.address = address
         self.in_flight = 0
         self._dispatcher = dispatcher
@@ -134,6 +143,7 @@ class LocalWire:
         )
         call.attempt = outgoing.attempt
         call.credentials = outgoing.authorization
+        call.peer_certificate = self._certificate
         call.principal = outgoing.principal
         call.traceparent = outgoing.traceparent
         call.tracestate = outgoing.tracestate

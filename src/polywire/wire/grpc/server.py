@@ -92,7 +92,10 @@ class GrpcServer:
 
     def _begin(self, stream: Stream, route: Route, tail: tuple[Field, ...]) -> Receiver:
         # By position: naming the arguments costs more than the rest of it.
-        call = Call(route.method, None, route.request_id, route.metadata, stream.connection.peer, "grpc", self._clock)
+        connection = stream.connection
+        call = Call(route.method, None, route.request_id, route.metadata, connection.peer, "grpc", self._clock)
+        if connection.peer_certificate is not None:
+            call.peer_certificate = connection.peer_certificate
         timeout = route.timeout
         fault = route.fault
         if route.carries:

@@ -116,6 +116,7 @@ class Inbound:
         )
         call._metadata_source = self._metadata
         call.credentials = self.authorization
+        call.peer_certificate = stream.connection.peer_certificate
         call.principal = self.principal
         call.traceparent = self.traceparent
         call.tracestate = self.tracestate
