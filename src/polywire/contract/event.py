@@ -61,25 +61,6 @@ class EventMeta(MessageMeta):
 
     _KEYWORDS = frozenset({"topic", "key", "version"})
 
-    if TYPE_CHECKING:  # pyright checks a class's keywords by this
-
-        def __new__(
-            mcls,
-            class_name: str,
-            bases: tuple[type, ...],
-            body: dict[str, Any],
-            /,
-            *,
-            topic: str | None = None,
-            key: str | None = None,
-            version: int = 1,
-            package: str | None = None,
-            name: str | None = None,
-            reserved: tuple[int | str | range, ...] = (),
-            transparent: bool = False,
-            **options: Any,
-        ) -> EventMeta: ...
-
     def _declared(cls, own: dict[str, Any]) -> None:  # noqa: N805 - a method of classes
         declaration = cls.__polywire__
         above = _inherited(cls.__mro__[1:])
