@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import struct
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 
 import msgspec
@@ -183,18 +184,33 @@ def _number(name: str, text: str) -> int:
 
 _lock = threading.Lock()
 _last = 0
+_random: Iterator[tuple[int]] = iter(())
+
+
+def _forget_random() -> None:
+    global _random
+    _random = iter(())
+
+
+# A child process must not make the ids of its parent.
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_random)
 
 
 def new_id(now: float | None = None) -> str:
     """A UUIDv7 (RFC 9562), which sorts by the time it was made; ids of one process never go back."""
-    global _last
+    global _last, _random
     milliseconds = int((time.time() if now is None else now) * 1000)
     with _lock:
         # 48 bits of time and 12 of a counter (RFC 9562, section 6.2, method 1).
         stamp = max(milliseconds << 12, _last + 1)
         _last = stamp
-    random = int.from_bytes(os.urandom(8), "big") & ((1 << 62) - 1)
-    value = (stamp >> 12 << 80) | (7 << 76) | ((stamp & 0xFFF) << 64) | (2 << 62) | random
+        random = next(_random, None)
+        if random is None:
+            # Many at once: each call to the kernel lets another thread take the interpreter, which costs both.
+            _random = struct.iter_unpack(">Q", os.urandom(4096))
+            random = next(_random)
+    value = (stamp >> 12 << 80) | (7 << 76) | ((stamp & 0xFFF) << 64) | (2 << 62) | (random[0] & ((1 << 62) - 1))
     text = f"{value:032x}"
     return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
 
