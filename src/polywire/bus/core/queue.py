@@ -71,7 +71,7 @@ class RetryAfter:
 @dataclass(frozen=True, slots=True)
 class Bury:
     """Given up: to the dead letters. *reason* is one of `attempts`, `rejected`, `undecodable`, `unknown_type`,
-    `expired`, `worker_lost`."""
+    `expired`, `worker_lost`, `parked`."""
 
     reason: str
     error: str = ""
@@ -157,6 +157,7 @@ class QueueConsumer(Protocol):
       `lost` and `attempt` one higher, or is buried by the backend at `QueueSpec.lost_limit` as `worker_lost`.
     * Settling what is no longer held (the lease ran out, the connection broke) changes nothing and raises nothing: the
       message is somebody else's now.
+    * `settle` may be called while another `settle`, or `receive`, is under way.
     * What this consumer holds stays its own while the process lives, however long a handler blocks the event loop.
     * On a keyed queue, of each key at most one message is held by anybody at a time, and it is the oldest one.
       `RetryAfter` keeps the key waiting; so does `Release`.
