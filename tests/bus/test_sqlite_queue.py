@@ -7,8 +7,6 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-import pytest
-
 from polywire.bus.backend.sqlite import SqliteQueue
 from polywire.bus.core import Ack, Bury, Delivery, Envelope, QueueSpec, Release, RetryAfter, Settlement, new_id
 from polywire.clock import SYSTEM_CLOCK, Clock

@@ -92,7 +92,7 @@ class SqliteQueue:
         self._file: SharedFile | None = None
         self._queues: dict[str, QueueRow] = {}
         self._outgoing: _Sending | None = None
-        self._room = _Room()
+        self._room = Room()
 
     async def start(self) -> None:
         if self._file is not None:
@@ -137,7 +137,7 @@ class SqliteQueue:
             for spec in queues:
                 _declare(tx, spec)
 
-        await self.do("The queues were not declared", declare)
+        await self._do("The queues were not declared", declare)
         for spec in queues:
             self._queues.pop(spec.name, None)
 
@@ -147,13 +147,15 @@ class SqliteQueue:
         def check(connection: apsw.Connection) -> list[str]:
             return [line for spec in queues for line in _differences(spec, messages.find_queue(connection, spec.name))]
 
-        return await self.look("The queues were not checked", check)
+        return await self._look("The queues were not checked", check)
 
     async def known(self, name: str) -> QueueRow | None:
         """The queue of that name; None where nobody declared it."""
         found = self._queues.get(name)
         if found is None:
-            found = await self.look("The queue was not found", lambda connection: messages.find_queue(connection, name))
+            found = await self._look(
+                "The queue was not found", lambda connection: messages.find_queue(connection, name)
+            )
             if found is not None:
                 self._queues[name] = found
         return found
@@ -176,7 +178,8 @@ class SqliteQueue:
             ]
         deadline = self.clock.monotonic() + (PATIENCE if timeout is None else timeout)
         if self._room.full and not await self._room.wait(deadline - self.clock.monotonic()):
-            return [MessageRefused(f"{refused(envelope)}: {self._crowded()}.") for envelope in envelopes]
+            why = self._room.crowded(self.path)
+            return [MessageRefused(f"{refused(envelope)}: {why}.") for envelope in envelopes]
         now = self.clock.time()
         made = [self._values(row, envelope, now) for envelope in envelopes]
         good = [values for values in made if not isinstance(values, MessageRefused)]
@@ -228,9 +231,6 @@ class SqliteQueue:
         except (NotDone, DeliveryError, SetupError) as error:
             sending.fail(error)
 
-    def _crowded(self) -> str:
-        return f"{MAX_PENDING:,} messages already wait to be written to {self.path!r}"
-
     # ---- receiving -----------------------------------------------------------------------------------------------
 
     async def consumer(self, queue: str, *, limit: int) -> SqliteConsumer:
@@ -244,53 +244,43 @@ class SqliteQueue:
     async def stats(self, queue: str) -> QueueStats:
         row = await self._queue(queue)
         now = self.clock.time()
-        return await self.look("The queue was not counted", lambda connection: _stats(connection, row, now))
+        return await self._look("The queue was not counted", lambda connection: _stats(connection, row, now))
 
     async def cancel(self, queue: str, id: str) -> bool:
         row = await self._queue(queue)
-        return await self.do("The message was not taken back", lambda tx: _cancel(tx, row, id))
+        return await self._do("The message was not taken back", lambda tx: _cancel(tx, row, id))
 
     async def move(self, queue: str, id: str, not_before: float) -> bool:
         row = await self._queue(queue)
-        return await self.do("The message was not moved", lambda tx: _move(tx, row, id, not_before))
+        return await self._do("The message was not moved", lambda tx: _move(tx, row, id, not_before))
 
     async def peek(self, queue: str, limit: int) -> list[Envelope]:
         row = await self._queue(queue)
-        return await self.look("The queue was not looked at", lambda connection: _peek(connection, row, limit))
+        return await self._look("The queue was not looked at", lambda connection: _peek(connection, row, limit))
 
     async def dead(self, queue: str, which: DeadFilter = EVERY_DEAD, *, limit: int = 100) -> list[DeadLetter]:
         row = await self._queue(queue)
-        return await self.look("The dead letters were not listed", lambda c: dead_letters(c, row, which, limit))
+        return await self._look("The dead letters were not listed", lambda c: dead_letters(c, row, which, limit))
 
     async def revive(self, queue: str, letters: Sequence[DeadLetter]) -> int:
         row = await self._queue(queue)
-        return await self.do("The dead letters were not sent again", lambda tx: revive_letters(tx, row, letters))
+        return await self._do("The dead letters were not sent again", lambda tx: revive_letters(tx, row, letters))
 
     async def drop(self, queue: str, letters: Sequence[DeadLetter]) -> int:
         row = await self._queue(queue)
-        return await self.do("The dead letters were not deleted", lambda tx: drop_letters(tx, row, letters))
+        return await self._do("The dead letters were not deleted", lambda tx: drop_letters(tx, row, letters))
 
-    async def do(self, what: str, function: Callable[[Transaction], T]) -> T:
-        """In a transaction. Raises BackendLost that begins with *what* was not done."""
-        try:
-            return await self.file.do(function)
-        except NotDone as error:
-            raise BackendLost(f"{what}: {error} ({self.path!r}).") from error
-        except PerhapsDone as error:
-            raise BackendLost(f"{what}, perhaps: {error} ({self.path!r}). Look before you repeat it.") from error
+    async def _do(self, what: str, function: Callable[[Transaction], T]) -> T:
+        return await self.file.do_or_lose(what, function)
 
-    async def look(self, what: str, function: Callable[[apsw.Connection], T]) -> T:
-        """Beside the transactions. Raises BackendLost."""
-        try:
-            return await self.file.read(function)
-        except NotDone as error:
-            raise BackendLost(f"{what}: {error} ({self.path!r}).") from error
+    async def _look(self, what: str, function: Callable[[apsw.Connection], T]) -> T:
+        return await self.file.read_or_lose(what, function)
 
 
 # ---- sending ---------------------------------------------------------------------------------------------------------
 
 
-class _Room:
+class Room:
     """Bounds what waits to be written."""
 
     def __init__(self) -> None:
@@ -301,6 +291,10 @@ class _Room:
     @property
     def full(self) -> bool:
         return self._messages >= MAX_PENDING or self._bytes >= MAX_PENDING_BYTES
+
+    @staticmethod
+    def crowded(path: str) -> str:
+        return f"{MAX_PENDING:,} messages already wait to be written to {path!r}"
 
     def enter(self, count: int, size: int) -> None:
         self._messages += count
@@ -331,7 +325,7 @@ class _Room:
 class _Sending(Work):
     """All that was sent in one turn of the loop."""
 
-    def __init__(self, room: _Room) -> None:
+    def __init__(self, room: Room) -> None:
         self._room = room
         self._values: list[Any] = []
         self._futures: list[asyncio.Future[Exception | None]] = []
@@ -459,7 +453,7 @@ class _Settle(Work):
         self.want = want
         self.done = array.array("q")
         self.keys: list[str] = []
-        self.buried: list[tuple[int, str, str, str]] = []
+        self.buried: list[tuple[int, str, str, str, str]] = []
         self.back: list[tuple[int, float | None, bool]] = []
         self.starting: list[int] = []
         self.rows: list[Claimed] = []
@@ -476,7 +470,7 @@ class _Settle(Work):
         if self._queue.keyed and delivery.envelope.key is not None:
             self.keys.append(delivery.envelope.key)
         if isinstance(outcome, Bury):
-            self.buried.append((pos, delivery.envelope.type, outcome.reason, outcome.error))
+            self.buried.append((pos, delivery.envelope.id, delivery.envelope.type, outcome.reason, outcome.error))
         if isinstance(outcome, Bury) or not started:
             # Acknowledged before it starts: at most once, which a power cut must not undo.
             self.durable = True
@@ -998,20 +992,12 @@ def revive_letters(tx: Transaction, row: QueueRow, letters: Sequence[DeadLetter]
 
 def _revive(tx: Transaction, row: QueueRow, letter: DeadLetter, data: bytes) -> None:
     """Unlike a message that is sent, it may have an id that was finished: it did finish, among the dead."""
-    key, priority = None, 0
     try:
         envelope = unpack(data)
-        key, priority = envelope.key, envelope.priority
         data = pack(msgspec.structs.replace(envelope, redrive_count=envelope.redrive_count + 1))
     except UndecodableMessage:
-        pass  # comes back as the bytes it is, and is buried again unless somebody can read it now
-    (last,) = tx.first("SELECT coalesce(max(pos), 0) FROM message") or (0,)
-    tx.execute(
-        """INSERT INTO message (queue, id, key, level, due, at, envelope) VALUES (?, ?, ?, ?, NULL, ?, ?)
-        ON CONFLICT (queue, id) DO NOTHING""",
-        (row.n, letter.envelope.id, key if row.keyed else None, row.level(priority), tx.now, data),
-    )
-    messages.place(tx, last, keyed=row.keyed, delayed=False)
+        pass  # buried again, unless somebody can read it now
+    messages.insert_again(tx, row, letter.envelope.id or letter.position, data, 0, None)
     tx.execute("DELETE FROM dead WHERE n = ?", (_number(letter),))
 
 

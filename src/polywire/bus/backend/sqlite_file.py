@@ -22,7 +22,7 @@ from polywire.bus.backend.sqlite_lock import FileLock, Process, this_process
 from polywire.bus.backend.sqlite_schema import check_place, connect, connect_reader
 from polywire.bus.backend.sqlite_wake import Doorbell
 from polywire.clock import Clock, Timer
-from polywire.errors import BackendUnreachable, DeliveryError, SetupError
+from polywire.errors import BackendLost, BackendUnreachable, DeliveryError, SetupError
 
 T = TypeVar("T")
 
@@ -276,6 +276,22 @@ class SharedFile:
         if self._reader is None:
             self._reader = ThreadPoolExecutor(1, thread_name_prefix=f"polywire-bus-reader {self.path}")
         return await asyncio.get_running_loop().run_in_executor(self._reader, self._read, function)
+
+    async def do_or_lose(self, what: str, function: Callable[[Transaction], T]) -> T:
+        """As `do`. Raises BackendLost, which begins with *what* was not done."""
+        try:
+            return await self.do(function)
+        except NotDone as error:
+            raise BackendLost(f"{what}: {error} ({self.path!r}).") from error
+        except PerhapsDone as error:
+            raise BackendLost(f"{what}, perhaps: {error} ({self.path!r}). Look before you repeat it.") from error
+
+    async def read_or_lose(self, what: str, function: Callable[[apsw.Connection], T]) -> T:
+        """As `read`. Raises BackendLost, which begins with *what* was not done."""
+        try:
+            return await self.read(function)
+        except NotDone as error:
+            raise BackendLost(f"{what}: {error} ({self.path!r}).") from error
 
     def poke(self, channel: str) -> None:
         """Have those who wait on *channel* look again. From any thread."""

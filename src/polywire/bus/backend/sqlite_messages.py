@@ -289,14 +289,40 @@ def give_all_back(tx: Transaction, owner: int, channel: str) -> None:
     tx.changed.add(channel)
 
 
-def bury(tx: Transaction, owner: int, pos: int, type: str, reason: str, error: str) -> None:
-    """Copy a held message to the dead letters. To be followed by `finish`."""
+def bury(tx: Transaction, owner: int, pos: int, id: str, type: str, reason: str, error: str) -> None:
+    """Copy a held message to the dead letters, under its own id or, where *id* is empty, that of its row. To be
+    followed by `finish`."""
     tx.execute(
         """INSERT INTO dead (queue, id, type, reason, error, attempts, died, envelope)
-        SELECT m.queue, m.id, ?, ?, ?, h.attempt + h.started, ?, m.envelope
+        SELECT m.queue, coalesce(nullif(?, ''), m.id), ?, ?, ?, h.attempt + h.started, ?, m.envelope
         FROM held h JOIN message m ON m.pos = h.pos WHERE h.pos = ? AND h.owner = ?""",
-        (type, reason, error[:ERROR_CHARACTERS], tx.now, pos, owner),
+        (id, type, reason, error[:ERROR_CHARACTERS], tx.now, pos, owner),
     )
+
+
+def insert_again(tx: Transaction, queue: QueueRow, id: str, envelope: bytes, attempt: int, due: float | None) -> None:
+    """Put a message into a queue that was there before: as a retry of an event, or out of the dead letters."""
+    key, priority = None, 0
+    try:
+        readable = unpack(envelope)
+        key, priority = readable.key if queue.keyed else None, readable.priority
+    except UndecodableMessage:
+        pass  # it comes back as the bytes it is
+    before = tx.connection.total_changes()
+    tx.execute(
+        """INSERT INTO message (queue, id, key, level, due, at, envelope) VALUES (?, ?, ?, ?, ?, ?, ?)
+        ON CONFLICT (queue, id) DO NOTHING""",
+        (queue.n, id, key, queue.level(priority), due, tx.now, envelope),
+    )
+    tx.changed.add(queue.channel)
+    if tx.connection.total_changes() == before:
+        return  # it waits there already
+    pos = tx.connection.last_insert_rowid()
+    older = key is not None and tx.first(
+        "SELECT 1 FROM message WHERE queue = ? AND key = ? AND pos < ?", (queue.n, key, pos)
+    )
+    if not older:
+        put_back(tx, queue.n, queue.level(priority), pos, attempt, 0, due)
 
 
 # ---- the dead --------------------------------------------------------------------------------------------------------
@@ -321,14 +347,15 @@ def take_over(tx: Transaction, owner: int) -> None:
     tx.execute("DELETE FROM held WHERE owner = ?", (owner,))
 
 
-def _bury_lost(tx: Transaction, owner: int, pos: int, name: str, lost: int) -> None:
+def _bury_lost(tx: Transaction, owner: int, pos: int, queue_name: str, lost: int) -> None:
     envelope, key = tx.first("SELECT envelope, key FROM message WHERE pos = ?", (pos,))
     try:
-        kind = unpack(envelope).type
+        readable = unpack(envelope)
+        name, kind = readable.id, readable.type
     except UndecodableMessage:
-        kind = ""
+        name = kind = ""
     error = f"The worker died {lost} times while it handled this message."
-    bury(tx, owner, pos, kind, "worker_lost", error)
-    queue = find_queue(tx.connection, name)
+    bury(tx, owner, pos, name, kind, "worker_lost", error)
+    queue = find_queue(tx.connection, queue_name)
     if queue is not None:
         finish(tx, queue, owner, [pos], [] if key is None else [key])

@@ -70,14 +70,17 @@ CREATE TABLE topic (n INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT NOT NULL UNIQ
 CREATE TABLE part (topic INTEGER NOT NULL, part INTEGER NOT NULL, next INTEGER NOT NULL, first INTEGER NOT NULL,
     bytes INTEGER NOT NULL, PRIMARY KEY (topic, part)) STRICT, WITHOUT ROWID;
 CREATE TABLE event (topic INTEGER NOT NULL, part INTEGER NOT NULL, pos INTEGER NOT NULL, at REAL NOT NULL,
-    envelope BLOB NOT NULL, PRIMARY KEY (topic, part, pos)) STRICT;
+    envelope BLOB NOT NULL) STRICT;
+CREATE UNIQUE INDEX event_pos ON event (topic, part, pos);
 
--- A group's retries and dead letters are in the tables of the queue beside it.
+-- A group of a topic. Its retries and dead letters are in the tables of the queue that belongs to it.
 CREATE TABLE team (n INTEGER PRIMARY KEY AUTOINCREMENT, topic INTEGER NOT NULL, name TEXT NOT NULL,
-    queue INTEGER NOT NULL, start TEXT NOT NULL, lost_limit INTEGER NOT NULL, UNIQUE (topic, name)) STRICT;
-CREATE TABLE progress (team INTEGER NOT NULL, part INTEGER NOT NULL, next INTEGER NOT NULL, owner INTEGER,
-    epoch INTEGER NOT NULL, wanted INTEGER, suspect INTEGER, lost INTEGER NOT NULL,
-    PRIMARY KEY (team, part)) STRICT, WITHOUT ROWID;
+    queue INTEGER NOT NULL, UNIQUE (topic, name)) STRICT;
+-- What a group has done of a partition (all before next), who reads it (owner), who should (wanted), how far it was
+-- handed out (reached), and which events were under way when a reader died (suspect to suspects_end, lost times).
+CREATE TABLE progress (team INTEGER NOT NULL, part INTEGER NOT NULL, next INTEGER NOT NULL, reached INTEGER NOT NULL,
+    owner INTEGER, wanted INTEGER, epoch INTEGER NOT NULL, suspect INTEGER NOT NULL, suspects_end INTEGER NOT NULL,
+    lost INTEGER NOT NULL, PRIMARY KEY (team, part)) STRICT, WITHOUT ROWID;
 """
 
 
