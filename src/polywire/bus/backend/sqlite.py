@@ -872,15 +872,12 @@ def _stats(connection: apsw.Connection, row: QueueRow, now: float) -> QueueStats
         found: int = connection.execute(f"SELECT count(*) FROM {table} WHERE queue = ?", (row.n,)).get  # noqa: S608
         return found
 
-    connection.execute("BEGIN")  # one view of all tables
-    try:
+    with connection:  # one view of all tables
         held = count("held")
-        delayed: int = connection.execute("SELECT count(*) FROM delayed WHERE queue = ? AND due > ?", (row.n, now)).get
+        delayed = connection.execute("SELECT count(*) FROM delayed WHERE queue = ? AND due > ?", (row.n, now)).get
         waiting = count("message") - held - delayed
         dead = count("dead")
         oldest = _oldest(connection, row, now)
-    finally:
-        connection.execute("COMMIT")
     return QueueStats(queue=row.name, ready=waiting, delayed=delayed, in_flight=held, dead=dead, oldest=oldest)
 
 

@@ -273,6 +273,8 @@ class SharedFile:
         self.check_fork()
         if self._closing:
             raise NotDone(self._trouble or "it was closed")
+        if self.options.exclusive:
+            return await self.do(lambda tx: function(tx.connection), durable=False)
         if self._reader is None:
             self._reader = ThreadPoolExecutor(1, thread_name_prefix=f"polywire-bus-reader {self.path}")
         return await asyncio.get_running_loop().run_in_executor(self._reader, self._read, function)
