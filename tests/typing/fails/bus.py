@@ -1,7 +1,7 @@
 """Lines about tasks and events that the type checkers refuse.
 
-Neither looks at the keywords of an event's class, whose metaclass has its own `__new__`; they are checked when the class
-is made.
+Neither looks at the keywords of an event's class, whose metaclass has its own `__new__`; they are checked when the
+class is made.
 """
 
 from __future__ import annotations
