@@ -1,0 +1,64 @@
+"""What a commit says beside its offset, so that starts that were never settled can be told after a crash.
+
+Kafka keeps one offset per partition and group, and a text beside it. The text says that a member is at it (`open`), and
+up to where it had handed records out when it committed. A partition that comes to its next member while it is still
+open was left by a crash. Records are counted as lost at this granularity:
+
+* of what was handed out and not done, the first record is lost once more, and the others are lost once: they are the
+  suspects, and are handed out one at a time, each only after a commit that says so;
+* behind them, for as far as the dead member may have got since its last commit, records are handed out in batches, each
+  after a commit that says so. A record that kills its worker before any commit could tell is found in this way by the
+  second crash, and convicted by the third; a record that did not, loses at most one life.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+_FORM = re.compile(r"polywire open=([01]) started=(\d+) lost=(\d+) suspects=(\d+) guarded=(\d+)", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """One commit of one partition. All but *lost* and *open* are offsets."""
+
+    offset: int
+    """The first record that is not done."""
+    open: bool = False
+    started: int = 0
+    """Before it everything had been handed out."""
+    lost: int = 0
+    """Of the record at `offset`: starts that were never settled, without the one that may be under way."""
+    suspects: int = 0
+    """Records before it were lost at least once."""
+    guarded: int = 0
+    """Records before it are handed out only after a commit that says so."""
+
+    @property
+    def text(self) -> str:
+        return (
+            f"polywire open={self.open:d} started={self.started} lost={self.lost} "
+            f"suspects={self.suspects} guarded={self.guarded}"
+        )
+
+
+def read(offset: int, text: str | None) -> Mark:
+    """What was committed, by whomever: a foreign text says nothing."""
+    found = _FORM.fullmatch(text or "")
+    if found is None:
+        return Mark(offset)
+    open_, started, lost, suspects, guarded = (int(group) for group in found.groups())
+    return Mark(offset, bool(open_), started, lost, suspects, guarded)
+
+
+def inherited(mark: Mark, reach: int) -> Mark:
+    """What the next member of the group begins with. *reach*: how many records may have been handed out after the last
+    commit of the one before."""
+    if not mark.open:
+        return mark
+    lost, suspects = mark.lost, mark.suspects
+    if mark.started > mark.offset:
+        lost, suspects = lost + 1, max(suspects, mark.started)
+    guarded = max(mark.guarded, suspects, mark.offset + reach)
+    return Mark(mark.offset, True, mark.offset, lost, suspects, guarded)

@@ -1,0 +1,360 @@
+"""Sends to Kafka: librdkafka's producer, a thread that hears of deliveries, one wake-up of the loop for many."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from confluent_kafka import KafkaError, KafkaException
+from confluent_kafka import Producer as Client
+
+from polywire.bus.backend.kafka_address import COPY_BYTES, ENVELOPE_BYTES, LOGGER, Address, Log
+from polywire.bus.backend.kafka_messages import Headers
+from polywire.bus.core.checks import undeclared
+from polywire.bus.core.envelope import Envelope
+from polywire.clock import Clock, Timer
+from polywire.errors import MessageRefused, PublishUnknown
+
+MAX_PENDING = 50_000
+"""Messages that librdkafka holds and that are not confirmed; more wait their turn here."""
+MAX_PENDING_KIBIBYTES = 65_536
+SWEEP = 0.05
+"""Seconds between two looks at which senders have waited too long: a timer each would cost more than the sending."""
+CHECK_AGAIN = 0.5
+"""Seconds after which a topic is asked for again, where the cluster did not answer."""
+FLUSH = 5.0
+"""Seconds for which `close` waits for confirmations."""
+
+_REFUSALS = {
+    KafkaError.MSG_SIZE_TOO_LARGE: "it is larger than the topic's max.message.bytes",
+    KafkaError.RECORD_LIST_TOO_LARGE: "it is larger than the topic's segments",
+    KafkaError.INVALID_MSG_SIZE: "it is larger than the broker takes",
+    KafkaError.INVALID_RECORD: "the broker says that the record is invalid",
+    KafkaError.POLICY_VIOLATION: "a policy of the broker forbids it",
+    KafkaError.TOPIC_AUTHORIZATION_FAILED: "this user may not write to the topic",
+    KafkaError.CLUSTER_AUTHORIZATION_FAILED: "this user may not write to the cluster",
+    KafkaError.TRANSACTIONAL_ID_AUTHORIZATION_FAILED: "this user may not write to the cluster",
+    KafkaError.INVALID_TIMESTAMP: "the broker does not take its timestamp",
+    KafkaError.UNSUPPORTED_FOR_MESSAGE_FORMAT: "the topic's format is too old for it",
+    KafkaError.TOPIC_EXCEPTION: "the broker does not take the name of the topic",
+    KafkaError._PURGE_QUEUE: "the backend was closed",
+}
+"""After these the message is certainly not in the log. After every other error it may be."""
+_UNKNOWN_TOPIC = {KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC, KafkaError._UNKNOWN_PARTITION}
+
+
+@dataclass(frozen=True, slots=True)
+class Outgoing:
+    """A record to be sent. *envelope* says who it is, in errors."""
+
+    envelope: Envelope
+    key: bytes | None
+    value: bytes | None
+    headers: Headers
+
+
+class _Batch:
+    """The records of one call, on their way."""
+
+    __slots__ = ("deadline", "future", "next", "outgoing", "pending", "results", "timeout", "topic")
+
+    def __init__(
+        self, topic: str, outgoing: Sequence[Outgoing], timeout: float, deadline: float, future: asyncio.Future[None]
+    ) -> None:
+        self.topic = topic
+        self.outgoing = outgoing
+        self.timeout = timeout
+        self.deadline = deadline
+        self.future = future
+        self.results: list[Exception | None] = [None] * len(outgoing)
+        self.next = 0
+        """The first that librdkafka does not have yet."""
+        self.pending: set[int] = set(range(len(outgoing)))
+        """Of which nothing is known yet."""
+
+    def settle(self, index: int, result: Exception | None) -> None:
+        if index in self.pending:
+            self.pending.discard(index)
+            self.results[index] = result
+            if not self.pending and not self.future.done():
+                self.future.set_result(None)
+
+
+class Producer:
+    """Sends records in the order of the calls, those of one key therefore in order, and tells what became of each.
+
+    What is sent at a time is bounded: who comes then waits, in order too. librdkafka retries with idempotence, so that
+    neither a lost answer nor a broker that was away makes a second copy or another order; where it gives up on one
+    record, those behind it go on.
+
+    `delivery.timeout.ms` belongs to the whole client in librdkafka. A caller's own time limit ends its waiting: its
+    record may still be sent until `delivery_timeout` is over, which is what PublishUnknown says.
+    """
+
+    def __init__(
+        self,
+        address: Address,
+        clock: Clock,
+        *,
+        exists: Callable[[str], Awaitable[bool]],
+        trouble: Callable[[KafkaError], None],
+    ) -> None:
+        self._address = address
+        self._clock = clock
+        self._exists = exists
+        self._trouble = trouble
+        self._loop = asyncio.get_running_loop()
+        self._topics: set[str] = set()
+        """Known to exist. Where brokers create topics that are written to, a wrong name would go unnoticed."""
+        self._checks: dict[str, asyncio.Task[None]] = {}
+        self._queue: deque[_Batch] = deque()
+        """With records that librdkafka does not have yet."""
+        self._open: set[_Batch] = set()
+        self._reports: deque[tuple[_Batch, int, KafkaError | None]] = deque()
+        self._woken = False
+        self._blocked = False
+        self._sweeper: Timer | None = None
+        self._closed = False
+        self._client: Client
+        self._connect()
+
+    # ---- the client and its thread ----------------------------------------------------------------------------------
+
+    def _connect(self) -> None:
+        """Raises KafkaException where a setting makes no sense."""
+        self._client = Client(_settings(self._address, self._trouble), logger=Log(self._address))
+        threading.Thread(target=self._poll, args=(self._client,), name="polywire-kafka-producer", daemon=True).start()
+
+    def _poll(self, client: Client) -> None:
+        """In a thread of its own: hear what became of messages, until the client is no longer ours and has none."""
+        while not self._closed and client is self._client:
+            client.poll(0.1)
+            self._hand_over()
+        client.purge()
+        client.flush(1.0)
+        self._hand_over()
+
+    def _hand_over(self) -> None:
+        if self._reports and not self._woken:
+            self._woken = True
+            # A loop that is gone has nobody left who would want to know.
+            with contextlib.suppress(RuntimeError):
+                self._loop.call_soon_threadsafe(self._settle)
+
+    def _report(self, batch: _Batch, index: int, error: KafkaError | None, message: Any) -> None:
+        """In the thread."""
+        self._reports.append((batch, index, error))
+
+    # ---- sending ----------------------------------------------------------------------------------------------------
+
+    async def send(self, topic: str, outgoing: Sequence[Outgoing], timeout: float | None) -> list[Exception | None]:
+        """For each, None once it is durable, or why it is not."""
+        if not outgoing:
+            return []
+        patience = self._address.delivery_timeout + 1 if timeout is None else timeout
+        batch = _Batch(topic, outgoing, patience, self._clock.monotonic() + patience, self._loop.create_future())
+        self._open.add(batch)
+        self._queue.append(batch)
+        self._pump()
+        if self._sweeper is None:
+            self._sweeper = self._clock.call_later(SWEEP, self._sweep)
+        try:
+            await batch.future
+        finally:
+            self._open.discard(batch)
+            if batch.next < len(outgoing):
+                # Cancelled, or too late: what librdkafka does not have yet is not sent any more.
+                batch.next = len(outgoing)
+        return batch.results
+
+    def _pump(self) -> None:
+        """Give librdkafka what it takes, in the order of the calls."""
+        while self._queue and not self._blocked:
+            batch = self._queue[0]
+            if self._closed:
+                self._refuse(batch, "the backend was closed")
+            elif batch.topic not in self._topics and batch.next < len(batch.outgoing):
+                self._check(batch.topic)
+                return
+            else:
+                self._produce(batch)
+            if batch.next >= len(batch.outgoing):
+                self._queue.popleft()
+
+    def _produce(self, batch: _Batch) -> None:
+        produce = self._client.produce
+        while batch.next < len(batch.outgoing):
+            index = batch.next
+            record = batch.outgoing[index]
+            try:
+                produce(
+                    batch.topic,
+                    record.value,
+                    record.key,
+                    headers=record.headers,
+                    on_delivery=partial(self._report, batch, index),
+                )
+            except BufferError:
+                self._blocked = True
+                return
+            except KafkaException as error:
+                self._failed(batch, index, error.args[0])
+            batch.next = index + 1
+
+    def _refuse(self, batch: _Batch, reason: str) -> None:
+        """What librdkafka does not have yet."""
+        for index in range(batch.next, len(batch.outgoing)):
+            batch.settle(index, _refused(batch, index, reason))
+        batch.next = len(batch.outgoing)
+
+    # ---- what became of it ------------------------------------------------------------------------------------------
+
+    def _settle(self) -> None:
+        self._woken = False  # Before looking: who comes after this wakes us again.
+        reports = self._reports
+        while reports:
+            batch, index, error = reports.popleft()
+            if error is None:
+                batch.settle(index, None)
+            else:
+                self._failed(batch, index, error)
+        self._blocked = False
+        if self._queue:
+            self._pump()
+
+    def _failed(self, batch: _Batch, index: int, error: KafkaError) -> None:
+        envelope = batch.outgoing[index].envelope
+        code = error.code()
+        if code in _UNKNOWN_TOPIC:
+            self._topics.discard(batch.topic)
+            batch.settle(index, undeclared(envelope, f"topic {batch.topic!r}"))
+        elif code in _REFUSALS:
+            batch.settle(index, _refused(batch, index, _REFUSALS[code]))
+        else:
+            batch.settle(index, _unknown(batch, index, self._address.without_secrets(_reason(error))))
+        if error.fatal() or code == KafkaError._FATAL:
+            self._renew(error)
+
+    def _renew(self, error: KafkaError) -> None:
+        """librdkafka's idempotent producer ends for good where it cannot tell any more what was sent."""
+        if not self._closed:
+            LOGGER.warning("Kafka's producer is replaced after an error: %s", self._address.without_secrets(str(error)))
+            self._connect()
+
+    def _sweep(self) -> None:
+        self._sweeper = None
+        now = self._clock.monotonic()
+        for batch in [batch for batch in self._open if batch.deadline <= now]:
+            self._refuse(batch, f"its turn did not come within {batch.timeout:g} s. Try again later")
+            for index in list(batch.pending):
+                batch.settle(index, _unknown(batch, index, f"nobody confirmed it within {batch.timeout:g} s"))
+        while self._queue and self._queue[0].next >= len(self._queue[0].outgoing):
+            self._queue.popleft()
+        if self._open:
+            self._sweeper = self._clock.call_later(SWEEP, self._sweep)
+
+    # ---- topics -----------------------------------------------------------------------------------------------------
+
+    def _check(self, topic: str) -> None:
+        """Find out whether it exists, and go on then."""
+        if topic not in self._checks:
+            self._checks[topic] = self._loop.create_task(self._check_topic(topic))
+
+    async def _check_topic(self, topic: str) -> None:
+        try:
+            while not await self._ask(topic):
+                await self._clock.sleep(CHECK_AGAIN)
+        finally:
+            del self._checks[topic]
+        self._pump()
+
+    async def _ask(self, topic: str) -> bool:
+        """Whether there was an answer."""
+        try:
+            there = await self._exists(topic)
+        except KafkaException as error:
+            if error.args[0].code() == KafkaError.TOPIC_AUTHORIZATION_FAILED:
+                reason = _REFUSALS[KafkaError.TOPIC_AUTHORIZATION_FAILED]
+                self._refuse_topic(topic, lambda batch, index: _refused(batch, index, reason))
+                return True
+            LOGGER.info("Kafka was not asked for the topic %r: %s", topic, self._address.without_secrets(str(error)))
+            # Nobody is waiting for the answer any more.
+            return not self._queue
+        if there:
+            self._topics.add(topic)
+        else:
+            where = f"topic {topic!r}"
+            self._refuse_topic(topic, lambda batch, index: undeclared(batch.outgoing[index].envelope, where))
+        return True
+
+    def _refuse_topic(self, topic: str, reason: Callable[[_Batch, int], Exception]) -> None:
+        for batch in self._queue:
+            if batch.topic == topic:
+                for index in range(batch.next, len(batch.outgoing)):
+                    batch.settle(index, reason(batch, index))
+                batch.next = len(batch.outgoing)
+
+    # ---- leaving ----------------------------------------------------------------------------------------------------
+
+    async def close(self) -> None:
+        """Wait for what is on its way, for a while, and answer whoever still waits then."""
+        waiting = [batch.future for batch in self._open]
+        if waiting and not self._closed:
+            await asyncio.wait(waiting, timeout=FLUSH)
+        self._closed = True
+        for check in list(self._checks.values()):
+            check.cancel()
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+        for batch in list(self._open):
+            self._refuse(batch, "the backend was closed")
+            for index in list(batch.pending):
+                batch.settle(index, _unknown(batch, index, "the backend was closed before anybody confirmed it"))
+        self._queue.clear()
+
+
+def _settings(address: Address, trouble: Callable[[KafkaError], None]) -> dict[str, Any]:
+    # Copies among the retries and the dead letters are larger than what they were made of.
+    most = address.max_message_bytes + ENVELOPE_BYTES + COPY_BYTES
+    return {
+        **address.settings,
+        "acks": "all",
+        "enable.idempotence": True,
+        # As Java's producer: services in other languages put a key into the same partition.
+        "partitioner": "murmur2_random",
+        "message.timeout.ms": int(address.delivery_timeout * 1000),
+        "message.max.bytes": most,
+        "queue.buffering.max.messages": MAX_PENDING,
+        "queue.buffering.max.kbytes": max(MAX_PENDING_KIBIBYTES, most // 512),
+        "linger.ms": address.linger * 1000,
+        "compression.type": address.compression,
+        "error_cb": trouble,
+    }
+
+
+def _named(batch: _Batch, index: int) -> str:
+    return f"The message {batch.outgoing[index].envelope.id!r} was"
+
+
+def _refused(batch: _Batch, index: int, reason: str) -> MessageRefused:
+    return MessageRefused(f"{_named(batch, index)} not sent to the topic {batch.topic!r}: {reason}.")
+
+
+def _unknown(batch: _Batch, index: int, reason: str) -> PublishUnknown:
+    return PublishUnknown(
+        f"{_named(batch, index)} perhaps sent to the topic {batch.topic!r}, perhaps not: {reason}. "
+        f"Send it again with the same id.",
+        id=batch.outgoing[index].envelope.id,
+    )
+
+
+def _reason(error: KafkaError) -> str:
+    if error.code() == KafkaError._MSG_TIMED_OUT:
+        return "no broker confirmed it in time"
+    return f"Kafka says {error.str()!r}"
