@@ -373,6 +373,30 @@ class WireSuite:
             got = await served.client(Probe).echo(Everything(text="x" * 3_000_000))
         assert len(got.text) == 3_000_000
 
+    async def test_a_message_over_the_limit_is_refused_and_the_next_one_served(self) -> None:
+        async with self.serving(ProbeService()) as served:
+            client = served.client(Probe)
+            error = await _failing(client.echo(Everything(text="x" * 5_000_000)))
+            assert type(error) is ResourceExhausted
+            assert await client.echo(Everything(text="x")) == Everything(text="x", words={"seen": "yes"})
+
+    async def test_a_streamed_message_over_the_limit_is_refused_and_the_next_call_served(self) -> None:
+        async def texts(text: str) -> AsyncIterator[Text]:
+            yield Text(text=text)
+
+        if not self.bidirectional:
+            return
+        async with self.serving(ProbeService()) as served, asyncio.timeout(SOON):
+            client = served.client(Probe)
+            try:
+                async for _ in client.chat(texts("x" * 5_000_000)):
+                    raise AssertionError("this was answered")
+            except ResourceExhausted:
+                pass
+            else:
+                raise AssertionError("the refusal was not noticed")
+            assert [text.text async for text in client.chat(texts("a"))] == ["A"]
+
     async def test_answers_of_concurrent_calls_are_not_mixed_up(self) -> None:
         async with self.serving(ProbeService()) as served:
             client = served.client(Probe)
@@ -614,12 +638,13 @@ class WireSuite:
         async with self.serving(service) as served:
             stream = served.client(Probe).count(Amount(amount=1000))
             await anext(stream)
-            seen = -1
-            while seen != service.produced:
+            seen, quiet = -1, 0
+            while quiet < 5:
+                quiet = quiet + 1 if seen == service.produced else 0
                 seen = service.produced
-                await asyncio.sleep(0.2)
-            # Buffers of both sides and the sockets between them, in messages of at least 8 bytes each.
-            assert service.produced < 2_000_000
+                await asyncio.sleep(0.1)
+                # Buffers of both sides and the sockets between them, in messages of at least 8 bytes each.
+                assert service.produced < 2_000_000
 
     async def test_letting_go_of_a_stream_ends_its_handler(self) -> None:
         service = ProbeService()

@@ -18,12 +18,25 @@ from polywire.clock import SYSTEM_CLOCK, Clock
 from polywire.codec import codec_for
 from polywire.context import NO_METADATA, Call, Metadata
 from polywire.contract import Kind, Message, Rpc
-from polywire.errors import CallError, Cancelled, Internal, InvalidArgument, Unavailable, Unimplemented
+from polywire.errors import (
+    CallError,
+    Cancelled,
+    Internal,
+    InvalidArgument,
+    ResourceExhausted,
+    Unavailable,
+    Unimplemented,
+)
 from polywire.policy.deadline import Deadlines
+from polywire.wire.framing import too_large
 from polywire.wire.seam import Dispatcher, Handler, Outgoing, fields_from_metadata, metadata_from_fields, not_in_time
 
 BUFFER = 16
 """Messages that may wait in each direction of a stream before its sender has to."""
+
+
+MAX_MESSAGE_BYTES = 4 * 1024 * 1024
+"""Of one answer, as on the other wires: what is too large for a socket should not pass until there is one."""
 
 
 class LocalWire:
@@ -38,7 +51,9 @@ class LocalWire:
         caller: str | None = None,
         clock: Clock = SYSTEM_CLOCK,
         address: str = "local",
+        max_message_bytes: int = MAX_MESSAGE_BYTES,
     ) -> None:
+        self.limit = max_message_bytes
         # Being in this process proves as much as a certificate does across sockets.
         self._certificate = None if caller is None else {"subject": ((("commonName", caller),),)}
         self.address = address
@@ -62,6 +77,10 @@ class LocalWire:
         handler = self._handler(outgoing.rpc)
         rpc = handler.rpc
         call = self._call(outgoing)
+        if len(encoded) > self._dispatcher.max_message_bytes:
+            refused = too_large(len(encoded), self._dispatcher.max_message_bytes)
+            self._dispatcher.rejected(call, refused)
+            raise refused
         work = self._dispatcher.unary(
             handler, call, codec_for(rpc.request, "proto").decode, encoded, codec_for(rpc.response, "proto").encode
         )
@@ -70,7 +89,8 @@ class LocalWire:
         slot = 0 if outgoing.deadline is None else self.deadlines.add(outgoing.deadline, answer)
         self.in_flight += 1
         try:
-            return codec_for(outgoing.rpc.response, "proto").decode(await answer.future)  # type: ignore[no-any-return]
+            body = _within(await answer.future, self.limit)
+            return codec_for(outgoing.rpc.response, "proto").decode(body)  # type: ignore[no-any-return]
         except asyncio.CancelledError:
             self._dispatcher.cancel(call)
             raise
@@ -278,7 +298,11 @@ class _LocalStream:
             if isinstance(end, CallError):
                 end.metadata = self._outgoing.trailers
             raise
-        return self._decode(item)  # type: ignore[no-any-return]  # codecs are typed by the rpc, not statically
+        try:
+            return self._decode(_within(item, self._wire.limit))  # type: ignore[no-any-return]  # typed by the rpc
+        except ResourceExhausted as error:
+            self.fail(error)
+            raise
 
     def cancel(self) -> None:
         self.fail(Cancelled(f"{self._call.method} was cancelled by its caller."))
@@ -313,8 +337,12 @@ class _Alarm:
 
 async def _serve(dispatcher: Dispatcher, handler: Handler, call: Call, requests: _Pipe, answers: _Pipe) -> None:
     rpc = handler.rpc
-    decode = codec_for(rpc.request, "proto").decode
+    decode_any = codec_for(rpc.request, "proto").decode
     encode = codec_for(rpc.response, "proto").encode
+
+    def decode(data: bytes) -> Any:
+        return decode_any(_within(data, dispatcher.max_message_bytes))
+
     if rpc.kind is Kind.CLIENT_STREAM:
         await answers.put(await dispatcher.collect(handler, call, _decoded(requests, decode), encode))
         return
@@ -339,6 +367,13 @@ async def _decoded(requests: _Pipe, decode: Callable[[bytes], Any]) -> AsyncIter
         except StopAsyncIteration:
             return
         yield decode(item)
+
+
+def _within(data: bytes, limit: int) -> bytes:
+    """*data*, or ResourceExhausted where it is more than *limit* bytes."""
+    if len(data) > limit:
+        raise too_large(len(data), limit)
+    return data
 
 
 def _finished(requests: _Pipe, answers: _Pipe, task: asyncio.Task[Any]) -> None:
