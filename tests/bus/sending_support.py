@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from decimal import Decimal
 from typing import Any, cast
@@ -136,6 +136,13 @@ class RecordingLog(Recording):
 class RecordingFanout(Recording):
     async def publish(self, *arguments: Any, **options: Any) -> list[Exception | None]:
         return await self._take(*arguments, **options)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Let others run until *condition* holds, at most for 5 s."""
+    async with asyncio.timeout(5):
+        while not condition():  # noqa: ASYNC110 - what is waited for has no event
+            await asyncio.sleep(0)
 
 
 def without(**changes: Any) -> Guarantees:

@@ -67,6 +67,8 @@ class MemoryResults:
         kept = self._kept.get(key)
         if kept is not None and kept[1] > self._clock.monotonic():
             return kept[0]
+        if timeout is not None and timeout <= 0:
+            return None
         return await self._arrival(key, timeout)
 
     async def _arrival(self, key: str, timeout: float | None) -> Outcome | None:

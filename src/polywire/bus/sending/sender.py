@@ -472,7 +472,7 @@ def _apply(target: Target, envelope: Envelope, options: Options, now: float) -> 
         try:
             envelope.headers = checked_headers(options.headers.items())
         except (ValueError, AttributeError, TypeError) as error:
-            raise MessageRefused(f"{target.type} was not sent: its headers are not text. {error}") from error
+            raise MessageRefused(f"{target.type} was not sent: its headers cannot travel. {error}") from error
     if options.priority is not None:
         if not 0 <= options.priority < target.priorities:
             raise MessageRefused(
