@@ -224,7 +224,7 @@ class QueueRunner(Runner[QueueSession, Entry, Delivery]):
     def _give_back(self) -> None:
         session, waiting = self._session, self._take_waiting()
         if session is not None:
-            for delivery in waiting:
+            for delivery in reversed(waiting):  # where each is put back at the front, the oldest is first again
                 self._settle_later(session, Settlement(delivery, RELEASE))
 
     def _clear(self) -> None:

@@ -61,9 +61,7 @@ class MessageLog(Protocol):
 class Processes(Protocol):
     """Where handlers that keep a core busy run."""
 
-    async def run(
-        self, item: Item, seconds: float, dice: float, extend: Callable[[float], None]
-    ) -> tuple[Outcome, str]:
+    async def run(self, item: Item, dice: float, extend: Callable[[float], None]) -> tuple[Outcome, str]:
         """Handle it in a process. Returns what came of it, with its name for the log; raises WorkerLost where the
         process ended. Cancelling it kills the process."""
         ...
@@ -72,7 +70,20 @@ class Processes(Protocol):
 class Work:
     """A run of one handler, over one message, or over several in a batch."""
 
-    __slots__ = ("call", "ended", "handling", "item", "items", "kind", "origin", "runs", "slot", "started", "task")
+    __slots__ = (
+        "call",
+        "ended",
+        "handling",
+        "item",
+        "items",
+        "kind",
+        "origin",
+        "runs",
+        "said",
+        "slot",
+        "started",
+        "task",
+    )
 
     def __init__(self, runs: Runs, handling: Handling, item: Item, items: Sequence[Item] = (), origin: Any = None):
         self.runs = runs
@@ -88,6 +99,8 @@ class Work:
         self.call: Call | None = None
         self.ended: str | None = None
         """Why it was cancelled by us: `deadline` or `shutdown`."""
+        self.said = ""
+        """How it ended, by the name that it has in logs."""
         self.started = 0.0
         self.slot = 0
 
@@ -199,6 +212,7 @@ class Runs:
             if handling.answers is not None and isinstance(outcome, Bury):
                 outcome = await self.told(handling, envelope, outcome, error)
         self._leave(work, call)
+        work.said = said
         self._account(work, work.item, said)
         return outcome
 
@@ -276,8 +290,7 @@ class Runs:
     async def _in_process(self, work: Work) -> tuple[Outcome, str]:
         if self._processes is None:
             raise SetupError("There are no processes.")  # `check` said so before
-        timeout, dice = work.handling.timeout, self._clock.random()
-        outcome, said = await self._processes.run(work.item, timeout, dice, work.extend)
+        outcome, said = await self._processes.run(work.item, self._clock.random(), work.extend)
         if said == "duplicate":
             self.counters.duplicates += 1
         return outcome, said

@@ -117,7 +117,7 @@ class Runner(Generic[S, Entry, Received]):
     async def start(self) -> None:
         """Begin to consume. A backend that is away is waited for. Raises SetupError where waiting would not help."""
         self._alone.listen(self._wake)
-        first = await self._reopening.first(self._open)
+        first = self._session = await self._reopening.first(self._open)
         self._task = asyncio.get_running_loop().create_task(self._serve(first))
 
     def pause(self) -> None:
