@@ -25,11 +25,18 @@ from polywire.errors import (
     InvalidArgument,
     ResourceExhausted,
     Unavailable,
-    Unimplemented,
 )
 from polywire.policy.deadline import Deadlines
 from polywire.wire.framing import too_large
-from polywire.wire.seam import Dispatcher, Handler, Outgoing, fields_from_metadata, metadata_from_fields, not_in_time
+from polywire.wire.seam import (
+    Dispatcher,
+    Handler,
+    Outgoing,
+    fields_from_metadata,
+    metadata_from_fields,
+    not_in_time,
+    unknown_method,
+)
 
 BUFFER = 16
 """Messages that may wait in each direction of a stream before its sender has to."""
@@ -143,7 +150,7 @@ class LocalWire:
             raise Unavailable("local did not answer: the connection was closed.", reached="no")
         handler = self._dispatcher.handlers.get(rpc.path)
         if handler is None:
-            raise Unimplemented(f"{rpc.full_name} is not served at {self.address}.")
+            raise unknown_method(self._dispatcher, rpc.path)
         return handler
 
     def _call(self, outgoing: Outgoing) -> Call:

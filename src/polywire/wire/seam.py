@@ -15,7 +15,14 @@ from typing import Any, Protocol
 
 from polywire.context import Call, Metadata, MetadataValue
 from polywire.contract import Message, Rpc, Service
-from polywire.errors import CallError, DeadlineExceeded, InvalidArgument, ResourceExhausted, Unavailable
+from polywire.errors import (
+    CallError,
+    DeadlineExceeded,
+    InvalidArgument,
+    ResourceExhausted,
+    Unavailable,
+    Unimplemented,
+)
 from polywire.net.stream import Field, HeadersTooLarge, StreamClosed
 
 # The names that polywire itself puts beside a call, the same on every wire unless the wire's own protocol has one.
@@ -296,6 +303,31 @@ def request_id_from(value: bytes | None) -> str:
         return ""
     text = value.decode("latin-1")
     return text if text.isascii() and text.isprintable() and " " not in text else ""
+
+
+def unknown_method(dispatcher: Dispatcher, path: str) -> Unimplemented:
+    """What is said of a call of *path*, which nobody here handles."""
+    name = path[:300].removeprefix("/")
+    service, _, method = name.rpartition("/")
+    known = dispatcher.services.get(service)
+    if known is None:
+        return Unimplemented(
+            f"{name} was not called: there is no service {service!r} here. "
+            "Check the package of the contract, and the address."
+        )
+    names = ", ".join(rpc.name for rpc in known.rpcs.values())
+    return Unimplemented(f"{name} was not called: {service} has no method {method!r}. It has: {names or 'none'}.")
+
+
+HEADERS_TOO_LARGE = 431
+
+
+def refused_headers(address: str) -> ResourceExhausted:
+    """What HTTP status 431 means: the headers that were too large were seen by nobody who knows the wire."""
+    return ResourceExhausted(
+        f"{address} did not take the call: its headers are over the limit there. "
+        "Send less metadata, or raise `max_header_bytes` at their receiver."
+    )
 
 
 def unavailable(error: StreamClosed, address: str) -> Unavailable | ResourceExhausted:

@@ -19,6 +19,7 @@ from polywire.wire.seam import (
     Handler,
     metadata_from_fields,
     request_id_from,
+    unknown_method,
 )
 
 REQUEST_ID_FIELD = REQUEST_ID.encode()
@@ -121,7 +122,7 @@ def read_route(dispatcher: Dispatcher, head: Head, fields: tuple[Field, ...]) ->
     route.gzip = encoding == GZIP
     handler = dispatcher.handlers.get(path)
     if handler is None:
-        route.fault = _unknown(dispatcher, path)
+        route.fault = unknown_method(dispatcher, path)
         return route
     route.handler = handler
     route.method = handler.rpc.full_name
@@ -178,16 +179,3 @@ def _text(value: bytes) -> str | None:
 
 def _names(value: bytes) -> list[str]:
     return [name.strip().lower() for name in value.decode("latin-1").split(",")]
-
-
-def _unknown(dispatcher: Dispatcher, path: str) -> Unimplemented:
-    name = path[:300].removeprefix("/")
-    service, _, method = name.rpartition("/")
-    known = dispatcher.services.get(service)
-    if known is None:
-        return Unimplemented(
-            f"{name} was not called: there is no service {service!r} here. "
-            "Check the package of the contract, and the address."
-        )
-    names = ", ".join(rpc.name for rpc in known.rpcs.values())
-    return Unimplemented(f"{name} was not called: {service} has no method {method!r}. It has: {names or 'none'}.")

@@ -24,7 +24,7 @@ from polywire.errors import (
 )
 from polywire.net.stream import Field, StreamClosed
 from polywire.wire.grpc.protocol import DETAILS, MESSAGE, STATUS, decode_message, encode_message, is_grpc
-from polywire.wire.seam import PUSHBACK, REACHED, decode_binary, unavailable
+from polywire.wire.seam import HEADERS_TOO_LARGE, PUSHBACK, REACHED, decode_binary, refused_headers, unavailable
 
 log = logging.getLogger("polywire.grpc")
 
@@ -152,6 +152,8 @@ def error_from_http(status: int, content_type: bytes, address: str) -> CallError
     """What an answer means that has no `grpc-status`."""
     if status == 200 and is_grpc(content_type):
         return Unknown(f"{address} ended its answer without a status. It, or a proxy on the way, cut it off.")
+    if status == HEADERS_TOO_LARGE:
+        return refused_headers(address)
     what = f"HTTP status {status} and content type {content_type[:60].decode('latin-1')!r}"
     return _BY_HTTP_STATUS.get(status, Unknown)(
         f"{address} did not answer with gRPC but with {what}. Is it a gRPC server, or a proxy in front of one?"

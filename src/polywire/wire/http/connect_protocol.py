@@ -25,7 +25,7 @@ from polywire.wire.compression import Corrupt, TooLarge, decompress
 from polywire.wire.framing import COMPRESSED
 from polywire.wire.http.details import details_in_json, error_from, packed_details
 from polywire.wire.http.problem import retry_fields, with_retry_fields
-from polywire.wire.seam import fields_from_metadata, metadata_from_fields
+from polywire.wire.seam import HEADERS_TOO_LARGE, fields_from_metadata, metadata_from_fields, refused_headers
 
 Encoding = Literal["proto", "json"]
 
@@ -105,6 +105,8 @@ def error_from_response(
             error = _error_from(_decode(body))
         except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
             error = None
+    if error is None and status == HEADERS_TOO_LARGE:
+        error = refused_headers(address)
     if error is None:
         error = _BY_STATUS.get(status, Unknown)(
             f"{address} did not answer with Connect but with HTTP status {status}. Is the service there, or a proxy?"

@@ -24,7 +24,7 @@ from polywire.wire.http.inbound import Inbound, accepts_gzip
 from polywire.wire.http.problem import retry_fields
 from polywire.wire.http.rest_server import CANCEL, Target, drained, respond, safe_fields
 from polywire.wire.incoming import Incoming
-from polywire.wire.seam import REQUEST_ID, Dispatcher, Handler, fields_from_metadata, start_task
+from polywire.wire.seam import REQUEST_ID, Dispatcher, Handler, fields_from_metadata, start_task, unknown_method
 
 _REQUEST_ID = REQUEST_ID.encode()
 _GZIP: Field = (b"content-encoding", b"gzip")
@@ -133,11 +133,7 @@ class _UnknownMethod(Target):
 
     def begin(self, stream: Stream) -> Receiver:
         call = Inbound(stream.head.fields + stream.tail).call("", stream, "connect", None, self._server.clock)
-        known = [rpc.name for rpc in self._server.dispatcher.services[self._service].rpcs.values()]
-        error = Unimplemented(
-            f"{self._service}/{self._method} was not called: {self._service} has no method {self._method!r}. "
-            f"It has: {', '.join(known) or 'none'}."
-        )
+        error = unknown_method(self._server.dispatcher, f"/{self._service}/{self._method}")
         self._server.reject(stream, call, error, 404)
         return Ignoring(stream)
 

@@ -28,7 +28,7 @@ from polywire.errors import (
 )
 from polywire.net.stream import Field, Headers
 from polywire.wire.http.details import Packed, details_in_json, error_from, packed_details
-from polywire.wire.seam import PUSHBACK, REACHED, REQUEST_ID
+from polywire.wire.seam import HEADERS_TOO_LARGE, PUSHBACK, REACHED, REQUEST_ID, refused_headers
 
 CONTENT_TYPE = b"application/problem+json"
 _TITLES = {413: "Content Too Large", 422: "Unprocessable Content", 499: "Client Closed Request"}
@@ -193,6 +193,8 @@ def error_from_response(status: int, fields: Iterable[Field], body: bytes, addre
     """The error that a response with a status other than of success stands for."""
     fields = tuple(fields)
     error = _described(body) if dict(fields).get(b"content-type", b"").startswith(CONTENT_TYPE) else None
+    if error is None and status == HEADERS_TOO_LARGE:
+        error = refused_headers(address)
     if error is None:
         error = _BY_STATUS.get(status, Unknown)(
             f"{address} answered with HTTP status {status} and no problem document that names a code."
