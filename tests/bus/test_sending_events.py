@@ -201,9 +201,8 @@ async def test_our_own_alarm_leaves_no_cancellation_behind() -> None:
     backend.waits = asyncio.Event()
 
     async def publish() -> int:
-        with calling(timeout=1):
-            with suppress(PublishUnknown):
-                await Bus(sender_over(backend, clock=clock)).publish(PLACED)
+        with calling(timeout=1), suppress(PublishUnknown):
+            await Bus(sender_over(backend, clock=clock)).publish(PLACED)
         task = asyncio.current_task()
         assert task is not None
         await asyncio.sleep(0)

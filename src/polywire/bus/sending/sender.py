@@ -370,9 +370,7 @@ class Sender:
         if timeout <= 0:
             why = "the caller's deadline had passed"
         else:
-            why = (
-                f"{self._pending.limit} messages are on their way already, and none was confirmed within {timeout:g} s"
-            )
+            why = f"as many as may be on their way are ({self._pending.limit}), and no place was free within {timeout:g} s"
         return MessageRefused(
             f"{target.type} was not sent to the {target.place}, id {envelope.id!r}: {why}. It may be sent again."
         )
