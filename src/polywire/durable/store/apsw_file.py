@@ -86,20 +86,22 @@ def check_place(name: str, path: str) -> None:
 
 
 def _opened_by_another_library(path: str) -> bool:
-    """What can be found out: Linux tells which files are open, apsw which of them it has."""
+    """What can be found out: Linux tells which files are open, and whoever opens this one with apsw, store or bus, has
+    the lock beside it open as well."""
+    return _is_open(path) and not _is_open(path + "-lock")
+
+
+def _is_open(path: str) -> bool:
+    """False also where nobody tells."""
     try:
         file = os.stat(path)
         numbers = list(Path("/proc/self/fd").iterdir())
     except OSError:
         return False
-    if any(_same(connection.filename, file) for connection in apsw.connections()):
-        return False
-    return any(_same(number, file) for number in numbers)
-
-
-def _same(path: str | Path, file: os.stat_result) -> bool:
-    with contextlib.suppress(OSError):
-        return os.path.samestat(os.stat(path), file)
+    for number in numbers:
+        with contextlib.suppress(OSError):
+            if os.path.samestat(os.stat(number), file):
+                return True
     return False
 
 

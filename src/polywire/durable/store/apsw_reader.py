@@ -10,8 +10,8 @@ from typing import Any
 import apsw
 
 from polywire.durable.store.apsw_file import SqliteFile, translated
-from polywire.durable.store.lane import Lane
-from polywire.errors import StoreBusy
+from polywire.durable.store.lane import Lane, deliver
+from polywire.errors import StoreBusy, StoreError
 
 READERS = 4
 """Snapshots at a time; they are cheap, and what is read is copied by one processor after the other anyway."""
@@ -27,6 +27,10 @@ class Reader(Lane[Item]):
         self._file = file
         self._db: apsw.Connection | None = None
         super().__init__(f"polywire-store-reader {file.path}")
+
+    def refuse(self, item: Item) -> None:
+        error = StoreError(f"Store {self._file.name!r} was not read: it was closed.")
+        deliver([(item[1], None, None if item[0] is None else error)])
 
     def handle(self, item: Item) -> None:
         function, future = item

@@ -14,7 +14,7 @@ import apsw
 
 from polywire.bus.backend.sqlite_lock import FileLock
 from polywire.durable.store.apsw_file import SqliteFile, translated
-from polywire.durable.store.lane import Lane
+from polywire.durable.store.lane import Lane, deliver
 from polywire.errors import StoreError
 
 GROUP = 64
@@ -80,6 +80,16 @@ class Writer(Lane[tuple[Turn, Op]]):
         self._pages = 0
         self._next_checkpoint = CHECKPOINT
         super().__init__(f"polywire-store {file.path}")
+
+    def refuse(self, item: tuple[Turn, Op]) -> None:
+        op = item[1]
+        if op.kind == "rollback":
+            deliver([(op.future, None, None)])
+        else:
+            deliver([(op.future, None, self._closed())])
+
+    def _closed(self) -> StoreError:
+        return StoreError(f"A transaction of store {self._file.name!r} was rolled back: the store was closed.")
 
     # ---- turns -------------------------------------------------------------------------------------------------------
 
@@ -319,15 +329,14 @@ class Writer(Lane[tuple[Turn, Op]]):
 
     def finish(self) -> None:
         """Commit what ended, roll back what did not, and leave the file as small as it can be."""
-        closed = StoreError(f"Store {self._file.name!r} was closed.")
         if self._holder is not None:
             with contextlib.suppress(apsw.Error):
                 self.own("ROLLBACK TO polywire_turn")
-            self._over(self._holder, closed)
+            self._over(self._holder, self._closed())
         if self._open:
             self._commit()
         while self._waiting:
-            self._over(self._waiting.popleft(), closed)
+            self._over(self._waiting.popleft(), self._closed())
         if self._db is not None:
             self._lock()
             self._next_checkpoint = 0

@@ -26,6 +26,7 @@ class Lane(Generic[T]):
         self._loop = asyncio.get_running_loop()
         self._queue: SimpleQueue[T | None] = SimpleQueue()
         self._settled: list[tuple[asyncio.Future[Any], Any, BaseException | None]] = []
+        self._ending = False
         self._pid = os.getpid()
         self._thread = Thread(target=self._main, name=name, daemon=True)
         self._thread.start()
@@ -40,10 +41,14 @@ class Lane(Generic[T]):
         return os.getpid() != self._pid
 
     def put(self, item: T) -> None:
-        self._queue.put(item)
+        if self._ending:
+            self.refuse(item)
+        else:
+            self._queue.put(item)
 
     async def end(self, timeout: float) -> bool:
         """Let it finish what it has, and stop. False where it did not within *timeout* seconds."""
+        self._ending = True
         self._queue.put(None)
         ended: asyncio.Future[None] = self._loop.create_future()
         Thread(target=self._watch, args=(ended,), daemon=True).start()
@@ -52,6 +57,10 @@ class Lane(Generic[T]):
     def _watch(self, ended: asyncio.Future[None]) -> None:
         self._thread.join()
         self._call(lambda: None if ended.done() else ended.set_result(None))
+
+    def refuse(self, item: T) -> None:
+        """It came after the end."""
+        raise NotImplementedError
 
     # ---- in the thread -----------------------------------------------------------------------------------------------
 
