@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -21,6 +21,12 @@ async def opened(path: Path, *specs: TopicSpec, clock: Clock = SYSTEM_CLOCK) -> 
         yield log
     finally:
         await log.close()
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not condition():  # noqa: ASYNC110 - of another object, which tells nobody
+            await asyncio.sleep(0.01)
 
 
 def made(body: bytes = b"{}", **attributes: object) -> Envelope:
@@ -63,14 +69,10 @@ async def test_partitions_move_to_a_second_member(tmp_path: Path) -> None:
         async def revoking(parts: object) -> None:
             told.append(parts)
 
-        a = await log.consumer(["orders"], "g", limit=100, revoking=revoking)  # type: ignore[arg-type]
+        a = await log.consumer(["orders"], "g", limit=100, revoking=revoking)
         b = await log.consumer(["orders"], "g", limit=100)
-        async with asyncio.timeout(5):
-            while len(a.assigned) != 2 or len(b.assigned) != 2:
-                await asyncio.sleep(0.01)
+        await until(lambda: len(a.assigned) == len(b.assigned) == 2)
         assert told
         await b.close()
-        async with asyncio.timeout(5):
-            while len(a.assigned) != 4:
-                await asyncio.sleep(0.01)
+        await until(lambda: len(a.assigned) == 4)
         await a.close()

@@ -55,10 +55,10 @@ class Ledger:
 
     def cut(self) -> None:
         # The promises first: what is promised while the disk is looked at is not asked for.
-        promised = tuple(map(frozenset, (self.sent, self.appended)))
+        sent, appended = frozenset(self.sent), frozenset(self.appended)
         buried, once = frozenset(self.buried), frozenset(self.once)
         image = self._disk.after_cut(self._dice)
-        self.cuts.append(Cut(image, *promised, frozenset(self.settling), buried, once))
+        self.cuts.append(Cut(image, sent, appended, frozenset(self.settling), buried, once))
 
 
 async def use(path: Path, seed: int, durable: str) -> list[Cut]:
@@ -127,12 +127,12 @@ def missing(cut: Cut) -> list[str]:
         assert connection.pragma("integrity_check") == "ok"
         waiting = names(connection, "SELECT q.name || '/' || m.id FROM message m JOIN queue q ON q.n = m.queue")
         dead = names(connection, "SELECT q.name || '/' || d.id FROM dead d JOIN queue q ON q.n = d.queue")
-        logged = {unpack(bytes(data)).id for (data,) in connection.execute("SELECT envelope FROM event")}  # type: ignore[arg-type]
+        logged = {unpack(bytes(data)).id for (data,) in connection.execute("SELECT envelope FROM event")}
         lost = [f"{name} sent" for name in cut.sent - cut.settling - waiting]
         lost += [f"{name} buried" for name in cut.buried - dead]
         lost += [f"{name} again" for name in cut.once & waiting]
         lost += [f"{name} neither waits nor is done" for name in (cut.sent - waiting - dead) - cut.settling]
-        lost += [f"{id} appended" for id in cut.appended - logged]
+        lost += [f"{name} appended" for name in cut.appended - logged]
         return lost + scattered(connection)
     finally:
         connection.close()
@@ -150,7 +150,7 @@ def scattered(connection: apsw.Connection) -> list[str]:
         + (SELECT count(*) FROM held h WHERE h.pos = m.pos) + (SELECT count(*) FROM delayed d WHERE d.pos = m.pos),
         EXISTS (SELECT 1 FROM message e WHERE e.queue = m.queue AND e.key = m.key AND e.pos < m.pos) FROM message m"""
     )
-    return [f"{id} is in {places} places" for id, key, places, behind in rows if places != (0 if behind else 1)]
+    return [f"{name} is in {places} places" for name, key, places, behind in rows if places != (0 if behind else 1)]
 
 
 def run(path: Path, seeds: Sequence[int], durable: str) -> tuple[int, list[str]]:

@@ -15,7 +15,7 @@ import msgspec
 from polywire.bus.backend import sqlite_messages as messages
 from polywire.bus.backend.sqlite_file import PATIENCE, FileOptions, NotDone, PerhapsDone, SharedFile, Transaction, Work
 from polywire.bus.backend.sqlite_messages import Claimed, QueueRow
-from polywire.bus.backend.sqlite_schema import path_of
+from polywire.bus.backend.sqlite_schema import check_name, path_of
 from polywire.bus.core import (
     EVERY_DEAD,
     Ack,
@@ -93,6 +93,7 @@ class SqliteQueue:
         self._queues: dict[str, QueueRow] = {}
         self._outgoing: _Sending | None = None
         self._room = Room()
+        self._consumers: set[SqliteConsumer] = set()
 
     async def start(self) -> None:
         if self._file is not None:
@@ -107,6 +108,8 @@ class SqliteQueue:
         file.takers["q"] = messages.take_over
 
     async def close(self) -> None:
+        for consumer in list(self._consumers):
+            await consumer.close()
         file, self._file = self._file, None
         if file is not None:
             await file.close()
@@ -237,7 +240,11 @@ class SqliteQueue:
         row = await self._queue(queue)
         made = SqliteConsumer(self, row, limit)
         await made.join()
+        self._consumers.add(made)
         return made
+
+    def closed(self, consumer: SqliteConsumer) -> None:
+        self._consumers.discard(consumer)
 
     # ---- looking and changing ------------------------------------------------------------------------------------
 
@@ -373,7 +380,7 @@ def unknown_queue(name: str, path: str) -> str:
 def not_sendable(envelope: Envelope) -> str | None:
     """Why a file of the bus does not take the message."""
     if len(envelope.body) > MAX_MESSAGE_BYTES:
-        return f"its body has {len(envelope.body):,} bytes, and {MAX_MESSAGE_BYTES:,} are the limit"
+        return f"its body has {len(envelope.body)} bytes, and {MAX_MESSAGE_BYTES} are the limit"
     if not envelope.id or len(envelope.id) > MAX_NAME_CHARACTERS:
         return f"its id has {len(envelope.id)} characters, and 1 to {MAX_NAME_CHARACTERS} are possible"
     if envelope.key is not None and len(envelope.key) > MAX_NAME_CHARACTERS:
@@ -508,6 +515,7 @@ class SqliteConsumer:
 
     def __init__(self, queue: SqliteQueue, row: QueueRow, limit: int) -> None:
         self.row = row
+        self._bus = queue
         self._file = queue.file
         self._clock = queue.clock
         self._limit = limit
@@ -590,12 +598,9 @@ class SqliteConsumer:
             self._waiting.append(waiter)
             try:
                 await waiter
-            finally:
-                if waiter in self._waiting:
-                    self._waiting.remove(waiter)
-                elif self._buffer:
-                    # Woken for something, and perhaps cancelled since: then it is for somebody else.
-                    self._wake()
+            except asyncio.CancelledError:
+                self._gave_up(waiter)
+                raise
 
     def _check(self) -> None:
         self._file.check_fork()
@@ -622,6 +627,33 @@ class SqliteConsumer:
         except NotDone as error:
             self.failed(error)
 
+    def _gave_up(self, waiter: asyncio.Future[None]) -> None:
+        """A `receive` was cancelled; perhaps after it was woken, and then what it was woken for is for another."""
+        if waiter in self._waiting:
+            self._waiting.remove(waiter)
+        elif self._buffer:
+            self._wake()
+        if not self._waiting and self._claim is not None:
+            self._withdraw(self._claim)
+
+    def _withdraw(self, claim: _Claim) -> None:
+        """Nobody waits for it any more: what comes is for others. Where it was too late, it is given back unasked."""
+
+        def withdraw(tx: Transaction) -> None:
+            claim.gone = True
+
+        async def do() -> None:
+            try:
+                await self._file.do(withdraw, durable=False)
+            except (NotDone, PerhapsDone):
+                return  # nothing will come of the claim either
+            if self._claim is claim:
+                self._claim = None
+                if self._waiting:
+                    self._ask()
+
+        self._run(do())
+
     def claimed(self, claim: _Claim) -> None:
         self._claim = None
         if claim.lost:
@@ -636,6 +668,8 @@ class SqliteConsumer:
             self._buffer.append(delivery)
         if self._buffer:
             self._wake()
+            if self._unasked is None:
+                self._watch_unasked()
 
     def _wake(self) -> None:
         while self._waiting:
@@ -707,11 +741,8 @@ class SqliteConsumer:
             self._declared_dead(work._owner)
             return
         self._add(work.rows)
-        if self._waiting:
-            if not self._buffer:
-                self._ask()
-        elif self._buffer and self._unasked is None:
-            self._watch_unasked()
+        if self._waiting and not self._buffer:
+            self._ask()
 
     def _watch_unasked(self) -> None:
         receives = self._receives
@@ -775,6 +806,7 @@ class SqliteConsumer:
         if self._closed:
             return
         self._closed = True
+        self._bus.closed(self)
         if self._claim is not None:
             self._claim.gone = True
         for timer in (self._due, self._unasked):
@@ -826,6 +858,7 @@ _ADJUSTED = ("lease", "lost_limit", "concurrency", "rate")
 
 def check_specs(queues: Sequence[QueueSpec]) -> None:
     for spec in queues:
+        check_name("queue", spec.name)
         if not 1 <= spec.priorities <= GUARANTEES.priorities:
             raise SetupError(
                 f"The queue {spec.name!r} was not declared: it asks for {spec.priorities} priorities, and a sqlite bus "

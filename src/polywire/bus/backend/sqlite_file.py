@@ -116,7 +116,9 @@ class Work:
     loop: asyncio.AbstractEventLoop | None = None
     """Of whoever waits for it; None for the writer's own."""
     gone = False
-    """It need not be done any more. Set by anybody, seen by the writer when it comes to it."""
+    """It need not be done any more. Set by anybody, seen by the writer when it comes to it: too late, perhaps."""
+    told = False
+    """Its time was up: whoever waited for it knows."""
 
     def run(self, tx: Transaction) -> bool:
         """In the writer's thread. Run again from the start after a rollback. False: there was nothing for it; it is run
@@ -361,7 +363,7 @@ class SharedFile:
         self._watched -= late
         why = self.trouble()
         for work in late:
-            work.gone = True
+            work.gone = work.told = True
             work.fail(NotDone(why) if work in waiting else PerhapsDone(why))
         rest = [work.deadline for work in mine if work.deadline is not None and work not in late]
         if rest:
@@ -409,7 +411,7 @@ class SharedFile:
     def _finish(self, outcomes: list[tuple[Work, Exception | None]]) -> None:
         for work, error in outcomes:
             self._watched.discard(work)
-            if work.gone:
+            if work.told:
                 continue
             try:
                 if error is None:

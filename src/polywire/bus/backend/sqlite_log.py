@@ -27,7 +27,7 @@ from polywire.bus.backend.sqlite import (
 from polywire.bus.backend.sqlite_events import Share, TeamRow, TopicRow
 from polywire.bus.backend.sqlite_file import PATIENCE, FileOptions, NotDone, PerhapsDone, SharedFile, Transaction, Work
 from polywire.bus.backend.sqlite_messages import Claimed
-from polywire.bus.backend.sqlite_schema import path_of
+from polywire.bus.backend.sqlite_schema import check_name, path_of
 from polywire.bus.core import (
     EVERY_DEAD,
     Bury,
@@ -100,6 +100,7 @@ class SqliteLog:
         self._topics: dict[str, TopicRow] = {}
         self._outgoing: _Appending | None = None
         self._room = Room()
+        self._consumers: set[SqliteLogConsumer] = set()
         self._turn = 0
         self._next_forgetting = 0.0
 
@@ -117,6 +118,8 @@ class SqliteLog:
         file.chores.append(self._forget)
 
     async def close(self) -> None:
+        for consumer in list(self._consumers):
+            await consumer.close()
         file, self._file = self._file, None
         if file is not None:
             file.chores.remove(self._forget)
@@ -145,6 +148,7 @@ class SqliteLog:
 
     async def declare(self, topics: Sequence[TopicSpec], groups: Sequence[GroupSpec] = ()) -> None:
         """How long events are kept is taken over; the number of partitions is never changed."""
+        _check_names(topics, groups)
 
         def declare(tx: Transaction) -> None:
             refusals = _refusals(tx.connection, topics, groups)
@@ -159,6 +163,7 @@ class SqliteLog:
         self._topics.clear()
 
     async def check(self, topics: Sequence[TopicSpec], groups: Sequence[GroupSpec] = ()) -> list[str]:
+        _check_names(topics, groups)
         return await self._look(
             "The topics were not checked",
             lambda c: [f"would refuse: {line}" for line in _refusals(c, topics, groups)] + _changes(c, topics, groups),
@@ -248,10 +253,15 @@ class SqliteLog:
         self, topics: Sequence[str], group: str, *, limit: int, revoking: Revoking | None = None
     ) -> SqliteLogConsumer:
         """A group that was not declared begins at the earliest event."""
+        check_name("group", group)
         teams = [await self._joinable(await self._topic(topic), group) for topic in topics]
-        made = SqliteLogConsumer(self.file, self.clock, teams, limit, revoking)
+        made = SqliteLogConsumer(self, teams, limit, revoking)
         await made.join()
+        self._consumers.add(made)
         return made
+
+    def closed(self, consumer: SqliteLogConsumer) -> None:
+        self._consumers.discard(consumer)
 
     async def _joinable(self, topic: TopicRow, group: str) -> TeamRow:
         found = await self._look("The group was not found", lambda c: events.find_team(c, topic, group))
@@ -716,11 +726,10 @@ class _Member:
 class SqliteLogConsumer:
     """One member of a group, over one or more topics in a file."""
 
-    def __init__(
-        self, file: SharedFile, clock: Clock, teams: Sequence[TeamRow], limit: int, revoking: Revoking | None
-    ) -> None:
-        self.file = file
-        self._clock = clock
+    def __init__(self, log: SqliteLog, teams: Sequence[TeamRow], limit: int, revoking: Revoking | None) -> None:
+        self.file = log.file
+        self._log = log
+        self._clock = log.clock
         self._members = {team.topic.name: _Member(self, team, limit) for team in teams}
         self._revoking = revoking
         self._paused: set[Partition] = set()
@@ -759,12 +768,12 @@ class SqliteLogConsumer:
             self._waiting.append(waiter)
             try:
                 await waiter
-            finally:
+            except asyncio.CancelledError:
                 if waiter in self._waiting:
                     self._waiting.remove(waiter)
                 else:
-                    # Woken, and perhaps cancelled since: then it is for somebody else.
-                    self._wake()
+                    self._wake()  # it was woken for something that is another's now
+                raise
 
     def _check(self) -> None:
         self.file.check_fork()
@@ -985,6 +994,7 @@ class SqliteLogConsumer:
         if self._closed:
             return
         self._closed = True
+        self._log.closed(self)
         self._wake()
         if self._failure is None:
             for member in self._members.values():
@@ -1033,6 +1043,13 @@ def _bury_retry(tx: Transaction, team: TeamRow, owner: int, pos: int, envelope: 
 
 def _unknown_topic(name: str, path: str) -> str:
     return f"there is no topic {name!r} in {path!r}; declare it first"
+
+
+def _check_names(topics: Sequence[TopicSpec], groups: Sequence[GroupSpec]) -> None:
+    for topic in topics:
+        check_name("topic", topic.name)
+    for group in groups:
+        check_name("group", group.group)
 
 
 def _refusals(connection: apsw.Connection, topics: Sequence[TopicSpec], groups: Sequence[GroupSpec]) -> list[str]:

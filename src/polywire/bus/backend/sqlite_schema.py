@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
 from pathlib import Path
 from urllib.parse import unquote
@@ -82,6 +83,19 @@ CREATE TABLE progress (team INTEGER NOT NULL, part INTEGER NOT NULL, next INTEGE
     owner INTEGER, wanted INTEGER, epoch INTEGER NOT NULL, suspect INTEGER NOT NULL, suspects_end INTEGER NOT NULL,
     lost INTEGER NOT NULL, PRIMARY KEY (team, part)) STRICT, WITHOUT ROWID;
 """
+
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
+
+
+def check_name(what: str, name: str) -> None:
+    """Raises SetupError where a queue, a topic or a group cannot be called so."""
+    if not _NAME.fullmatch(name):
+        shown = name if len(name) <= 80 else name[:80] + "..."
+        raise SetupError(
+            f"The {what} {shown!r} was not declared: a name has 1 to 200 letters, digits, '.', '-' and '_', and begins "
+            "with a letter or a digit."
+        )
 
 
 def path_of(url: str) -> str:
