@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 from typing import Any
 
+from polywire.testing.logs import LogSuite
 from polywire.testing.queues import QueueSuite
 
 
@@ -32,3 +33,24 @@ class TestMemoryQueueByManualClock(TestMemoryQueue):
     moment = 60.0
     patience = 600.0
     quiet = 20.0
+
+
+class TestMemoryLog(LogSuite):
+    moment = 0.15
+    quiet = 0.05
+
+    def url(self) -> str:
+        return f"memory:{secrets.token_hex(8)}"
+
+    async def kill_member(self, member: Any) -> None:
+        member.kill()
+
+    async def put_raw(self, backend: Any, topic: str, data: bytes) -> None:
+        backend.inject(topic, data)
+
+
+class TestMemoryLogByManualClock(TestMemoryLog):
+    drives_clock = True
+    moment = 60.0
+    patience = 120.0
+    quiet = 1.0

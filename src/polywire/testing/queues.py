@@ -903,6 +903,7 @@ class QueueSuite(BusSuite):
             await queue.send_all(sent)
             done: dict[str, list[int]] = {key: [] for key in keys}
             held: set[str] = set()
+            outcomes: list[Outcome] = [Ack(), Ack(), RetryAfter(0.0), Release()]
 
             async def work(consumer: QueueConsumer, seed: int) -> None:
                 dice = random.Random(seed)  # noqa: S311 - dice for tests
@@ -915,7 +916,7 @@ class QueueSuite(BusSuite):
                         assert await consumer.settle((), [delivery])
                         await asyncio.sleep(0)
                         held.discard(key)
-                        outcome: Outcome = dice.choice([Ack(), Ack(), RetryAfter(0.0), Release()])
+                        outcome = dice.choice(outcomes)
                         if isinstance(outcome, Ack):
                             done[key].append(int(delivery.envelope.body))
                         await consumer.settle([Settlement(delivery, outcome)])
