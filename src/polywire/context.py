@@ -262,22 +262,41 @@ def calling_or_none() -> Calling | None:
     return _calling.get()
 
 
-_transaction: ContextVar[str | None] = ContextVar("polywire_transaction", default=None)
-
-
-@contextmanager
-def transaction_open(store: str) -> Iterator[None]:
+class transaction_open:  # noqa: N801 - used as a function, in `with transaction_open(...)`
     """Let nothing be sent inside the block: a transaction of *store* is open that could still be rolled back.
 
-    Tasks that are started inside inherit it.
+    Tasks that are started inside inherit it, until it is over.
     """
-    token = _transaction.set(store)
-    try:
-        yield
-    finally:
-        _transaction.reset(token)
+
+    __slots__ = ("_outer", "_over", "store")
+
+    def __init__(self, store: str) -> None:
+        self.store = store
+        self._outer: transaction_open | None = None
+        self._over = False
+
+    def __enter__(self) -> None:
+        self._outer = _transaction.get()
+        _transaction.set(self)
+
+    def __exit__(self, *_: object) -> None:
+        self._over = True
+        _transaction.set(self._outer)
+
+    def innermost(self) -> transaction_open | None:
+        """It, or the next one around it that is not over."""
+        found: transaction_open | None = self
+        while found is not None and found._over:
+            found = found._outer
+        return found
+
+
+_transaction: ContextVar[transaction_open | None] = ContextVar("polywire_transaction", default=None)
 
 
 def transaction_or_none() -> str | None:
     """The name of the store whose transaction is open here."""
-    return _transaction.get()
+    found = _transaction.get()
+    if found is not None:
+        found = found.innermost()
+    return None if found is None else found.store

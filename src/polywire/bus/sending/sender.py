@@ -16,7 +16,7 @@ from polywire.bus.sending.target import Answers, Target, event_target, task_targ
 from polywire.bus.sending.wires import BusWires
 from polywire.clock import SYSTEM_CLOCK, Clock
 from polywire.codec import Format
-from polywire.context import Call, _calling, _current, _transaction
+from polywire.context import Call, _calling, _current, transaction_or_none
 from polywire.contract import Contract, Event, Message, Task, event_of, service_of
 from polywire.contract.keys import MAX_KEY_BYTES
 from polywire.errors import (
@@ -269,7 +269,7 @@ class Sender:
 
     def _origin(self) -> Call | None:
         """The call or message that this one is sent from. Raises PublishInTransaction where nothing may be sent."""
-        store = _transaction.get()
+        store = transaction_or_none()
         if store is not None:
             raise PublishInTransaction(
                 f"Nothing was sent: a transaction of {store!r} is open, and the message would stay sent if it were "
