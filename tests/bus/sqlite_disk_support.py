@@ -90,14 +90,14 @@ class _Vfs(apsw.VFS):
         flags[1] = flags[0]
         return _File(self.disk, path)
 
-    def xDelete(self, name: str, syncdir: bool) -> None:
+    def xDelete(self, filename: str, syncdir: bool) -> None:
         with self.disk.lock:
             self.disk.watch()
-            self.disk.files.pop(name, None)
+            self.disk.files.pop(filename, None)
 
-    def xAccess(self, name: str, flags: int) -> bool:
+    def xAccess(self, pathname: str, flags: int) -> bool:
         with self.disk.lock:
-            return bool(name in self.disk.files and self.disk.files[name].now)
+            return bool(pathname in self.disk.files and self.disk.files[pathname].now)
 
     def xFullPathname(self, name: str) -> str:
         return name

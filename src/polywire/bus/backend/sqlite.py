@@ -905,12 +905,15 @@ def _stats(connection: apsw.Connection, row: QueueRow, now: float) -> QueueStats
         found: int = connection.execute(f"SELECT count(*) FROM {table} WHERE queue = ?", (row.n,)).get  # noqa: S608
         return found
 
-    with connection:  # one view of all tables
+    connection.execute("SAVEPOINT look")  # one view of all tables
+    try:
         held = count("held")
-        delayed = connection.execute("SELECT count(*) FROM delayed WHERE queue = ? AND due > ?", (row.n, now)).get
+        delayed: int = connection.execute("SELECT count(*) FROM delayed WHERE queue = ? AND due > ?", (row.n, now)).get
         waiting = count("message") - held - delayed
-        dead = count("dead")
         oldest = _oldest(connection, row, now)
+        dead = count("dead")
+    finally:
+        connection.execute("RELEASE look")
     return QueueStats(queue=row.name, ready=waiting, delayed=delayed, in_flight=held, dead=dead, oldest=oldest)
 
 
