@@ -281,8 +281,8 @@ async def test_who_finds_no_turn_by_the_deadline_is_refused() -> None:
     with pytest.raises(MessageRefused) as refused:
         await second
     assert str(refused.value) == (
-        "shop.v1.OrderPlaced was not sent to the topic 'shop.orders', id 'm': as many as may be on their way are "
-        "(1), and no place was free within 2 s. It may be sent again."
+        "shop.v1.OrderPlaced was not sent to the topic 'shop.orders', id 'm': 1 on their way are the limit, and "
+        "no place was free within 2 s. It may be sent again."
     )
     backend.waits.set()
     await first

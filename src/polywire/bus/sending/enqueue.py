@@ -7,8 +7,9 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, TypeVar, overload
 
 from polywire.bus.core import new_id
+from polywire.bus.sending.options import Options
 from polywire.bus.sending.receipts import DoneReceipt, Receipt
-from polywire.bus.sending.sender import Options, Sender
+from polywire.bus.sending.sender import Sender
 from polywire.contract import Contract, Message, Rpc, Task, contracts_of, service_of
 from polywire.errors import SetupError
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from polywire.bus.sending.sender import Options, Sender
+from polywire.bus.sending.options import Options
+from polywire.bus.sending.sender import Sender
 from polywire.contract import Event
 
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from polywire.bus.core import Envelope, EventLog, Fanout, TaskQueue, new_id
-from polywire.bus.core.checks import too_large
-from polywire.bus.core.envelope import checked_headers
 from polywire.bus.core.results import Results
+from polywire.bus.sending.batch import Batch
+from polywire.bus.sending.options import PLAIN, Options, apply, check, with_id
 from polywire.bus.sending.pending import Pending
 from polywire.bus.sending.target import Answers, Target, event_target, task_target
 from polywire.bus.sending.wires import BusWires
@@ -18,12 +17,10 @@ from polywire.clock import SYSTEM_CLOCK, Clock
 from polywire.codec import Format
 from polywire.context import Call, _calling, _current, transaction_or_none
 from polywire.contract import Contract, Event, Message, Task, event_of, service_of
-from polywire.contract.keys import MAX_KEY_BYTES
 from polywire.errors import (
     InvalidArgument,
     MessageRefused,
     NobodyListens,
-    PartlySent,
     PublishInTransaction,
     PublishUnknown,
     Unsupported,
@@ -35,27 +32,10 @@ CONFIRM_TIMEOUT = 10.0
 """Seconds for a confirmation, where no deadline of the caller is shorter."""
 CHUNK = 1_000
 """Messages that are handed to a backend at a time."""
-CHUNK_BYTES = 8 * 1024 * 1024
 GRACE = 0.25
 """Seconds for a backend's own answer at the deadline, which knows more than ours."""
-MAX_ID_BYTES = 255
 HEARD_FOR = 5.0
 """Seconds for which a log is believed to have groups."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Options:
-    """What may be said of one message. What is None is as declared."""
-
-    id: str | None = None
-    delay: float | None = None
-    key: str | None = None
-    expires: float | None = None
-    priority: int | None = None
-    headers: Mapping[str, str] | None = None
-
-
-PLAIN = Options()
 
 
 class Sent:
@@ -183,10 +163,10 @@ class Sender:
     ) -> list[str]:
         """Send many, and return their ids once all are durable. Raises PartlySent where some are not."""
         target, origin = self.target_of(task), self._origin()
-        batch = _Batch(len(messages), ids, self.clock)
+        batch = Batch(len(messages), ids, self.clock)
         for index, message in enumerate(messages):
             try:
-                own = _with_id(options, batch.ids[index])
+                own = with_id(options, batch.ids[index])
                 batch.add(index, target, self._task_envelope(task, message, own, origin, wants_result))
             except MessageRefused as error:
                 batch.errors[index] = error
@@ -207,11 +187,13 @@ class Sender:
         """Publish one event, and return its id once it is durable."""
         target = self._target_of_event(event)
         envelope = self._envelope(target, event, options, self._origin())
-        await self._require_group(target, envelope, require_subscriber)
+        requires = self._requires(require_subscriber)
+        if requires:
+            await self._require_group(target, envelope)
         try:
             await self._confirmed(target, envelope)
         except NobodyListens:
-            if self._requires(require_subscriber):
+            if requires:
                 raise
         return envelope.id
 
@@ -224,18 +206,19 @@ class Sender:
         require_subscriber: bool | None = None,
     ) -> list[str]:
         """Publish many, and return their ids once all are durable. Raises PartlySent where some are not."""
-        origin = self._origin()
-        batch = _Batch(len(events), ids, self.clock)
+        origin, requires = self._origin(), self._requires(require_subscriber)
+        batch = Batch(len(events), ids, self.clock)
         for index, event in enumerate(events):
             target = self._target_of_event(event)
             try:
-                envelope = self._envelope(target, event, _with_id(options, batch.ids[index]), origin)
-                await self._require_group(target, envelope, require_subscriber)
+                envelope = self._envelope(target, event, with_id(options, batch.ids[index]), origin)
+                if requires:
+                    await self._require_group(target, envelope)
                 batch.add(index, target, envelope)
             except MessageRefused as error:
                 batch.errors[index] = error
         await self._send_batch(batch)
-        if not self._requires(require_subscriber):
+        if not requires:
             batch.errors = {i: error for i, error in batch.errors.items() if not isinstance(error, NobodyListens)}
         return batch.finished()
 
@@ -250,9 +233,9 @@ class Sender:
     def _requires(self, require_subscriber: bool | None) -> bool:
         return self._require_subscriber if require_subscriber is None else require_subscriber
 
-    async def _require_group(self, target: Target, envelope: Envelope, require_subscriber: bool | None) -> None:
-        """Raises NobodyListens where a log has no group, and that matters."""
-        if target.log is None or target.topic is None or not self._requires(require_subscriber):
+    async def _require_group(self, target: Target, envelope: Envelope) -> None:
+        """Raises NobodyListens where a log has no group. A fan-out says it by itself."""
+        if target.log is None or target.topic is None:
             return
         now = self.clock.monotonic()
         if self._heard.get(target.topic, 0.0) > now:
@@ -305,8 +288,8 @@ class Sender:
                 envelope.causation_id = origin.message.id
         try:
             if options is not PLAIN:
-                _apply(target, envelope, options, now)
-            _check(target, envelope)
+                apply(target, envelope, options, now)
+            check(target, envelope)
         except (MessageRefused, Unsupported):
             self._counted(target.type).refused += 1
             raise
@@ -319,7 +302,7 @@ class Sender:
         if error is not None:
             raise error
 
-    async def _send_batch(self, batch: _Batch) -> None:
+    async def _send_batch(self, batch: Batch) -> None:
         deadline = self._deadline()
         for target, places, envelopes in batch.chunks(min(CHUNK, self._pending.limit)):
             answers = await self._hand_over(target, envelopes, deadline)
@@ -367,10 +350,9 @@ class Sender:
         return deadline
 
     def _no_turn(self, target: Target, envelope: Envelope, timeout: float) -> MessageRefused:
-        if timeout <= 0:
-            why = "the caller's deadline had passed"
-        else:
-            why = f"as many as may be on their way are ({self._pending.limit}), and no place was free within {timeout:g} s"
+        why = "the caller's deadline had passed"
+        if timeout > 0:
+            why = f"{self._pending.limit} on their way are the limit, and no place was free within {timeout:g} s"
         return MessageRefused(
             f"{target.type} was not sent to the {target.place}, id {envelope.id!r}: {why}. It may be sent again."
         )
@@ -394,55 +376,6 @@ class Sender:
                 counted.unknown += 1
 
 
-class _Batch:
-    """Messages that are sent together, and what became of each, by index."""
-
-    def __init__(self, count: int, ids: Sequence[str] | None, clock: Clock) -> None:
-        if ids is not None and len(ids) != count:
-            raise ValueError(f"nothing was sent: there are {len(ids)} ids for {count} messages")
-        self.ids = [new_id(clock.time()) for _ in range(count)] if ids is None else list(ids)
-        self.errors: dict[int, Exception] = {}
-        self._added: list[tuple[int, Target, Envelope]] = []
-
-    def add(self, index: int, target: Target, envelope: Envelope) -> None:
-        self._added.append((index, target, envelope))
-
-    def chunks(self, limit: int) -> Iterable[tuple[Target, list[int], list[Envelope]]]:
-        """In order, neighbours with one target together, at most *limit* of them and about 8 MiB."""
-        places: list[int] = []
-        envelopes: list[Envelope] = []
-        size = 0
-        last: Target | None = None
-        for index, target, envelope in self._added:
-            full = len(places) >= limit or size >= CHUNK_BYTES
-            if last is not None and (full or target is not last):
-                yield last, places, envelopes
-                places, envelopes, size = [], [], 0
-            places.append(index)
-            envelopes.append(envelope)
-            size += len(envelope.body)
-            last = target
-        if last is not None:
-            yield last, places, envelopes
-
-    def finished(self) -> list[str]:
-        """The ids. Raises PartlySent where some were not confirmed."""
-        if self.errors:
-            raise PartlySent(dict(sorted(self.errors.items())), ids=self.ids)
-        return self.ids
-
-
-def _with_id(options: Options, id: str) -> Options:
-    return Options(
-        id=id,
-        delay=options.delay,
-        key=options.key,
-        expires=options.expires,
-        priority=options.priority,
-        headers=options.headers,
-    )
-
-
 def _check_type(target: Target, message: object) -> None:
     if target.message is None:
         if message is None:
@@ -453,76 +386,6 @@ def _check_type(target: Target, message: object) -> None:
             return
         wanted = f"a {target.message.__qualname__}"
     raise TypeError(f"{target.type} was not sent: it takes {wanted}, not a {type(message).__qualname__}.")
-
-
-def _apply(target: Target, envelope: Envelope, options: Options, now: float) -> None:
-    """Lay what the caller asks for over what is declared."""
-    if options.id is not None:
-        _check_text(target, "id", options.id, MAX_ID_BYTES)
-    if options.key is not None:
-        if not target.takes_key:
-            raise Unsupported(
-                f"{target.type} was not sent: key={options.key!r} would keep no order, as none is declared. "
-                "Declare it with key='...', the name of a field."
-            )
-        envelope.key = options.key
-    if options.headers:
-        try:
-            envelope.headers = checked_headers(options.headers.items())
-        except (ValueError, AttributeError, TypeError) as error:
-            raise MessageRefused(f"{target.type} was not sent: its headers cannot travel. {error}") from error
-    if options.priority is not None:
-        if not 0 <= options.priority < target.priorities:
-            raise MessageRefused(
-                f"{target.type} was not sent: priority={options.priority!r} is none of its queue's levels, which are "
-                f"0 to {target.priorities - 1}. Declare more with priorities=."
-            )
-        envelope.priority = options.priority
-    _apply_times(target, envelope, options, now)
-
-
-def _apply_times(target: Target, envelope: Envelope, options: Options, now: float) -> None:
-    for label, seconds in (("delay", options.delay), ("expires", options.expires)):
-        if seconds is not None and not 0 <= seconds < float("inf"):
-            raise MessageRefused(f"{target.type} was not sent: {label}={seconds!r} is no number of seconds from now.")
-    if options.delay:
-        guarantees = target.guarantees
-        if not guarantees.delay:
-            raise Unsupported(
-                f"{target.type} was not sent: {guarantees.backend!r} cannot deliver later, and delay={options.delay:g} "
-                "was asked for. Leave it out, or choose another wire."
-            )
-        if guarantees.max_delay is not None and options.delay > guarantees.max_delay:
-            raise Unsupported(
-                f"{target.type} was not sent: delay={options.delay:g} is over the {guarantees.max_delay:g} s that "
-                f"{guarantees.backend!r} can wait. Make it shorter, or choose another wire."
-            )
-        envelope.not_before = now + options.delay
-    if options.expires is not None:
-        if options.expires <= (options.delay or 0.0):
-            raise MessageRefused(
-                f"{target.type} was not sent: it would have expired (expires={options.expires:g}) before it could be "
-                f"handled (delay={options.delay or 0.0:g})."
-            )
-        envelope.expires = now + options.expires
-
-
-def _check(target: Target, envelope: Envelope) -> None:
-    if len(envelope.body) > target.guarantees.max_message_bytes:
-        refusal = too_large(envelope, target.place, target.guarantees.max_message_bytes)
-        if refusal is not None:
-            raise refusal
-    if envelope.key is not None:
-        _check_text(target, "key", envelope.key, MAX_KEY_BYTES)
-
-
-def _check_text(target: Target, label: str, text: object, limit: int) -> None:
-    """Ids and keys travel in headers: not empty, not long, and printable."""
-    if not isinstance(text, str) or not text or not text.isprintable() or len(text.encode()) > limit:
-        shown = repr(text) if len(repr(text)) <= 80 else repr(text)[:77] + "..."
-        raise MessageRefused(
-            f"{target.type} was not sent: {label}={shown} cannot travel. Take 1 to {limit} bytes of printable text."
-        )
 
 
 def _unconfirmed(target: Target, envelope: Envelope, timeout: float) -> PublishUnknown:
