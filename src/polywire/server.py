@@ -48,8 +48,10 @@ class Server:
         access_log: AccessLog | None = None,
         max_message_bytes: int = MAX_MESSAGE_BYTES,
         stream_idle_timeout: float = STREAM_IDLE_TIMEOUT,
+        also_ready: Callable[[], bool] | None = None,
     ) -> None:
         self.name = name
+        self._also_ready = also_ready
         self.addresses: list[str] = []
         served = list(services)
         self._health = HealthService()
@@ -124,9 +126,11 @@ class Server:
         await self.services.finish(0.0)
 
     def _readiness(self) -> tuple[int, str, bytes]:
-        if self._ready:
+        if not self._ready:
+            return 503, "application/json", b'{"status":"not ready"}\n'
+        if self._also_ready is None or self._also_ready():
             return 200, "application/json", b'{"status":"ready"}\n'
-        return 503, "application/json", b'{"status":"not ready"}\n'
+        return 503, "application/json", b'{"status":"not ready","consumers":"not ready"}\n'
 
 
 def _alive() -> tuple[int, str, bytes]:

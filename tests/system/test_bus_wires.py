@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from polywire.bus.core.urls import masked
 from polywire.cli.system import command
 from polywire.errors import SystemFileError
-from polywire.system.bus_wires import BusWires
+from polywire.system.bus_wires import BackendUrls
 from polywire.system.file import Wires, parse
 
 SHOP = """\
@@ -61,14 +61,14 @@ def test_the_environment_says_it_too() -> None:
         POLYWIRE__WIRES__EVENTS='{ default = "sqlite:a.db", "shop.orders" = "kafka://k:9092" }',
     )
 
-    assert found.tasks == BusWires(default="amqp://shop:secret@rabbit/")
-    assert found.events == BusWires(default="sqlite:a.db", by_name={"shop.orders": "kafka://k:9092"})
+    assert found.tasks == BackendUrls(default="amqp://shop:secret@rabbit/")
+    assert found.events == BackendUrls(default="sqlite:a.db", by_name={"shop.orders": "kafka://k:9092"})
 
 
 def test_files_are_looked_for_beside_the_system_file() -> None:
     found = wires('tasks = { default = "sqlite:.polywire/bus.db", a = "sqlite:/var/bus.db", b = "amqp://r/" }').tasks
 
-    assert found.beside(Path("/srv/shop")) == BusWires(
+    assert found.beside(Path("/srv/shop")) == BackendUrls(
         default="sqlite:/srv/shop/.polywire/bus.db", by_name={"a": "sqlite:/var/bus.db", "b": "amqp://r/"}
     )
 

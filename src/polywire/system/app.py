@@ -115,8 +115,8 @@ class App:
         if not isinstance(cls, type) or not (contracts_of(cls) or subscriptions_of(cls)):
             raise SetupError(
                 f"@app.service was put on {getattr(cls, '__qualname__', cls)!r}, which implements no contract and "
-                "subscribes to no event. Derive the class from a contract, `class StockService(Inventory): ...`, or put "
-                "@subscribe(...) on a method."
+                "subscribes to no event. Derive the class from a contract, `class StockService(Inventory): ...`, or "
+                "put @subscribe(...) on a method."
             )
         self._services.append(cls)
         return cls

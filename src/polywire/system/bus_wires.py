@@ -12,7 +12,7 @@ from polywire.system.reading import Table, did_you_mean, shown
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class BusWires:
+class BackendUrls:
     """The URL of a backend for each contract (of tasks) or topic (of events)."""
 
     default: str | None = None
@@ -26,9 +26,9 @@ class BusWires:
         """Each once."""
         return tuple(dict.fromkeys(url for url in (self.default, *self.by_name.values()) if url is not None))
 
-    def beside(self, directory: Path) -> BusWires:
+    def beside(self, directory: Path) -> BackendUrls:
         """The same, with the files of embedded backends looked for in *directory*."""
-        return BusWires(
+        return BackendUrls(
             default=None if self.default is None else _beside(self.default, directory),
             by_name={name: _beside(url, directory) for name, url in self.by_name.items()},
         )
@@ -41,16 +41,16 @@ def _beside(url: str, directory: Path) -> str:
     return url if path.startswith("/") else f"sqlite:{directory / path}"
 
 
-def bus_wires(table: Table, key: str) -> BusWires:
+def bus_wires(table: Table, key: str) -> BackendUrls:
     """`tasks` or `events` of `[wires]`: one URL, or a table of them with `default`."""
     value = table.raw(key)
     if value is None:
-        return BusWires()
+        return BackendUrls()
     if isinstance(value, dict):
         inner = Table(table.settings, (*table.path, key), value, f"[wires.{key}]")
         found = {name: _url(inner, name, key, url) for name, url in value.items()}
-        return BusWires(default=found.pop("default", None), by_name=found)
-    return BusWires(default=_url(table, key, key, value))
+        return BackendUrls(default=found.pop("default", None), by_name=found)
+    return BackendUrls(default=_url(table, key, key, value))
 
 
 def schedule_wire(table: Table) -> str | None:

@@ -14,7 +14,7 @@ from polywire.errors import SetupError, SystemFileError
 from polywire.net.address import parse_address
 from polywire.net.stream import Limits
 from polywire.system import environment
-from polywire.system.bus_wires import BusWires, bus_wires, schedule_wire
+from polywire.system.bus_wires import BackendUrls, bus_wires, schedule_wire
 from polywire.system.positions import positions
 from polywire.system.reading import Settings, Table, did_you_mean, not_a_choice, reason, shown
 
@@ -78,8 +78,8 @@ class Wires:
 
     default: Wire = "grpc"
     by_contract: Mapping[str, Wire] = field(default_factory=dict)
-    tasks: BusWires = field(default_factory=BusWires)
-    events: BusWires = field(default_factory=BusWires)
+    tasks: BackendUrls = field(default_factory=BackendUrls)
+    events: BackendUrls = field(default_factory=BackendUrls)
     schedule: str | None = None
     """Where schedules, results and the index of dead letters are kept that a backend keeps none of."""
 

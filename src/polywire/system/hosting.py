@@ -22,9 +22,10 @@ async def hosting(
     wirings: Mapping[str, Wiring],
     make: MakeDispatcher,
     *,
-    given: Mapping[Key, Any],
+    given: Mapping[str, Mapping[Key, Any]],
 ) -> AsyncIterator[None]:
-    """Open everything that *assemblies* need, for the length of the block; *wirings* has what each calls by.
+    """Open everything that *assemblies* need, for the length of the block; *wirings* has what each calls by, *given*
+    what each gets from outside.
 
     A service starts after those it calls in this process and closes before them. The dispatchers that *make* returns
     are put into the wirings' `here`; whoever runs the block stops them before it ends.
@@ -35,7 +36,7 @@ async def hosting(
             stack.push_async_callback(wiring.close)
         for name in start_order(needs):
             wiring = wirings[name]
-            objects = await stack.enter_async_context(assemblies[name].running(wiring.client, given))
+            objects = await stack.enter_async_context(assemblies[name].running(wiring.client, given[name]))
             wiring.here[name] = make(name, objects)
         yield
 
@@ -44,4 +45,5 @@ def _called(assembly: Assembly, wiring: Wiring) -> list[str]:
     """The services that *assembly* calls. Raises SetupError for a call that its wiring could not make."""
     for contract in assembly.clients:
         wiring.client(contract)
-    return [wiring.targets[service_of(contract).full_name].name for contract in assembly.clients]
+    called = (wiring.targets.get(service_of(contract).full_name) for contract in assembly.clients)
+    return [target.name for target in called if target is not None]

@@ -12,13 +12,15 @@ from polywire.errors import SetupError
 from polywire.policy.retry import Retry
 from polywire.system.app import App, Key
 from polywire.system.assembly import Assembly, assemble, is_contract
+from polywire.system.bus_plan import check_bus
+from polywire.system.consuming import BUS, Part, part_of
 from polywire.system.file import ServiceEntry, SystemFile
 from polywire.system.importing import add_to_path, load_app
 from polywire.system.reading import did_you_mean
 from polywire.system.wiring import Target, local_across_processes
 
-GIVEN = {Key(Clock): SYSTEM_CLOCK}
-"""What every app may ask for without providing it."""
+GIVEN = {Key(Clock): SYSTEM_CLOCK, BUS: None}
+"""What every app may ask for without providing it; the bus is there once it runs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,8 +38,12 @@ class Plan:
 
     def needs(self, name: str) -> list[str]:
         """The services that service *name* calls."""
-        called = (self.owners[service_of(contract).full_name] for contract in self.assemblies[name].clients)
-        return list(dict.fromkeys(called))
+        called = (self.owners.get(service_of(contract).full_name) for contract in self.assemblies[name].clients)
+        return list(dict.fromkeys(owner for owner in called if owner is not None))
+
+    def part(self, name: str) -> Part:
+        """What service *name* has to do with the bus."""
+        return part_of(self.assemblies[name])
 
     def targets(self, here: Iterable[str]) -> dict[str, Target]:
         """Every contract's service, as a process sees it that runs the services *here*."""
@@ -82,6 +88,7 @@ def plan(
     _check_wire_names(worked_out)
     for name in runnable:
         _check_clients(worked_out, name, in_process=in_process)
+    check_bus(system, {name: worked_out.part(name) for name in runnable}, one_process=in_process or len(runnable) == 1)
     return worked_out
 
 
@@ -144,6 +151,8 @@ def _check_clients(worked_out: Plan, name: str, *, in_process: bool) -> None:
     for contract in worked_out.assemblies[name].clients:
         full_name = service_of(contract).full_name
         owner = worked_out.owners.get(full_name)
+        if not service_of(contract).rpcs:
+            continue  # its tasks wait for whoever comes
         if owner is None:
             raise system.settings.error(
                 ("services", name),

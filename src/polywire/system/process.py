@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+from polywire.bus.consumer import Alone
+from polywire.bus.consumer.run import MessageLog
+from polywire.bus.sending import Bus
 from polywire.clock import SYSTEM_CLOCK
 from polywire.context import Call
+from polywire.contract import contracts_of
 from polywire.errors import SetupError
 from polywire.net.tls import ServerTls
 from polywire.server import BearerTokens, Certificates, Server
 from polywire.services import MAX_MESSAGE_BYTES, STREAM_IDLE_TIMEOUT, AccessLog, Authenticator
+from polywire.system.bus_plan import connected_bus
+from polywire.system.consuming import BUS, Consumers, consumers_of
 from polywire.system.file import SystemFile
 from polywire.system.hosting import hosting
 from polywire.system.plan import GIVEN, Plan, defaults_of
@@ -28,6 +35,8 @@ DEFAULT_LISTEN = "127.0.0.1:0"
 
 MakeAccessLog = Callable[[str], AccessLog | None]
 """The access log of a service, by its name."""
+MakeMessageLog = Callable[[str], MessageLog | None]
+"""The log of the messages that a service handles, by its name."""
 
 
 class Process:
@@ -36,6 +45,7 @@ class Process:
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
         self.servers: dict[str, Server] = {}
+        self.consumers: dict[str, Consumers] = {}
         self.addresses: dict[str, str] = {}
         """Where each listens, with the ports that were chosen."""
 
@@ -52,18 +62,35 @@ class Process:
                 raise SetupError(f"Service {name!r} did not start: {error}") from error
 
     async def drain(self) -> None:
-        """Stop without losing a request: each service before those that it calls."""
+        """Stop without losing a request or a message: each service before those that it calls."""
         for name in reversed(start_order({name: self.plan.needs(name) for name in self.servers})):
             timeouts = self.plan.system.services[name].timeouts
-            await self.servers[name].drain(delay=timeouts.drain_delay, grace=timeouts.grace)
+            await asyncio.gather(
+                self.consumers[name].stop(timeouts.grace),
+                self.servers[name].drain(delay=timeouts.drain_delay, grace=timeouts.grace),
+            )
+
+    async def consume(self) -> None:
+        """Begin to handle tasks and events. Raises SetupError where one cannot be."""
+        for consumers in self.consumers.values():
+            await consumers.start()
 
     async def close(self) -> None:
+        """Stop now: what was not drained is given back."""
+        for consumers in self.consumers.values():
+            await consumers.stop(0.0)
         for server in self.servers.values():
             await server.close()
 
 
 @contextlib.asynccontextmanager
-async def processing(plan: Plan, names: Sequence[str], *, access_log: MakeAccessLog) -> AsyncIterator[Process]:
+async def processing(
+    plan: Plan,
+    names: Sequence[str],
+    *,
+    access_log: MakeAccessLog,
+    message_log: MakeMessageLog = lambda _name: None,
+) -> AsyncIterator[Process]:
     """Run the services *names* of *plan* until the end of the block, where they are closed if they were not drained.
 
     A single one calls the others over their wires; of several, each calls those beside it without leaving the process.
@@ -73,19 +100,28 @@ async def processing(plan: Plan, names: Sequence[str], *, access_log: MakeAccess
     tokens = token_sources(_tokens(plan), plan.system.directory)
     here: dict[str, Dispatcher] = {}
     wirings = {name: _wiring(plan, name, names, here, tokens.get(name)) for name in names}
+    alone = Alone(SYSTEM_CLOCK)
 
     def make(name: str, objects: list[Any]) -> Dispatcher:
         authenticator = _authenticator(plan.system, name, tokens)
-        server = _server(plan.system, name, objects, authenticator, access_log(name))
+        consumers = consumers_of(objects, bus.backends, results=bus.results, message_log=message_log(name), alone=alone)
+        process.consumers[name] = consumers
+        callable_objects = [each for each in objects if contracts_of(type(each))]
+        server = _server(plan.system, name, callable_objects, authenticator, access_log(name), consumers)
         process.servers[name] = server
         return server.services
 
-    async with hosting({name: plan.assemblies[name] for name in names}, wirings, make, given=GIVEN):
-        try:
-            await process.listen()
-            yield process
-        finally:
-            await process.close()
+    async with connected_bus(plan.system, {name: plan.part(name) for name in names}) as bus:
+        for name in names:
+            wirings[name].sender = bus.senders[name]
+        given = {name: {**GIVEN, BUS: Bus(bus.senders[name])} for name in names}
+        async with hosting({name: plan.assemblies[name] for name in names}, wirings, make, given=given):
+            try:
+                await process.consume()
+                await process.listen()
+                yield process
+            finally:
+                await process.close()
 
 
 def _tokens(plan: Plan) -> dict[str, str]:
@@ -132,7 +168,12 @@ def _authenticator(system: SystemFile, name: str, tokens: Mapping[str, Callable[
 
 
 def _server(
-    system: SystemFile, name: str, objects: list[Any], authenticator: Authenticator | None, access_log: AccessLog | None
+    system: SystemFile,
+    name: str,
+    objects: list[Any],
+    authenticator: Authenticator | None,
+    access_log: AccessLog | None,
+    consumers: Consumers,
 ) -> Server:
     entry = system.services[name]
     tls = None
@@ -152,4 +193,5 @@ def _server(
         access_log=access_log,
         max_message_bytes=entry.max_message_bytes or MAX_MESSAGE_BYTES,
         stream_idle_timeout=entry.stream_idle_timeout or STREAM_IDLE_TIMEOUT,
+        also_ready=lambda: consumers.ready,
     )

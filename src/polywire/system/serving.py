@@ -22,13 +22,14 @@ from polywire.system.assembly import assemble
 from polywire.system.file import ServiceEntry, SystemFile, Timeouts, Tls, Wire, Wires
 from polywire.system.output import LineOutput
 from polywire.system.plan import GIVEN, Plan, plan
-from polywire.system.process import processing
+from polywire.system.process import MakeMessageLog, processing
 from polywire.system.reading import Settings
 from polywire.system.shutdown import Shutdown
 from polywire.system.supervised import Supervised
 from polywire.telemetry import logs
 from polywire.telemetry.access_log import AccessLog as Lines
 from polywire.telemetry.access_log import LogFormat
+from polywire.telemetry.message_log import MessageLog
 
 log = logging.getLogger("polywire.system")
 
@@ -127,6 +128,7 @@ async def run_services(
     *,
     shutdown: Shutdown,
     make_access_log: Callable[[str], AccessLog | None],
+    make_message_log: MakeMessageLog,
     ready: Callable[[Mapping[str, str]], None],
 ) -> None:
     """Run the services *names* of a plan in this process until *shutdown*, then drain.
@@ -134,7 +136,7 @@ async def run_services(
     *ready* gets their addresses once all of them listen. Raises SetupError where one cannot start.
     """
     with shutdown.listening():
-        async with processing(made, names, access_log=make_access_log) as process:
+        async with processing(made, names, access_log=make_access_log, message_log=make_message_log) as process:
             ready(process.addresses)
             await shutdown.wait()
             await process.drain()
@@ -144,8 +146,18 @@ async def run_service(made: Plan, name: str, *, format: LogFormat, supervised: S
     """Run one service of a plan as the whole of this process, with its logs on standard output."""
     output = LineOutput()
     lines = Lines(output, format=format, service=name)
-    logs.configure(output, format=format, service=name, before=lines.flush)
-    shutdown = Shutdown(at_once=lines.close)
+    messages = MessageLog(output, format=format, service=name)
+
+    def flush() -> None:
+        lines.flush()
+        messages.flush()
+
+    def close() -> None:
+        lines.close()
+        messages.close()
+
+    logs.configure(output, format=format, service=name, before=flush)
+    shutdown = Shutdown(at_once=close)
     timeouts = made.system.services[name].timeouts
     if supervised is not None:
         orphaned = partial(asyncio.get_running_loop().call_soon_threadsafe, shutdown.ask)
@@ -157,7 +169,14 @@ async def run_service(made: Plan, name: str, *, format: LogFormat, supervised: S
             supervised.ready(addresses[name])
 
     try:
-        await run_services(made, [name], shutdown=shutdown, make_access_log=lambda _name: lines, ready=ready)
+        await run_services(
+            made,
+            [name],
+            shutdown=shutdown,
+            make_access_log=lambda _name: lines,
+            make_message_log=lambda _name: messages,
+            ready=ready,
+        )
         log.info("%s has stopped", name)
     finally:
-        lines.close()
+        close()

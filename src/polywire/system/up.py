@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 from polywire.net.loop import run as run_loop
 from polywire.system import environment
@@ -23,6 +24,7 @@ from polywire.system.supervised import Supervised
 from polywire.system.supervisor import Job, Supervisor
 from polywire.telemetry import logs
 from polywire.telemetry.access_log import AccessLog, LogFormat
+from polywire.telemetry.message_log import MessageLog
 
 Announce = Callable[[str], None]
 
@@ -136,16 +138,20 @@ async def up_in_process(
     began: float,
 ) -> None:
     """Run every service of the plan in this process until a signal. Raises SetupError where one does not start."""
-    access_logs: dict[str, AccessLog] = {}
+    logged: list[AccessLog | MessageLog] = []
 
     def make_access_log(name: str) -> AccessLog:
-        def write(text: str) -> None:
-            relay.lines(name, text)
+        made = AccessLog(partial(relay.lines, name), format=format, service=name)
+        logged.append(made)
+        return made
 
-        return access_logs.setdefault(name, AccessLog(write, format=format, service=name))
+    def make_message_log(name: str) -> MessageLog:
+        made = MessageLog(partial(relay.lines, name), format=format, service=name)
+        logged.append(made)
+        return made
 
     def flush() -> None:
-        for lines in access_logs.values():
+        for lines in logged:
             lines.flush()
 
     def write_ours(text: str) -> None:
@@ -161,6 +167,7 @@ async def up_in_process(
                 names,
                 shutdown=shutdown,
                 make_access_log=make_access_log,
+                make_message_log=make_message_log,
                 ready=Announcement(made, relay, announce, lambda: then(shutdown), began),
             )
     finally:

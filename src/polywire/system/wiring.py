@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+from polywire.bus.sending import Sender
 from polywire.channel import CallDefaults, Channel, Endpoints
 from polywire.client import client_for
 from polywire.clock import SYSTEM_CLOCK, Clock
@@ -45,20 +46,25 @@ class Wiring:
     """Who calls: to others of this process, which see no certificate, that is proof enough."""
     clock: Clock = SYSTEM_CLOCK
     open_remote: Callable[[Target, RemoteWire], Endpoints] | None = None
+    sender: Sender | None = None
+    """What tasks are sent by."""
     here: dict[str, Dispatcher] = field(default_factory=dict)
     """What runs in this process so far, by name of the service; the wirings of one process share it."""
     _channels: dict[tuple[str, Wire], Channel] = field(default_factory=dict)
 
     def client(self, contract: type[C]) -> C:
         """A typed client of *contract*. Raises SetupError where nobody implements it, or its wire cannot get there."""
-        full_name = service_of(contract).full_name
+        service = service_of(contract)
+        if service.tasks and not service.rpcs:
+            return client_for(contract, None, self.sender)
+        full_name = service.full_name
         target = self.targets.get(full_name)
         if target is None:
             raise SetupError(
                 f"Nobody implements {full_name}, and a client of it is needed. "
                 f"The system has: {', '.join(sorted(self.targets)) or 'none'}."
             )
-        return client_for(contract, self._channel(target, self.wire_of(full_name)))
+        return client_for(contract, self._channel(target, self.wire_of(full_name)), self.sender)
 
     def wire_of(self, contract: str) -> Wire:
         """The wire that calls to *contract* take. Raises SetupError where it cannot get there."""

@@ -3,34 +3,44 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import replace as replaced
 from typing import Any, TypeVar
 
+from polywire.bus.core import DeadLetter
+from polywire.bus.sending import Bus, Sender
 from polywire.channel import CallDefaults
 from polywire.clock import SYSTEM_CLOCK, Clock
-from polywire.contract import Contract, contracts_of, service_of
+from polywire.contract import Contract, Event, contracts_of, service_of
 from polywire.errors import SetupError
 from polywire.services import Services
 from polywire.system.app import App, Key
 from polywire.system.assembly import assemble, implemented
+from polywire.system.consuming import BUS, part_of
 from polywire.system.hosting import hosting
 from polywire.system.wiring import Target, Wiring
+from polywire.testing.bus import MemoryBus, memory_bus, part_of_fakes
 from polywire.wire.seam import Dispatcher
 
 C = TypeVar("C", bound=Contract)
 T = TypeVar("T")
+E = TypeVar("E", bound=Event)
 
 FAKES = "replaced"
 """The name of the service that the fakes of a test stand for."""
+OUTSIDE = "test"
+"""Who a test is to the services that it calls."""
 
 
 class System:
     """What `testing.system` runs."""
 
-    def __init__(self, wiring: Wiring, objects: Mapping[str, list[Any]], given: Mapping[Key, Any]) -> None:
+    def __init__(self, wiring: Wiring, objects: Mapping[str, list[Any]], bus: MemoryBus, sender: Sender) -> None:
         self._wiring = wiring
         self._objects = objects
-        self._given = given
+        self._bus = bus
+        self.bus = Bus(sender)
+        """To publish events as somebody outside of the system would."""
 
     def client(self, contract: type[C]) -> C:
         """A client of *contract*, calling as somebody outside of the system would."""
@@ -44,6 +54,27 @@ class System:
                     return found
         names = ", ".join(type(found).__qualname__ for objects in self._objects.values() for found in objects)
         raise SetupError(f"No service of class {cls.__qualname__} runs in this system. It has: {names or 'none'}.")
+
+    async def settled(self) -> None:
+        """Return once nothing is under way: every task and event that could be handled by now was, with all that came
+        of it. What waits for its time (a delay, the next attempt) waits on; let a ManualClock go on, and ask again.
+
+        Raises AssertionError that names what is still under way where that does not end.
+        """
+        await self._bus.settled()
+
+    def published(self, event: type[E]) -> list[E]:
+        """The events of this class that were published so far, in order."""
+        return self._bus.published(event)
+
+    def enqueued(self, task: Callable[..., Any]) -> list[Any]:
+        """What this task was sent so far, in order: `system.enqueued(Mail.send_confirmation)`. Schedules and direct
+        calls count as well."""
+        return self._bus.enqueued(task)
+
+    async def dead(self, where: Callable[..., Any]) -> list[DeadLetter]:
+        """The dead letters of a task (`Mail.send_confirmation`) or of a subscribed method (`Warehouse.pack`)."""
+        return await self._bus.dead(where)
 
 
 @contextlib.asynccontextmanager
@@ -63,6 +94,7 @@ async def system(
     """
     fakes, given = _sorted(replace or {})
     given.setdefault(Key(Clock), clock)
+    given.setdefault(BUS, None)
     by_name = _named(apps)
     without = frozenset(fakes)
     assemblies = {name: assemble(app, given=given, without=without) for name, app in by_name.items()}
@@ -74,17 +106,26 @@ async def system(
 
     def make(name: str, made: list[Any]) -> Dispatcher:
         objects[name] = made
-        dispatchers.append(Services(made, clock=clock))
+        dispatchers.append(Services([one for one in made if contracts_of(type(one))], clock=clock))
         return dispatchers[-1]
 
     if fakes:
         wiring.here[FAKES] = make(FAKES, list(dict.fromkeys(fakes.values())))
-    async with hosting(assemblies, dict.fromkeys(assemblies, wiring), make, given=given):
-        try:
-            yield System(wiring, objects, given)
-        finally:
-            for dispatcher in reversed(dispatchers):
-                await dispatcher.finish(0.0)
+    async with memory_bus(clock) as bus:
+        senders = {name: bus.sender(name) for name in (*assemblies, OUTSIDE)}
+        wirings = {name: replaced(wiring, sender=senders[name]) for name in (*assemblies, OUTSIDE)}
+        await bus.declare([part_of(assembly) for assembly in assemblies.values()])
+        await bus.declare([part_of_fakes(fakes)])
+        with_bus = {name: {**given, BUS: Bus(senders[name])} for name in assemblies}
+        async with hosting(assemblies, {name: wirings[name] for name in assemblies}, make, given=with_bus):
+            try:
+                await bus.consume([each for made in objects.values() for each in made])
+                yield System(wirings[OUTSIDE], objects, bus, senders[OUTSIDE])
+            finally:
+                await bus.stop()
+                for dispatcher in reversed(dispatchers):
+                    await dispatcher.finish(0.0)
+                await wirings[OUTSIDE].close()
 
 
 def _sorted(replace: Mapping[Any, object]) -> tuple[dict[type[Contract], object], dict[Key, Any]]:

@@ -1,0 +1,102 @@
+"""The bus of a process, on paper and then connected: what its services need of it, and who sends for whom."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+
+from polywire.bus.backend.memory_results import MemoryResults
+from polywire.bus.core.results import Results
+from polywire.bus.core.urls import scheme_of
+from polywire.bus.sending import Sender
+from polywire.clock import SYSTEM_CLOCK, Clock
+from polywire.contract import Event, service_of
+from polywire.system.backends import Backends
+from polywire.system.bus_wires import BackendUrls
+from polywire.system.consuming import Part, declare
+from polywire.system.file import SystemFile
+
+EXAMPLE = ".polywire/bus.db"
+
+
+@dataclass(slots=True, kw_only=True)
+class ConnectedBus:
+    """The backends of a process, and a sender for each of its services."""
+
+    backends: Backends
+    senders: Mapping[str, Sender]
+    results: Mapping[str, Results]
+    """Stores of results, by name."""
+
+
+def check_bus(system: SystemFile, parts: Mapping[str, Part], *, one_process: bool) -> None:
+    """Raises SystemFileError where a service needs tasks or events, and there is nothing they could travel on."""
+    for name, part in parts.items():
+        for contract in (*part.handles, *part.sends):
+            full_name = service_of(contract).full_name
+            _check_wire(system, name, "tasks", full_name, f"the tasks of {full_name}", one_process)
+        for topic in dict.fromkeys(one.topic for one in part.subscriptions):
+            _check_wire(system, name, "events", topic, f"the events of topic {topic!r}", one_process)
+        if part.publishes and not system.wires.events.urls:
+            raise _no_wire(system, name, "events", "the bus")
+
+
+def _check_wire(system: SystemFile, name: str, use: str, key: str, what: str, one_process: bool) -> None:
+    urls: BackendUrls = system.wires.tasks if use == "tasks" else system.wires.events
+    url = urls.of(key)
+    if url is None:
+        raise _no_wire(system, name, use, what)
+    if scheme_of(url) == "memory" and not one_process:
+        raise system.error(
+            ("wires", use),
+            f"is 'memory:', which stays in one process, but service {name!r} runs in a process of its own and needs "
+            f"{what}. Choose another backend, for example 'sqlite:{EXAMPLE}', or run the whole system in one process "
+            "with `polywire up --in-process`.",
+        )
+
+
+def _no_wire(system: SystemFile, name: str, use: str, what: str) -> Exception:
+    return system.settings.error(
+        ("services", name),
+        f"services.{name} needs {what}, but there is no wire for {use}. Add one: `[wires]` with "
+        f'`{use} = "sqlite:{EXAMPLE}"`.',
+    )
+
+
+@contextlib.asynccontextmanager
+async def connected_bus(
+    system: SystemFile, parts: Mapping[str, Part], *, clock: Clock = SYSTEM_CLOCK
+) -> AsyncIterator[ConnectedBus]:
+    """The bus of a process that runs these services, for the length of the block, with all that they need declared.
+
+    Nothing is opened that none of them needs. Raises BackendUnreachable, and SetupError where something was declared
+    differently before.
+    """
+    needs_tasks = any(part.has_tasks for part in parts.values())
+    needs_events = any(part.has_events for part in parts.values())
+    backends = Backends(
+        system.wires.tasks.beside(system.directory) if needs_tasks else BackendUrls(),
+        system.wires.events.beside(system.directory) if needs_events else BackendUrls(),
+        clock=clock,
+    )
+    results = MemoryResults(clock=clock)
+    await results.start()
+    senders = {
+        name: Sender(name, tasks=backends.tasks, events=backends.events, results=results, clock=clock) for name in parts
+    }
+    try:
+        await backends.start()
+        for name, part in parts.items():
+            await declare(part, backends)
+            senders[name].check((*part.handles, *part.sends), _events_of(part))
+        yield ConnectedBus(backends=backends, senders=senders, results={results.name: results})
+    finally:
+        for sender in senders.values():
+            sender.close()
+        await backends.close()
+        await results.close()
+
+
+def _events_of(part: Part) -> list[type[Event]]:
+    return [event.event for one in part.subscriptions for event in one.events]
