@@ -31,7 +31,7 @@ from polywire.bus.backend.kafka_copies import (
     taken_out,
 )
 from polywire.bus.backend.kafka_lane import unread
-from polywire.bus.backend.kafka_messages import Message, appended, envelope_of, headers_of, key_of, value_of
+from polywire.bus.backend.kafka_messages import Message, appended, envelope_of, headers_of, value_of
 from polywire.bus.backend.kafka_producer import Outgoing, Producer
 from polywire.bus.core.checks import checked_name, differences, not_there, refuse_differences, too_large
 from polywire.bus.core.envelope import Envelope
@@ -233,9 +233,11 @@ class KafkaLog:
         if self._producer is None:
             return [self._not_open(topic, envelope) for envelope in envelopes]
         limit = self._address.max_message_bytes
-        if any(len(envelope.body) > limit for envelope in envelopes):
-            return await self._append_what_fits(topic, envelopes, timeout)
-        outgoing = [Outgoing(each, key_of(each), value_of(each), headers_of(each)) for each in envelopes]
+        outgoing: list[Outgoing] = []
+        for envelope in envelopes:
+            if len(envelope.body) > limit:
+                return await self._append_what_fits(topic, envelopes, timeout)
+            outgoing.append((envelope, envelope.key, value_of(envelope), headers_of(envelope)))
         return await self._producer.send(topic, outgoing, timeout)
 
     async def _append_what_fits(

@@ -33,7 +33,6 @@ from polywire.bus.backend.kafka_messages import (
     appended,
     envelope_of,
     headers_of,
-    key_of,
 )
 from polywire.bus.backend.kafka_producer import Outgoing
 from polywire.bus.core.envelope import Envelope
@@ -120,13 +119,12 @@ def dead_copy(record: Record, outcome: Bury, died: float) -> Outgoing:
         (ATTEMPTS, str(record.attempt)),
         (DIED, repr(died)),
     ]
-    key = record.position.encode()
-    return _copy(record.envelope, record.position, key, told)
+    return _copy(record.envelope, record.position, record.position, told)
 
 
 def taken_out(buried: Buried) -> Outgoing:
     """The mark that it is no dead letter any more."""
-    return Outgoing(buried.letter.envelope, buried.key, None, [])
+    return buried.letter.envelope, buried.key, None, {}
 
 
 def dead_letters(messages: Sequence[Message], queue: str) -> list[Buried]:
@@ -161,11 +159,12 @@ def _buried(message: Message, key: bytes, queue: str) -> Buried:
     return Buried(letter, key, header(message, ORIGIN) or key.decode(errors="replace"))
 
 
-def _copy(envelope: Envelope, origin: str, key: bytes | None, told: list[tuple[str, str]]) -> Outgoing:
+def _copy(envelope: Envelope, origin: str, key: str | None, told: list[tuple[str, str]]) -> Outgoing:
     """With a value in any case, if only an empty one: a record without is a mark of deletion."""
     headers = headers_of(envelope)
     if key is not None and envelope.key is not None:
-        headers.append(("ce_partitionkey", envelope.key.encode()))
-    headers.append((ORIGIN, origin.encode()))
-    headers += [(name, text.encode(errors="replace")) for name, text in told]
-    return Outgoing(envelope, key_of(envelope) if key is None else key, envelope.body, headers)
+        headers["ce_partitionkey"] = envelope.key
+    headers[ORIGIN] = origin
+    for name, text in told:
+        headers[name] = text.encode(errors="replace")
+    return envelope, envelope.key if key is None else key, envelope.body, headers

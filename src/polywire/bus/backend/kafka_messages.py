@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from polywire.bus.core.envelope import JSON, Envelope, timestamp
 from polywire.errors import UndecodableMessage
 
-Headers = list[tuple[str, str | bytes | None]]
+Headers = dict[str, str | bytes | None]
 
 ORIGIN = "polywire-origin"
 """Of a copy among retries or dead letters: `topic/partition@offset` of the event."""
@@ -20,7 +20,6 @@ DIED = "polywire-died"
 _OWN = "polywire-own-"
 """Before those of the sender's headers that would be taken for ours."""
 _RESERVED = ("ce_", "polywire-", "content-type")
-_SPEC = ("ce_specversion", b"1.0")
 NO_VALUE = ""
 """The content type of an event without any value, Kafka's mark of deletion."""
 
@@ -39,56 +38,54 @@ class Message(Protocol):
 
 def headers_of(envelope: Envelope) -> Headers:
     """All but body and key."""
-    found: Headers = [
-        _SPEC,
-        ("ce_id", envelope.id.encode()),
-        ("ce_source", (envelope.source or "/").encode()),
-        ("ce_time", timestamp(envelope.time).encode()),
-        ("content-type", envelope.content_type.encode()),
-    ]
+    found: Headers = {
+        "ce_specversion": "1.0",
+        "ce_id": envelope.id,
+        "ce_source": envelope.source or "/",
+        "ce_time": timestamp(envelope.time),
+        "content-type": envelope.content_type,
+    }
     if envelope.type:
-        found.append(("ce_type", envelope.type.encode()))
+        found["ce_type"] = envelope.type
     if envelope.version != 1:
-        found.append(("ce_dataversion", b"%d" % envelope.version))
+        found["ce_dataversion"] = str(envelope.version)
     if envelope.traceparent is not None:
-        found.append(("ce_traceparent", envelope.traceparent.encode()))
+        found["ce_traceparent"] = envelope.traceparent
     if envelope.tracestate is not None:
-        found.append(("ce_tracestate", envelope.tracestate.encode()))
+        found["ce_tracestate"] = envelope.tracestate
     if envelope.request_id is not None:
-        found.append(("ce_requestid", envelope.request_id.encode()))
+        found["ce_requestid"] = envelope.request_id
     if envelope.causation_id is not None:
-        found.append(("ce_causationid", envelope.causation_id.encode()))
+        found["ce_causationid"] = envelope.causation_id
     if envelope.principal is not None:
-        found.append(("ce_principal", envelope.principal.encode()))
+        found["ce_principal"] = envelope.principal
     if envelope.reply_to is not None:
-        found.append(("ce_replyto", envelope.reply_to.encode()))
+        found["ce_replyto"] = envelope.reply_to
     if envelope.not_before is not None:
-        found.append(("ce_notbefore", timestamp(envelope.not_before).encode()))
+        found["ce_notbefore"] = timestamp(envelope.not_before)
     if envelope.expires is not None:
-        found.append(("ce_expirytime", timestamp(envelope.expires).encode()))
+        found["ce_expirytime"] = timestamp(envelope.expires)
     if envelope.priority or envelope.attempt or envelope.lost or envelope.redrive_count:
-        found += _counts(envelope)
+        _count(envelope, found)
     if envelope.headers:
-        found += [(_escaped(name), value.encode()) for name, value in envelope.headers.items()]
+        for name, value in envelope.headers.items():
+            found[_escaped(name)] = value
     return found
 
 
-def _counts(envelope: Envelope) -> Headers:
-    counts = {
-        "ce_priority": envelope.priority,
-        "ce_attempt": envelope.attempt,
-        "ce_lost": envelope.lost,
-        "ce_redrivecount": envelope.redrive_count,
-    }
-    return [(name, b"%d" % count) for name, count in counts.items() if count]
+def _count(envelope: Envelope, found: Headers) -> None:
+    for name, count in (
+        ("ce_priority", envelope.priority),
+        ("ce_attempt", envelope.attempt),
+        ("ce_lost", envelope.lost),
+        ("ce_redrivecount", envelope.redrive_count),
+    ):
+        if count:
+            found[name] = str(count)
 
 
 def _escaped(name: str) -> str:
     return _OWN + name if name.startswith(_RESERVED) else name
-
-
-def key_of(envelope: Envelope) -> bytes | None:
-    return None if envelope.key is None else envelope.key.encode()
 
 
 def value_of(envelope: Envelope) -> bytes | None:
@@ -101,48 +98,53 @@ def envelope_of(message: Message) -> Envelope:
     A message without CloudEvents headers is somebody else's: it has type "", an id made of its position, the time when
     it was appended, and all its headers. One without a value has the content type "".
     """
-    found: dict[str, bytes | None] = dict(message.headers() or ())
-    if "ce_id" not in found and "ce_specversion" not in found:
-        return _foreign(message, found)
-    take = found.pop
-    take("ce_specversion", None)
-    body, key = message.value(), message.key()
-    content_type, copy = take("content-type", None), ORIGIN in found
+    headers: list[tuple[str, bytes | None]] = message.headers() or []
+    names = {name for name, _ in headers}
+    if "ce_id" not in names and "ce_specversion" not in names:
+        return _foreign(message, headers)
+    body = message.value()
+    made = Envelope("", "", b"" if body is None else body, content_type=NO_VALUE if body is None else JSON)
+    own: dict[str, str] = {}
     try:
-        made = Envelope(
-            _text(take("ce_id", None)),
-            _text(take("ce_type", None)),
-            b"" if body is None else body,
-            _text(take("ce_source", None)),
-            content_type=(JSON if body is not None else NO_VALUE) if content_type is None else content_type.decode(),
-            key=None if key is None else key.decode(),
-        )
-        if made.source == "/":
-            made.source = ""
-        if (value := take("ce_time", None)) is not None:
-            made.time = _seconds("time", value)
-        if (value := take("ce_traceparent", None)) is not None:
-            made.traceparent = value.decode()
-        if (value := take("ce_requestid", None)) is not None:
-            made.request_id = value.decode()
-        if found:
-            _rest(made, found)
+        if (key := message.key()) is not None:
+            made.key = key.decode()
+        for name, value in headers:
+            text = "" if value is None else value.decode()
+            attribute = _TEXTS.get(name)
+            if attribute is not None:
+                setattr(made, attribute, text)
+            elif name[:3] == "ce_":
+                _set(made, name, text)
+            elif name[:9] != "polywire-":
+                own[name] = text
+            elif name.startswith(_OWN):
+                own[name[len(_OWN) :]] = text
     except UnicodeDecodeError:
         raise UndecodableMessage("The message carries CloudEvents attributes that are not UTF-8.") from None
-    if not made.id or not (made.type or copy):
+    if own:
+        made.headers = own
+    if made.source == "/":
+        made.source = ""
+    if not made.id or not (made.type or ORIGIN in names):
         missing = " and ".join(name for name in ("id", "type") if not getattr(made, name))
         raise UndecodableMessage(f"The message carries CloudEvents attributes, but no {missing}.")
     return made
 
 
 _TEXTS = {
+    "ce_id": "id",
+    "ce_source": "source",
+    "ce_type": "type",
+    "content-type": "content_type",
+    "ce_traceparent": "traceparent",
     "ce_tracestate": "tracestate",
+    "ce_requestid": "request_id",
     "ce_causationid": "causation_id",
     "ce_principal": "principal",
     "ce_replyto": "reply_to",
     "ce_partitionkey": "key",
 }
-_TIMES = {"ce_notbefore": "not_before", "ce_expirytime": "expires"}
+_TIMES = {"ce_time": "time", "ce_notbefore": "not_before", "ce_expirytime": "expires"}
 _NUMBERS = {
     "ce_dataversion": "version",
     "ce_priority": "priority",
@@ -152,35 +154,24 @@ _NUMBERS = {
 }
 
 
-def _rest(made: Envelope, found: dict[str, bytes | None]) -> None:
-    """The attributes that few messages have, and the sender's own headers."""
-    own: dict[str, str] = {}
-    for name, value in found.items():
-        if not name.startswith(_RESERVED):
-            own[name] = _text(value)
-        elif name.startswith(_OWN):
-            own[name[len(_OWN) :]] = _text(value)
-        elif name in _TEXTS:
-            setattr(made, _TEXTS[name], _text(value))
-        elif name in _TIMES:
-            setattr(made, _TIMES[name], _seconds(name[3:], value or b""))
-        elif name in _NUMBERS:
-            setattr(made, _NUMBERS[name], _number(name[3:], value or b""))
-    if own:
-        made.headers = own
+def _set(made: Envelope, name: str, text: str) -> None:
+    """A time or a count. Extensions that we do not know are dropped, as CloudEvents allows."""
+    if (attribute := _TIMES.get(name)) is not None:
+        setattr(made, attribute, _seconds(name[3:], text))
+    elif (attribute := _NUMBERS.get(name)) is not None:
+        setattr(made, attribute, _number(name[3:], text))
 
 
-def _foreign(message: Message, found: dict[str, bytes | None]) -> Envelope:
+def _foreign(message: Message, headers: list[tuple[str, bytes | None]]) -> Envelope:
     body, key = message.value(), message.key()
-    texts = {name: b"" if value is None else value for name, value in found.items()}
-    content_type = texts.pop("content-type", JSON.encode() if body is not None else NO_VALUE.encode())
-    own = {name: value.decode(errors="backslashreplace") for name, value in texts.items()}
+    own = {name: (value or b"").decode(errors="backslashreplace") for name, value in headers}
+    content_type = own.pop("content-type", JSON if body is not None else NO_VALUE)
     return Envelope(
         f"{message.topic()}/{message.partition()}@{message.offset()}",
         "",
         b"" if body is None else body,
         time=appended(message),
-        content_type=content_type.decode(errors="backslashreplace"),
+        content_type=content_type,
         key=None if key is None else key.decode(errors="backslashreplace"),
         headers=own or None,
         traceparent=own.get("traceparent"),
@@ -193,13 +184,9 @@ def appended(message: Message) -> float:
     return max(message.timestamp()[1], 0) / 1000
 
 
-def _text(value: bytes | None) -> str:
-    return "" if value is None else value.decode()
-
-
-def _seconds(name: str, value: bytes) -> float:
+def _seconds(name: str, text: str) -> float:
     try:
-        moment = datetime.fromisoformat(value.decode())
+        moment = datetime.fromisoformat(text)
     except ValueError:
         raise UndecodableMessage(f"The message's attribute {name!r} is no RFC 3339 time.") from None
     if moment.tzinfo is None:
@@ -207,7 +194,7 @@ def _seconds(name: str, value: bytes) -> float:
     return moment.timestamp()
 
 
-def _number(name: str, value: bytes) -> int:
-    if not value.isdigit() or len(value) > 9:
+def _number(name: str, text: str) -> int:
+    if not text.isascii() or not text.isdecimal() or len(text) > 9:
         raise UndecodableMessage(f"The message's attribute {name!r} is no count.")
-    return int(value)
+    return int(text)
