@@ -17,7 +17,8 @@ async def opened(path: Path, *specs: TopicSpec, clock: Clock = SYSTEM_CLOCK) -> 
     log = SqliteLog(f"sqlite:{path / 'bus.db'}", clock=clock)
     await log.start()
     try:
-        await log.declare(specs or (TopicSpec(name="orders", partitions=4),))
+        topics = specs or (TopicSpec(name="orders", partitions=4),)
+        await log.declare(topics, [GroupSpec(topic=topic.name, group="g") for topic in topics])
         yield log
     finally:
         await log.close()

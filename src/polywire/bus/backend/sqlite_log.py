@@ -252,9 +252,7 @@ class SqliteLog:
     async def consumer(
         self, topics: Sequence[str], group: str, *, limit: int, revoking: Revoking | None = None
     ) -> SqliteLogConsumer:
-        """A group that was not declared begins at the earliest event."""
-        check_name("group", group)
-        teams = [await self._joinable(await self._topic(topic), group) for topic in topics]
+        teams = [await self._team(topic, group) for topic in topics]
         made = SqliteLogConsumer(self, teams, limit, revoking)
         await made.join()
         self._consumers.add(made)
@@ -262,17 +260,6 @@ class SqliteLog:
 
     def closed(self, consumer: SqliteLogConsumer) -> None:
         self._consumers.discard(consumer)
-
-    async def _joinable(self, topic: TopicRow, group: str) -> TeamRow:
-        found = await self._look("The group was not found", lambda c: events.find_team(c, topic, group))
-        if found is not None:
-            return found
-
-        def make(tx: Transaction) -> TeamRow:
-            there = events.find_team(tx.connection, topic, group)
-            return there or events.make_team(tx, topic, GroupSpec(topic=topic.name, group=group))
-
-        return await self._do("The group was not made", make)
 
     async def read(self, topic: str, partition: int, offset: int, limit: int) -> list[Record]:
         row = await self._topic(topic)
@@ -731,6 +718,7 @@ class SqliteLogConsumer:
         self._log = log
         self._clock = log.clock
         self._members = {team.topic.name: _Member(self, team, limit) for team in teams}
+        self._group = teams[0].name if teams else ""
         self._revoking = revoking
         self._paused: set[Partition] = set()
         self._waiting: deque[asyncio.Future[None]] = deque()
@@ -778,7 +766,7 @@ class SqliteLogConsumer:
     def _check(self) -> None:
         self.file.check_fork()
         if self._closed:
-            raise ConsumerClosed("Nothing was received: this consumer was closed.")
+            raise ConsumerClosed(f"Nothing was received for the group {self._group!r}: this consumer was closed.")
         if self._failure is not None:
             raise self.gone()
 
@@ -1117,11 +1105,10 @@ def _stats(connection: apsw.Connection, team: TeamRow, now: float) -> GroupStats
         (team.topic.n, team.n),
     ).fetchall()
     behind = {part: end - done for part, done, end in rows}
-    waiting: int = connection.execute("SELECT count(*) FROM message WHERE queue = ?", (team.queue.n,)).get
     members: int = connection.execute("SELECT count(*) FROM owner WHERE channel = ?", (team.channel,)).get
     since = [_appended_at(connection, team, part, done) for part, done, end in rows if done < end]
     oldest = max(0.0, now - min(since)) if since else None
-    lag = sum(behind.values()) + waiting
+    lag = sum(behind.values())
     return GroupStats(
         topic=team.topic.name, group=team.name, lag=lag, by_partition=behind, members=members, oldest=oldest
     )
