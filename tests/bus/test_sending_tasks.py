@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 import pytest
@@ -24,9 +25,10 @@ from sending_support import (
 
 from polywire.bus.backend.memory import MemoryQueue
 from polywire.bus.backend.memory_results import MemoryResults
-from polywire.bus.core import Ack, Bury, Envelope, Settlement, TaskQueue
+from polywire.bus.consumer.results import StoredAnswers
+from polywire.bus.core import Ack, Envelope, Settlement, TaskQueue
 from polywire.bus.core.envelope import PROTOBUF
-from polywire.bus.core.results import TaskResults
+from polywire.bus.core.results import Results
 from polywire.bus.sending import BusWires, Sender, enqueue, enqueue_all, queues_of, receipt
 from polywire.client import client_for
 from polywire.codec import codec_for
@@ -50,6 +52,11 @@ from polywire.testing import ManualClock
 
 RESIZE = service_of(Images).tasks["resize"]
 EPOCH = 1_700_000_000.0
+
+
+def answers(results: Results) -> StoredAnswers:
+    """What a worker tells the sender by."""
+    return StoredAnswers(RESIZE, {results.name: results})
 
 
 # ---- sending -----------------------------------------------------------------------------------------------------
@@ -132,6 +139,10 @@ async def test_a_task_with_a_result_is_not_called_directly() -> None:
     )
 
 
+async def test_a_call_has_no_message() -> None:
+    assert Call().message is None
+
+
 async def test_an_rpc_is_not_enqueued() -> None:
     class FakeImages(Images):
         async def look(self, request: Resize) -> Thumb:
@@ -150,8 +161,8 @@ async def test_a_client_without_its_half_says_so() -> None:
     with pytest.raises(SetupError) as refused:
         await client_for(Mail, None).send_confirmation(Confirmation(order_id="1"))
     assert str(refused.value) == (
-        "shop.v1.Mail/SendConfirmation was not sent: this client has no wire for tasks. Make it in a system, or with "
-        "`connect` and tasks=."
+        "shop.v1.Mail/SendConfirmation was not sent: this client has no wire for tasks. Ask for it in the "
+        "constructor of a service: `connect` reaches rpcs alone."
     )
     with pytest.raises(SetupError) as refused:
         await images_over(sender_over(RecordingQueue())).look(Resize(picture="a"))
@@ -365,7 +376,7 @@ async def test_a_result_comes_back_through_the_store() -> None:
     assert envelope.reply_to == "memory"
     waiting = asyncio.ensure_future(sent.result(timeout=5))
     await asyncio.sleep(0)
-    await TaskResults(RESIZE, results).done(envelope, Ack(), Thumb(data=b"small"))
+    await answers(results).done(envelope, Thumb(data=b"small"))
     assert await waiting == Thumb(data=b"small")
     assert await receipt(images.resize, sent.id).result() == Thumb(data=b"small")
     assert repr(sent) == f"Receipt('shop.v1.Images/Resize', {sent.id!r})"
@@ -374,29 +385,30 @@ async def test_a_result_comes_back_through_the_store() -> None:
 async def test_a_result_travels_in_the_format_of_its_task() -> None:
     backend, results = RecordingQueue(), MemoryResults()
     sent = await enqueue(images_over(sender_over(backend, results=results, format="proto")).resize, Resize(picture="a"))
-    await TaskResults(RESIZE, results).done(backend.envelopes[0], Ack(), Thumb(data=b"small"))
+    await answers(results).done(backend.envelopes[0], Thumb(data=b"small"))
     kept = await results.wait(f"shop.v1.Images/Resize#{sent.id}", timeout=0)
     assert kept is not None
     assert (kept.content_type, await sent.result()) == (PROTOBUF, Thumb(data=b"small"))
 
 
-async def failed_with(outcome: Ack | Bury, value: Any) -> Exception:
+async def failed_with(tell: Callable[[StoredAnswers, Envelope], Coroutine[Any, Any, None]]) -> Exception:
+    """What waiting for a result raises, once a worker told how it ended."""
     backend, results = RecordingQueue(), MemoryResults(max_bytes=500)
     sent = await enqueue(images_over(sender_over(backend, results=results)).resize, Resize(picture="a"), id="m")
-    await TaskResults(RESIZE, results).done(backend.envelopes[0], outcome, value)
+    await tell(answers(results), backend.envelopes[0])
     with pytest.raises(Exception) as error:  # noqa: PT011 - which one is the caller's
         await sent.result(timeout=1)
     return error.value
 
 
 async def test_a_failure_comes_back_as_the_contracts_error() -> None:
-    error = await failed_with(Bury("attempts", "NotFound: no picture"), NotFound("no picture 'a'"))
+    error = await failed_with(lambda told, message: told.given_up(message, "attempts", NotFound("no picture 'a'")))
     assert type(error) is NotFound
     assert str(error) == "no picture 'a'"
 
 
 async def test_any_other_failure_stays_with_the_operators() -> None:
-    error = await failed_with(Bury("attempts", "KeyError: 'secret'"), KeyError("secret"))
+    error = await failed_with(lambda told, message: told.given_up(message, "attempts", KeyError("secret")))
     assert type(error) is Internal
     assert str(error) == (
         "shop.v1.Images/Resize was given up (attempts). Its error is in the dead letters of its queue, id 'm'."
@@ -404,10 +416,10 @@ async def test_any_other_failure_stays_with_the_operators() -> None:
 
 
 async def test_a_result_that_is_wrong_or_too_large_is_a_failure_that_says_so() -> None:
-    wrong = await failed_with(Ack(), Thumb(data="text"))  # type: ignore[arg-type]
+    wrong = await failed_with(lambda told, message: told.done(message, Thumb(data="text")))  # type: ignore[arg-type]
     assert type(wrong) is Internal
     assert str(wrong).startswith("shop.v1.Images/Resize was done, but what it returned is not what its contract says: ")
-    large = await failed_with(Ack(), Thumb(data=b"x" * 1000))
+    large = await failed_with(lambda told, message: told.done(message, Thumb(data=b"x" * 1000)))
     assert type(large) is ResourceExhausted
     assert str(large) == (
         "shop.v1.Images/Resize was done, but its result of 1347 bytes was not kept: the store takes 500. "
@@ -417,7 +429,7 @@ async def test_a_result_that_is_wrong_or_too_large_is_a_failure_that_says_so() -
 
 async def test_nothing_is_kept_where_nobody_waits() -> None:
     results = MemoryResults()
-    await TaskResults(RESIZE, results).done(Envelope("m", RESIZE.full_name, b""), Ack(), Thumb(data=b""))
+    await answers(results).done(Envelope("m", RESIZE.full_name, b""), Thumb(data=b""))
     assert await results.wait("shop.v1.Images/Resize#m", timeout=0) is None
 
 
@@ -435,7 +447,7 @@ async def test_waiting_for_a_result_ends_in_time_and_the_task_goes_on() -> None:
         "shop.v1.Images/Resize has no result after 5 s, id 'm'. It may be waiting or running still; a result is kept "
         "for 60 s."
     )
-    await TaskResults(RESIZE, results).done(backend.envelopes[0], Ack(), Thumb(data=b"1"))
+    await answers(results).done(backend.envelopes[0], Thumb(data=b"1"))
     assert await sent.result() == Thumb(data=b"1")
 
 
@@ -552,7 +564,7 @@ async def test_nothing_can_be_found_again_through_a_fake() -> None:
 async def test_the_memory_store_forgets_in_time_and_beyond_its_size() -> None:
     clock = ManualClock()
     results = MemoryResults(clock=clock, max_results=2, max_total_bytes=2000)
-    task = TaskResults(RESIZE, results)
+    task = answers(results)
 
     def asked(id: str) -> Envelope:
         return Envelope(id, RESIZE.full_name, b"", reply_to="memory")
@@ -561,9 +573,9 @@ async def test_the_memory_store_forgets_in_time_and_beyond_its_size() -> None:
         return [i for i in "abcd" if await results.wait(f"shop.v1.Images/Resize#{i}", timeout=0) is not None]
 
     for name in "abc":
-        await task.done(asked(name), Ack(), Thumb(data=b""))
+        await task.done(asked(name), Thumb(data=b""))
     assert await kept() == ["b", "c"]
-    await task.done(asked("d"), Ack(), Thumb(data=b"x" * 1490))
+    await task.done(asked("d"), Thumb(data=b"x" * 1490))
     assert await kept() == ["d"]
     await clock.advance(59)
     assert await kept() == ["d"]
@@ -612,7 +624,7 @@ async def test_a_task_goes_through_a_real_queue_and_its_result_comes_back() -> N
         assert delivery.envelope.id == sent.id
         assert codec_for(Resize, "json").decode(delivery.envelope.body) == Resize(picture="a")
         await consumer.settle([], [delivery])
-        await TaskResults(RESIZE, results).done(delivery.envelope, Ack(), Thumb(data=b"a"))
+        await answers(results).done(delivery.envelope, Thumb(data=b"a"))
         await consumer.settle([Settlement(delivery, Ack())])
         assert await sent.result(timeout=1) == Thumb(data=b"a")
         assert not await sent.cancel()

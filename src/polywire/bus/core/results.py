@@ -6,11 +6,10 @@ from typing import Any, Protocol
 
 import msgspec
 
-from polywire.bus.core.envelope import JSON, PROTOBUF, Envelope
-from polywire.bus.core.queue import Ack, Bury
+from polywire.bus.core.envelope import JSON, PROTOBUF
 from polywire.codec import Format, codec_for
 from polywire.codec.status import MAX_DETAILS, details_of, error_from, unpack_details
-from polywire.contract import Message, Task
+from polywire.contract import Message
 from polywire.errors import CallError, Cancelled, Internal, InvalidArgument, ResourceExhausted, UndecodableMessage
 
 MAX_RESULT_BYTES = 1024 * 1024
@@ -123,31 +122,3 @@ def value_of(outcome: Outcome, task: str, response: type[Message] | None) -> Any
         return codec_for(response, known).decode(outcome.body)
     except InvalidArgument as error:
         raise UndecodableMessage(f"The result of {task} was not read: {error}") from error
-
-
-class TaskResults:
-    """Keeps how the messages of one task ended, for their senders. A consumer tells it."""
-
-    def __init__(self, task: Task, results: Results) -> None:
-        self._task = task
-        self._results = results
-
-    async def done(self, envelope: Envelope, outcome: Ack | Bury, value: Any) -> None:
-        """*value* is what the handler returned, or the error that it was buried with, where that is known.
-
-        Told before the message is settled, so that a result that could not be kept is another attempt's. Does nothing
-        where nobody waits.
-        """
-        if envelope.reply_to is None or self._task.response is None:
-            return
-        made = self._outcome(envelope, outcome, value)
-        await self._results.put(result_key(self._task.full_name, envelope.id), made, ttl=self._task.result_ttl)
-
-    def _outcome(self, envelope: Envelope, outcome: Ack | Bury, value: Any) -> Outcome:
-        name = self._task.full_name
-        if isinstance(outcome, Ack):
-            spoken = FORMATS.get(envelope.content_type, "json")
-            return success(name, self._task.response, value, format=spoken, max_bytes=self._results.max_bytes)
-        if isinstance(value, CallError):
-            return failure(value)
-        return given_up(name, envelope.id, outcome.reason)

@@ -131,8 +131,8 @@ def sender_of(client: Any, task: Task) -> Sender:
     sender: Sender | None = client.__dict__.get("_sender")
     if sender is None:
         raise SetupError(
-            f"{task.full_name} was not sent: this client has no wire for tasks. Make it in a system, or with `connect` "
-            "and tasks=."
+            f"{task.full_name} was not sent: this client has no wire for tasks. Ask for it in the constructor of a "
+            "service: `connect` reaches rpcs alone."
         )
     return sender
 
