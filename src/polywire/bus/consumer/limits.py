@@ -72,7 +72,7 @@ class Alone:
             self._line.append(wake)
             if len(self._line) == 1:
                 self._first_in_line()
-        if self._line[0] is not wake:
+        if self._line[0] != wake:  # compared by value: a bound method is another object each time
             return False
         return self.running == 0 or self._clock.monotonic() >= self._since + self._patience
 
@@ -80,7 +80,7 @@ class Alone:
         """The suspect ended, or is not there any more."""
         if wake not in self._line:
             return
-        was_first = self._line[0] is wake
+        was_first = self._line[0] == wake
         self._line.remove(wake)
         if was_first:
             self._first_in_line()
