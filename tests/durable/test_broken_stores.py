@@ -18,8 +18,8 @@ from polywire.clock import SYSTEM_CLOCK, Clock
 from polywire.context import _transaction
 from polywire.durable import inbox
 from polywire.durable.migrations import Migration, State
-from polywire.durable.store.apsw import SqliteReading, SqliteStore, SqliteTransaction
-from polywire.durable.store.apsw_writer import Op
+from polywire.durable.store.apsw import SqliteReading, SqliteStore, SqliteTransaction, _look_at
+from polywire.durable.store.apsw_writer import Op, Turn
 from polywire.durable.store.seam import Store
 from polywire.errors import AlreadyDone, BatchFailed
 from polywire.testing.stores import PROBE, StoreSuite
@@ -62,6 +62,7 @@ class CommitsWhatRaised(SqliteStore):
 class _Committing(SqliteTransaction):
     def _roll_back(self) -> None:
         future = self._writer.loop.create_future()
+        future.add_done_callback(_look_at)
         if self._turn is not None:
             self._writer.put((self._turn, Op("commit", future)))
         self.is_open = False
@@ -76,7 +77,7 @@ class ManyTransactionsInOne(SqliteStore):
 
 class _Sharing(SqliteTransaction):
     async def _call(self, function: Callable[[apsw.Connection], Any]) -> Any:
-        return await self.store.run(function, inbox=False)
+        return await self.store.first(self._writer, Turn(), "only", function)
 
 
 class SecondTransactionsForAMessage(SqliteStore):

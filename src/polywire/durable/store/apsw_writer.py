@@ -240,8 +240,8 @@ class Writer(Lane[tuple[Turn, Op]]):
         try:
             self.own("COMMIT")
         except apsw.Error as error:
-            certainly = self._db is not None and self._db.in_transaction and not isinstance(error, apsw.IOError)
-            told = self._told(error, committed="no" if certainly else "maybe")
+            # A frame that found no room was not written, and a commit is its last frame.
+            told = self._told(error, committed="no" if isinstance(error, apsw.FullError) else "maybe")
             for op, _ in ended:
                 self.settle(op.future, error=told)
             self._close_connection()
