@@ -141,7 +141,7 @@ class Probe(Contract, package="polywire.probe.v1"):
         """What a handler knows that was called by this one."""
         raise NotImplementedError
 
-    @rpc(post("/probe/wait"), timeout=SOON)
+    @rpc(post("/probe/wait"), timeout=4 * SOON)  # not the deadline is to end it where a test waits for something else
     async def wait(self, text: Text) -> Text:
         """Do not answer until `release` is called."""
         raise NotImplementedError
