@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from polywire.bus.backend.memory_results import MemoryResults
 from polywire.bus.core.results import Results
@@ -17,7 +18,8 @@ from polywire.system.bus_wires import BackendUrls
 from polywire.system.consuming import Part, declare
 from polywire.system.file import SystemFile
 
-EXAMPLE = ".polywire/bus.db"
+OWN = ".polywire"
+EXAMPLE = f"{OWN}/bus.db"
 
 
 @dataclass(slots=True, kw_only=True)
@@ -75,11 +77,10 @@ async def connected_bus(
     """
     needs_tasks = any(part.has_tasks for part in parts.values())
     needs_events = any(part.has_events for part in parts.values())
-    backends = Backends(
-        system.wires.tasks.beside(system.directory) if needs_tasks else BackendUrls(),
-        system.wires.events.beside(system.directory) if needs_events else BackendUrls(),
-        clock=clock,
-    )
+    tasks = system.wires.tasks.beside(system.directory) if needs_tasks else BackendUrls()
+    events = system.wires.events.beside(system.directory) if needs_events else BackendUrls()
+    _make_folder(system, (*tasks.urls, *events.urls))
+    backends = Backends(tasks, events, clock=clock)
     results = MemoryResults(clock=clock)
     await results.start()
     senders = {
@@ -96,6 +97,13 @@ async def connected_bus(
             sender.close()
         await backends.close()
         await results.close()
+
+
+def _make_folder(system: SystemFile, urls: Iterable[str]) -> None:
+    """The folder beside the system file that is ours; any other one is somebody's own decision."""
+    own = system.directory / OWN
+    if any(Path(url.partition(":")[2]).parent == own for url in urls if scheme_of(url) == "sqlite"):
+        own.mkdir(exist_ok=True)
 
 
 def _events_of(part: Part) -> list[type[Event]]:

@@ -1,0 +1,1 @@
+"""Two services that share work and facts: `desk` sends, `works` handles."""
