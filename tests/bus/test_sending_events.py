@@ -228,6 +228,27 @@ async def test_a_callers_own_cancellation_goes_through() -> None:
     sender.close()
 
 
+async def test_a_callers_own_cancellation_goes_through_in_the_moment_of_our_alarm() -> None:
+    clock = ManualClock()
+
+    class Both(RecordingLog):
+        async def append(self, *arguments: Any, **options: Any) -> list[Exception | None]:
+            try:
+                return await super().append(*arguments, **options)
+            except asyncio.CancelledError:
+                publishing.cancel()
+                raise
+
+    backend = Both()
+    backend.waits = asyncio.Event()
+    with calling(timeout=1):
+        publishing = asyncio.ensure_future(Bus(sender_over(backend, clock=clock)).publish(PLACED))
+    await until(lambda: backend.under_way == 1)
+    await clock.advance(2)
+    with pytest.raises(asyncio.CancelledError):
+        await publishing
+
+
 async def test_after_the_deadline_nothing_is_sent() -> None:
     clock = ManualClock()
     backend = RecordingLog()

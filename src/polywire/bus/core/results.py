@@ -38,7 +38,7 @@ class Outcome(msgspec.Struct, array_like=True, frozen=True):
 
 
 class Results(Protocol):
-    """A store of outcomes, opened by `start`, used from one event loop. `polywire.testing.ResultsSuite` checks this.
+    """A store of outcomes, opened by `start`, used from one event loop.
 
     * What was put can be waited for before and after, by anybody who knows the key, until its time is over.
     * Its size is bounded: beyond the limit the oldest outcomes go first. Nothing is put that is over `max_bytes`.
