@@ -1,10 +1,12 @@
-"""The memory backend keeps the rules of queues and logs, by the machine's clock and by a manual one."""
+"""The memory backend keeps the rules of queues, logs and fan-outs, by the machine's clock and by a manual one."""
 
 from __future__ import annotations
 
 import secrets
 from typing import Any
 
+from polywire.bus.backend.memory import MemoryFanout
+from polywire.testing.fanouts import FanoutSuite
 from polywire.testing.logs import LogSuite
 from polywire.testing.queues import QueueSuite
 
@@ -54,3 +56,15 @@ class TestMemoryLogByManualClock(TestMemoryLog):
     moment = 60.0
     patience = 120.0
     quiet = 1.0
+
+
+class TestMemoryFanout(FanoutSuite):
+    quiet = 0.05
+
+    def url(self) -> str:
+        return f"memory:{secrets.token_hex(8)}"
+
+    async def open_backend(self, url: str) -> MemoryFanout:
+        fanout = MemoryFanout(url, clock=self.clock)
+        await fanout.start()
+        return fanout

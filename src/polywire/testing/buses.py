@@ -75,7 +75,7 @@ class BusSuite:
 
         async def watch() -> None:
             while not await condition():
-                await self.clock.sleep(0.02)
+                await self.clock.sleep(self.patience / 200)
 
         await self.within(watch(), what=what)
 

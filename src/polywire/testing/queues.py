@@ -504,7 +504,9 @@ class QueueSuite(BusSuite):
             await self._settle_stale(consumer, first, Ack())
             await self._settle_stale(consumer, first, Bury("rejected"))
             await queue.start(consumer, [second])
-            await queue.settle(consumer, [second], Ack())
+            await queue.settle(consumer, [second], RetryAfter(0.0))
+            (third,) = await queue.handle(consumer)
+            assert third.attempt == 3
             await queue.until_stats(ready=0, in_flight=0, dead=0)
 
     async def test_a_consumer_killed_after_the_start_gives_its_messages_to_another_with_the_loss_counted(self) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import heapq
 import zlib
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -515,7 +515,7 @@ class MemoryLogConsumer:
 
     async def close(self) -> None:
         closed = ConsumerClosed(f"Nothing was received by the group {self._name!r}: the consumer was closed.")
-        if not self._leave(closed, _Share.give_up):
+        if not self._leave(closed):
             return
         own = asyncio.current_task()
         for task in [task for task in self._revocations if task is not own]:
@@ -529,17 +529,20 @@ class MemoryLogConsumer:
             oldest.lost += 1
             oldest.starts += 1
         died = BackendLost(f"Nothing was received by the group {self._name!r}: the worker is dead.")
-        self._leave(died, _Share.lose)
+        self._leave(died, dead=True)
         for task in self._revocations:
             task.cancel()
 
-    def _leave(self, reason: BaseException, part: Callable[[_Share], None]) -> bool:
+    def _leave(self, reason: BaseException, *, dead: bool = False) -> bool:
         """Whether it had not left before."""
         self._end(reason)
         if self not in self._groups[0].members:
             return False
         for share in self._shares():
-            part(share)
+            if dead:
+                share.lose()
+            else:
+                share.give_up()
         copies, self._copies = self._copies, {}
         for record, copy in reversed(copies.items()):
             self._group(record.topic).offer(copy, first=True)
