@@ -252,10 +252,9 @@ class SqliteStore:
             alarm.cancel()
 
     def _too_late(self, writer: Writer, op: Op, wait: float) -> None:
-        if op.future.done():
+        if op.future.done() or not op.take():
             return
         who = f"{writer.lock.holder()} has" if writer.at_lock else "other transactions of this process have"
-        # Where it is just beginning, it is rolled back.
         op.future.set_exception(
             StoreBusy(
                 f"A transaction of store {self.name!r} was not begun: {who} had the file for {wait:.3g} s. Nothing was "

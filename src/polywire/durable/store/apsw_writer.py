@@ -34,12 +34,20 @@ Function = Callable[[apsw.Connection], Any]
 class Op:
     """One thing to do in a transaction, and who waits for it."""
 
-    __slots__ = ("function", "future", "kind")
+    __slots__ = ("_free", "function", "future", "kind")
 
     def __init__(self, kind: Kind, future: asyncio.Future[Any], function: Function | None = None) -> None:
         self.kind = kind
         self.future = future
         self.function = function
+        self._free = [True]
+
+    def take(self) -> bool:
+        """By the thread that begins it, or by the loop that gives it up: whoever comes first gets True."""
+        try:
+            return self._free.pop()
+        except IndexError:
+            return False
 
 
 Kind = Literal["call", "only", "commit", "rollback"]
@@ -129,7 +137,12 @@ class Writer(Lane[tuple[Turn, Op]]):
             self._close_connection()
             return
         turn.state, self._holder = "holding", turn
-        self._go_on(turn)
+        first = turn.ops[0]
+        # The lock may have come late: what nobody waits for any more must not be done.
+        if first.future.done() or not first.take():
+            self._take_back(turn, turn.ops.popleft())
+        else:
+            self._go_on(turn)
 
     def _over(self, turn: Turn, failure: StoreError | None = None) -> None:
         """*failure*: why it cannot be committed, if nobody was told yet."""
