@@ -7,7 +7,7 @@ import secrets
 import unittest
 from collections.abc import Collection, Sequence
 from dataclasses import replace
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar, cast
 
 import msgspec
 import pytest
@@ -933,9 +933,7 @@ async def _caught(suite: BusSuite, test: str) -> None:
 
 
 def _with(suite: type[S], kind: type[Any]) -> S:
-    made = suite()
-    made.__class__ = type(suite.__name__, (suite,), {"kind": kind})
-    return made
+    return cast(S, type(suite.__name__, (suite,), {"kind": kind})())
 
 
 @pytest.mark.parametrize(("kind", "test"), PLANTED_IN_QUEUES, ids=_named(PLANTED_IN_QUEUES))
