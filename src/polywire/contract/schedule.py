@@ -52,7 +52,8 @@ class Cron:
 
     A field is `*`, a value, a range `1-5`, a list `1,15`, a step `*/10` or `8-18/2`; months and days of the week have
     their English names too. `@hourly`, `@daily`, `@weekly`, `@monthly` and `@yearly` are lines as well. A time that a
-    clock change skips fires when the clock has been changed; one that comes twice fires the first time only.
+    clock change skips fires when the clock has been changed; one that comes twice fires the first time only. A line of
+    every hour (`*/5 * * * *`) means time that passes: it runs on evenly over the change.
     """
 
     line: str
