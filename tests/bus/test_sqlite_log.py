@@ -3,77 +3,241 @@
 from __future__ import annotations
 
 import asyncio
+import zlib
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
+from typing import Any
 
-from polywire.bus.backend.sqlite_log import SqliteLog
-from polywire.bus.core import Bury, Envelope, Record, RetryAfter, Seek, TopicSpec, new_id
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sqlite_processes_support import first_starts_out_of_order, lines, process, stopper
+
+from polywire.bus.backend.sqlite_events import shares
+from polywire.bus.backend.sqlite_log import SqliteLog, SqliteLogConsumer
+from polywire.bus.core import Bury, Envelope, GroupSpec, Record, RetryAfter, TopicSpec, new_id
 from polywire.clock import SYSTEM_CLOCK, Clock
+from polywire.errors import MessageRefused, SetupError
+from polywire.testing import ManualClock
 
 
 @asynccontextmanager
 async def opened(path: Path, *specs: TopicSpec, clock: Clock = SYSTEM_CLOCK) -> AsyncIterator[SqliteLog]:
     log = SqliteLog(f"sqlite:{path / 'bus.db'}", clock=clock)
     await log.start()
+    topics = specs or (TopicSpec(name="orders", partitions=4),)
     try:
-        topics = specs or (TopicSpec(name="orders", partitions=4),)
         await log.declare(topics, [GroupSpec(topic=topic.name, group="g") for topic in topics])
         yield log
     finally:
         await log.close()
 
 
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
+def made(text: str = "", **attributes: Any) -> Envelope:
+    return Envelope(new_id(), "t", text.encode(), **attributes)
+
+
+async def until(condition: Callable[[], bool], *, seconds: float = 20) -> None:
+    async with asyncio.timeout(seconds):
         while not condition():  # noqa: ASYNC110 - of another object, which tells nobody
             await asyncio.sleep(0.01)
 
 
-def made(body: bytes = b"{}", **attributes: object) -> Envelope:
-    return Envelope(**{"id": new_id(), "type": "t", "body": body, **attributes})  # type: ignore[arg-type]
+async def receive(consumer: SqliteLogConsumer, count: int) -> list[Record]:
+    found: list[Record] = []
+    async with asyncio.timeout(10):
+        while len(found) < count:
+            found += await consumer.receive(count - len(found))
+    return found
 
 
-async def test_events_are_read_in_order_and_done(tmp_path: Path) -> None:
+async def test_the_partition_of_a_key_is_the_documented_hash(tmp_path: Path) -> None:
+    async with opened(tmp_path, TopicSpec(name="orders", partitions=8)) as log:
+        keys = ["order-1", "order-2", "größe", ""]
+        await log.append("orders", [made(key, key=key) for key in keys])
+        for key in keys:
+            found = await log.read("orders", zlib.crc32(key.encode()) % 8, 0, 10)
+            assert key in [record.envelope.key for record in found]
+
+
+async def test_events_without_a_key_are_spread(tmp_path: Path) -> None:
     async with opened(tmp_path) as log:
-        sent = [made(b"%d" % i, key=f"k{i % 10}") for i in range(200)]
-        assert await log.append("orders", sent) == [None] * 200
-        consumer = await log.consumer(["orders"], "g", limit=100)
-        got: list[Record] = []
-        while len(got) < 200:
-            async with asyncio.timeout(5):
-                batch = await consumer.receive(50)
-            await consumer.done(batch)
-            got += batch
-        assert (await log.stats("orders", "g")).lag == 0
-        for k in range(10):
-            assert [r.envelope.body for r in got if r.envelope.key == f"k{k}"] == [b"%d" % i for i in range(k, 200, 10)]
-        await log.seek("orders", "g", Seek(earliest=True))
-        async with asyncio.timeout(5):
-            (again,) = await consumer.receive(1)
-        await consumer.retry(again, RetryAfter(0.01))
-        async with asyncio.timeout(5):
-            while not (batch := await consumer.receive(1000))[0].retried:
-                await consumer.done(batch)
-        assert batch[0].attempt == 2
-        await consumer.bury(batch[0], Bury("rejected", "x"))
-        (letter,) = await log.dead("orders", "g")
-        assert letter.envelope == again.envelope
-        assert letter.attempts == 2
+        await log.append("orders", [made() for _ in range(40)])
+        assert [len(await log.read("orders", part, 0, 100)) for part in range(4)] == [10, 10, 10, 10]
+
+
+@given(st.lists(st.integers(1, 6), unique=True, max_size=6), st.lists(st.integers(0, 8), min_size=1, max_size=20))
+def test_partitions_are_shared_evenly_and_few_of_them_move(members: list[int], before: list[int]) -> None:
+    wanted: dict[int, int | None] = {part: member or None for part, member in enumerate(before)}
+    after = shares(members, wanted)
+    assert set(after) == set(wanted)
+    if not members:
+        assert set(after.values()) == {None}
+        return
+    counts = [list(after.values()).count(member) for member in members]
+    assert max(counts) - min(counts) <= 1
+    assert sum(counts) == len(before)
+    # Nobody loses one that stays below the fair share.
+    least = len(before) // len(members)
+    for member in members:
+        had = {part for part, owner in wanted.items() if owner == member}
+        kept = {part for part in had if after[part] == member}
+        assert len(kept) >= min(len(had), least)
+
+
+async def test_members_in_two_processes_share_and_a_killed_one_is_replaced_at_once(tmp_path: Path) -> None:
+    async with opened(tmp_path) as log:
+        consumer = await log.consumer(["orders"], "g", limit=10)
+        await until(lambda: len(consumer.assigned) == 4)
+        with process("read", log.path, "orders", str(tmp_path / "reader"), "0") as reader:
+            await until(lambda: len(consumer.assigned) == 2)
+            reader.kill()
+            reader.wait()
+            await until(lambda: len(consumer.assigned) == 4)
         await consumer.close()
 
 
-async def test_partitions_move_to_a_second_member(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kills", [6, pytest.param(30, marks=pytest.mark.slow)])
+async def test_killed_readers_lose_no_event_and_keep_the_order_of_keys(tmp_path: Path, kills: int) -> None:
     async with opened(tmp_path) as log:
-        told: list[object] = []
+        logs = [tmp_path / f"reader-{n}" for n in range(kills + 2)]
+        confirmed = tmp_path / "appender"
+        pace = ("100000", "7", "0.002")
+        with ExitStack() as stack:
+            appender = stack.enter_context(process("append", log.path, "orders", str(confirmed), *pace))
+            running = [stack.enter_context(process("read", log.path, "orders", str(one), "0.003")) for one in logs[:2]]
+            for n, path in enumerate(logs[2:]):
+                await until(lambda n=n: all(len(lines(one)) > 5 for one in logs[: n + 2]))  # type: ignore[misc]
+                victim = running.pop(0)
+                victim.kill()
+                victim.wait()
+                running.append(stack.enter_context(process("read", log.path, "orders", str(path), "0.003")))
+            stopper(confirmed).touch()
+            await until(lambda: appender.poll() is not None)
+            await until(lambda: handled(logs) >= set(lines(confirmed)), seconds=60)
+            await read_to_the_end(log)
+        assert handled(logs) == set(lines(confirmed))
+        assert any(line.split()[3] != "0" for one in logs for line in lines(one)[1:])
+        assert first_starts_out_of_order(logs) == []
+        assert await log.dead("orders", "g") == []
 
-        async def revoking(parts: object) -> None:
-            told.append(parts)
 
-        a = await log.consumer(["orders"], "g", limit=100, revoking=revoking)
-        b = await log.consumer(["orders"], "g", limit=100)
-        await until(lambda: len(a.assigned) == len(b.assigned) == 2)
-        assert told
-        await b.close()
-        await until(lambda: len(a.assigned) == 4)
-        await a.close()
+async def read_to_the_end(log: SqliteLog) -> None:
+    async with asyncio.timeout(30):
+        while (await log.stats("orders", "g")).lag:  # noqa: ASYNC110 - of other processes
+            await asyncio.sleep(0.02)
+
+
+def handled(logs: list[Path]) -> set[str]:
+    return {line.split()[0] for log in logs for line in lines(log) if line != "ready"}
+
+
+async def test_an_event_that_kills_its_readers_is_buried_at_the_limit(tmp_path: Path) -> None:
+    async with opened(tmp_path, TopicSpec(name="orders", partitions=1)) as log:
+        await log.append("orders", [made("before"), made("poison"), made("after")])
+        output = tmp_path / "reader"
+        for n in range(3):
+            with process("read", log.path, "orders", str(output), "poison") as reader:
+                await until(lambda: reader.poll() is not None)
+                assert len([line for line in lines(output) if line.startswith("poison ")]) == n + 1
+        consumer = await log.consumer(["orders"], "g", limit=10)
+        (record,) = await receive(consumer, 1)
+        assert record.envelope.body == b"after"
+        (letter,) = await log.dead("orders", "g")
+        assert (letter.envelope.body, letter.reason, letter.attempts) == (b"poison", "worker_lost", 3)
+        assert letter.error == "The worker died 3 times while it handled this event."
+        await consumer.close()
+
+
+async def test_a_retried_event_is_not_mistaken_for_one_that_was_retried_before(tmp_path: Path) -> None:
+    """Also when the same event was published twice: both are tried again."""
+    async with opened(tmp_path, TopicSpec(name="orders", partitions=1)) as log:
+        twice = made("twice")
+        await log.append("orders", [twice, twice])
+        consumer = await log.consumer(["orders"], "g", limit=10)
+        for record in await receive(consumer, 2):
+            await consumer.retry(record, RetryAfter(0.0))
+        again = await receive(consumer, 2)
+        assert [(record.retried, record.attempt, record.envelope) for record in again] == [(True, 2, twice)] * 2
+        await consumer.retry(again[0], RetryAfter(0.0))
+        await consumer.done([again[1]])
+        (third,) = await receive(consumer, 1)
+        assert third.attempt == 3
+        await consumer.bury(third, Bury("attempts", "ValueError: no"))
+        (letter,) = await log.dead("orders", "g")
+        assert (letter.envelope, letter.attempts, letter.error) == (twice, 3, "ValueError: no")
+        assert await log.revive("orders", "g", [letter]) == 1
+        (revived,) = await receive(consumer, 1)
+        assert (revived.attempt, revived.envelope.redrive_count) == (1, 1)
+        await consumer.done([revived])
+        await consumer.close()
+
+
+# ---- forgetting ------------------------------------------------------------------------------------------------------
+
+
+async def test_old_events_are_forgotten_in_steps_and_groups_go_on_behind_them(tmp_path: Path) -> None:
+    clock = ManualClock()
+    async with opened(tmp_path, TopicSpec(name="orders", partitions=1, retention=3600.0), clock=clock) as log:
+        await log.append("orders", [made(str(n)) for n in range(2500)])
+        await clock.advance(3601)
+        await log.append("orders", [made("new")])
+        await forgotten(log, 2500)
+        assert (await log.stats("orders", "g")).lag == 1
+        consumer = await log.consumer(["orders"], "g", limit=10)
+        (record,) = await receive(consumer, 1)
+        assert (record.offset, record.envelope.body) == (2500, b"new")
+        await consumer.close()
+
+
+async def test_a_topic_is_kept_within_its_bytes(tmp_path: Path) -> None:
+    spec = TopicSpec(name="orders", partitions=1, retention=None, retention_bytes=100_000)
+    async with opened(tmp_path, spec) as log:
+        for n in range(30):
+            await log.append("orders", [made("x" * 10_000, source=str(n))])
+        await forgotten(log, 21)
+        kept = await log.read("orders", 0, 0, 100)
+        assert 90_000 <= sum(len(record.envelope.body) for record in kept) <= 100_000
+        assert kept[-1].offset == 29
+
+
+async def forgotten(log: SqliteLog, offset: int) -> None:
+    """Until nothing before *offset* is there. An append lets the writer look, which then looks now and then."""
+    async with asyncio.timeout(20):
+        while (await log.read("orders", 0, 0, 1))[0].offset < offset:
+            log._next_forgetting = 0.0
+            log.file.writer._next_tick = 0.0
+            log.file.poke("")
+            await asyncio.sleep(0.01)
+
+
+# ---- what is refused -------------------------------------------------------------------------------------------------
+
+
+async def test_a_topic_nobody_declared_takes_no_event(tmp_path: Path) -> None:
+    async with opened(tmp_path) as log:
+        sent = made()
+        (refused,) = await log.append("other", [sent])
+        assert isinstance(refused, MessageRefused)
+        assert str(refused) == (
+            f"The message {sent.id!r} was not sent: there is no topic 'other' in {log.path!r}; declare it first."
+        )
+
+
+async def test_partitions_are_not_changed(tmp_path: Path) -> None:
+    async with opened(tmp_path) as log:
+        with pytest.raises(SetupError) as caught:
+            await log.declare(
+                [TopicSpec(name="orders", partitions=5), TopicSpec(name="new", partitions=0)],
+                [GroupSpec(topic="nowhere", group="g")],
+            )
+        assert str(caught.value) == (
+            f"The topics in {log.path!r} were not declared: 'orders' exists with partitions=4 instead of partitions=5; "
+            "'new' asks for 0 partitions; one is the least; "
+            "the group 'g' belongs to 'nowhere', and there is no such topic."
+        )
+        assert await log.check([TopicSpec(name="orders", partitions=4, retention=60.0), TopicSpec(name="new")]) == [
+            "would change retention of 'orders' from 604800.0 to 60.0",
+            "would create the topic 'new' with 8 partitions",
+        ]
