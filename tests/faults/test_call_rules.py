@@ -229,8 +229,8 @@ async def test_a_request_over_the_limit(wire: str) -> None:
 
 @pytest.mark.parametrize("wire", WIRES)
 async def test_an_answer_over_the_limit(wire: str) -> None:
-    texts = dict.fromkeys(
-        ("connect", "http"),
+    texts: dict[str, str] = dict.fromkeys(
+        ["connect", "http"],
         "The answer of rules.v1.Ledger/Write was not read: it is over the limit of 4194304 bytes. Ask for less, or "
         "raise `max_message_bytes` of the client.",
     )

@@ -483,10 +483,7 @@ def found(path: str) -> Any:
 
 
 def function_at(path: str) -> FunctionType:
-    value = found(path)
-    if isinstance(value, property):
-        value = value.fget
-    function = inspect.unwrap(value)
+    function = found(path)
     assert isinstance(function, FunctionType)
     return function
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import trustme
 from grpc_support import SOON, Item, Rig, RigService, generated, grpc
-from tests.interop.test_grpc_we_call_grpcio import Servicer
+from test_grpc_we_call_grpcio import Servicer
 
 from polywire import Unavailable, connect
 from polywire.channel import Channel, Endpoints
