@@ -17,7 +17,7 @@ from confluent_kafka.cimpl import NewTopic
 
 from polywire.bus.backend.kafka_address import ENVELOPE_BYTES, LOGGER, Address, parse, wrong
 from polywire.bus.backend.kafka_cluster import Cluster, Topic
-from polywire.bus.backend.kafka_consumer import KafkaConsumer, Membership
+from polywire.bus.backend.kafka_consumer import KafkaConsumer
 from polywire.bus.backend.kafka_copies import (
     Buried,
     dead_copy,
@@ -31,6 +31,7 @@ from polywire.bus.backend.kafka_copies import (
     taken_out,
 )
 from polywire.bus.backend.kafka_lane import unread
+from polywire.bus.backend.kafka_member import Joins
 from polywire.bus.backend.kafka_messages import Message, appended, envelope_of, headers_of, value_of
 from polywire.bus.backend.kafka_producer import Outgoing, Producer
 from polywire.bus.core.checks import checked_name, differences, not_there, refuse_differences, too_large
@@ -271,25 +272,20 @@ class KafkaLog:
         cluster = self._there()
         if not topics:
             raise SetupError(f"The group {group!r} was not joined: it names no topic.")
-        membership = await self._membership(cluster, tuple(topics), group)
+        joins = await self._joins(cluster, tuple(topics), group)
 
         async def copy(record: Record, outcome: RetryAfter | Bury) -> None:
             await self._copy(record, group, outcome)
 
         made = KafkaConsumer(
-            self._address,
-            membership,
-            copy,
-            limit=limit,
-            revoking=revoking,
-            clock=self._clock,
-            trouble=self._trouble,
+            self._address, joins, copy, limit=limit, revoking=revoking, clock=self._clock, trouble=self._trouble
         )
         self._consumers = {consumer for consumer in self._consumers if not consumer.gone}
         self._consumers.add(made)
         return made
 
-    async def _membership(self, cluster: Cluster, topics: tuple[str, ...], group: str) -> Membership:
+    async def _joins(self, cluster: Cluster, topics: tuple[str, ...], group: str) -> list[Joins]:
+        """The group itself, and that of its retries."""
         retries = {name: topic for topic in topics for name in retry_topics(topic, group)}
         there = await cluster.partitions([*topics, *retries])
         for topic in topics:
@@ -297,14 +293,12 @@ class KafkaLog:
                 raise not_there(f"topic {topic!r}")
             if any(there[name] is None for name in retry_topics(topic, group)):
                 raise not_there(f"group {group!r} of the topic {topic!r}")
-        latest = [topic for topic in topics if self._starts_latest(topic, group)]
-        return Membership(
-            group=group,
-            topics=topics,
-            retries=retries,
-            latest=frozenset(latest),
-            protocol=await self._protocol(cluster, group),
-        )
+        latest = frozenset(topic for topic in topics if self._starts_latest(topic, group))
+        protocol = await self._protocol(cluster, group)
+        return [
+            Joins(group=group, topics=topics, protocol=protocol, latest=latest),
+            Joins(group=f"{group}.retry", topics=tuple(retries), protocol=protocol, retries=retries),
+        ]
 
     def _starts_latest(self, topic: str, group: str) -> bool:
         spec = self._specs.get((topic, group))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -19,6 +20,8 @@ AHEAD = 1000
 BUFFERED = 1000
 """Records per partition that arrived and were not handed out, where `limit` is not more."""
 BUFFERED_BYTES = 8 * 1024 * 1024
+SUSPECT = 1.0
+"""Seconds after which the next one may be handed out beside a suspect that is not done."""
 DUE = "polywire-due"
 """Of a retry: seconds since the epoch."""
 
@@ -59,7 +62,10 @@ class Lane:
         self._next = mark.offset
         """Behind the last that was handed out."""
         self._covered = 0
+        self._guarded = mark.guarded
         self._mark = mark
+        self._handed = 0.0
+        """When, on the monotonic clock, something was handed out last."""
         self._head: int | None = None
         """The first that ever arrived: it is the one that `mark.lost` is about."""
 
@@ -68,6 +74,8 @@ class Lane:
     def arrive(self, message: Message, offset: int) -> None:
         if self._head is None:
             self._head = offset
+            # The first batch of all is noted before it goes: else a record that kills its worker at once is not found.
+            self._guarded = max(self._mark.guarded, offset + 1)
         elif self.order and offset <= self.order[-1]:
             self._rewind(offset)
         self.buffer.append(message)
@@ -116,6 +124,7 @@ class Lane:
     def _hand_out(self, message: Message, offset: int, envelope: Envelope, unreadable: str | None) -> KafkaRecord:
         self._bytes -= len(message.value() or b"")
         self.out.add(offset)
+        self._handed = time.monotonic()
         self._next = max(self._next, offset + 1)
         return self._record(message, offset, envelope, unreadable)
 
@@ -131,12 +140,17 @@ class Lane:
 
     # ---- after a crash ----------------------------------------------------------------------------------------------
 
-    def _may_go(self, offset: int) -> bool:
-        return offset >= self._mark.guarded or offset < self._covered
-
     @property
     def guarding(self) -> bool:
-        return self.watermark < self._mark.guarded
+        """Whether commits are to be made at once."""
+        return bool(self.order) and self.watermark < self._guarded
+
+    @property
+    def suspecting(self) -> bool:
+        return bool(self.out) and self.watermark < self._mark.suspects
+
+    def _may_go(self, offset: int) -> bool:
+        return offset >= self._guarded or offset < self._covered
 
     def cover(self) -> Mark | None:
         """What has to be committed so that the next ones may go; None where nothing waits for that."""
@@ -145,8 +159,9 @@ class Lane:
         if head >= self._mark.suspects:
             last = self.buffer[min(len(self.buffer), self._limit) - 1]
             return self._as_mark((last.offset() or 0) + 1)
-        # One at a time, so that the next crash names the culprit.
-        return None if self.out else self._as_mark(head + 1)
+        # One at a time, so that the next crash names the culprit; one that takes long does not hold up the partition.
+        alone = not self.out or time.monotonic() - self._handed > SUSPECT
+        return self._as_mark(head + 1) if alone else None
 
     def covered(self, mark: Mark) -> None:
         self._covered = mark.started
@@ -231,7 +246,7 @@ class RetryLane(Lane):
         while self.buffer:
             message = self.buffer[0]
             offset = message.offset() or 0
-            if not self._may_go(offset) or (offset < self._mark.guarded and self._due):
+            if not self._may_go(offset) or (offset < self._guarded and self._due):
                 return
             self.buffer.popleft()
             envelope, unreadable = _decoded(message)

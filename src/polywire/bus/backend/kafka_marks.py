@@ -2,13 +2,16 @@
 
 Kafka keeps one offset per partition and group, and a text beside it. The text says that a member is at it (`open`), and
 up to where it had handed records out when it committed. A partition that comes to its next member while it is still
-open was left by a crash. Records are counted as lost at this granularity:
+open was left by a crash, and records are counted as lost at this granularity:
 
-* of what was handed out and not done, the first record is lost once more, and the others are lost once: they are the
-  suspects, and are handed out one at a time, each only after a commit that says so;
-* behind them, for as far as the dead member may have got since its last commit, records are handed out in batches, each
-  after a commit that says so. A record that kills its worker before any commit could tell is found in this way by the
-  second crash, and convicted by the third; a record that did not, loses at most one life.
+* The first batch of a member is handed out only after a commit that says so. Later ones are not held up: they are in
+  the next commit, at most `commit_interval` later.
+* After a crash, the first record that had been handed out and was not done is lost once more, and those behind it are
+  lost once: they are the suspects. They are handed out one at a time, each after a commit that says so.
+* Behind them, for as far as the dead member may have got since its last commit, records are handed out in batches, each
+  after a commit that says so. A record that kills its worker before any commit could tell is therefore among the
+  suspects after the second crash, and known for certain after the third. No other record is lost more than once, but
+  where it runs longer than a second just before one that kills its worker at once.
 """
 
 from __future__ import annotations
