@@ -18,6 +18,7 @@ _COMMANDS = {
     "methods": "polywire.cli.methods",
     "system": "polywire.cli.system",
     "contract": "polywire.cli.contract",
+    "bus": "polywire.cli.bus",
 }
 
 

@@ -75,12 +75,12 @@ async def connected_bus(
     Nothing is opened that none of them needs. Raises BackendUnreachable, and SetupError where something was declared
     differently before.
     """
-    needs_tasks = any(part.has_tasks for part in parts.values())
-    needs_events = any(part.has_events for part in parts.values())
-    tasks = system.wires.tasks.beside(system.directory) if needs_tasks else BackendUrls()
-    events = system.wires.events.beside(system.directory) if needs_events else BackendUrls()
-    _make_folder(system, (*tasks.urls, *events.urls))
-    backends = Backends(tasks, events, clock=clock)
+    backends = backends_of(
+        system,
+        tasks=any(part.has_tasks for part in parts.values()),
+        events=any(part.has_events for part in parts.values()),
+        clock=clock,
+    )
     results = MemoryResults(clock=clock)
     await results.start()
     senders = {
@@ -97,6 +97,14 @@ async def connected_bus(
             sender.close()
         await backends.close()
         await results.close()
+
+
+def backends_of(system: SystemFile, *, tasks: bool, events: bool, clock: Clock = SYSTEM_CLOCK) -> Backends:
+    """The backends of the system file, not started: of its tasks, its events, or both."""
+    of_tasks = system.wires.tasks.beside(system.directory) if tasks else BackendUrls()
+    of_events = system.wires.events.beside(system.directory) if events else BackendUrls()
+    _make_folder(system, (*of_tasks.urls, *of_events.urls))
+    return Backends(of_tasks, of_events, clock=clock)
 
 
 def _make_folder(system: SystemFile, urls: Iterable[str]) -> None:

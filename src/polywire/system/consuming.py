@@ -62,12 +62,12 @@ async def declare(part: Part, backends: Backends) -> None:
     """Create the queues, topics and groups that a service needs. Raises SetupError naming each difference to what
     exists."""
     contracts = tuple(dict.fromkeys((*part.handles, *part.sends)))
-    await backends.declare_queues(_placed(contracts))
+    await backends.declare_queues(placed_queues(contracts))
     topology = topics_of((), part.subscriptions)
     await backends.declare_topics(topology.topics, topology.groups, topology.bindings)
 
 
-def _placed(contracts: Sequence[type[Contract]]) -> list[tuple[str, QueueSpec]]:
+def placed_queues(contracts: Sequence[type[Contract]]) -> list[tuple[str, QueueSpec]]:
     """Each queue with a contract that has it, whose wire it takes."""
     owner = {
         task.queue: service_of(contract).full_name
