@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from polywire.bus.schedule.cron import MICROSECOND
-from polywire.bus.schedule.slots import ON_TIME, Due, Times, due, firing_id
+from polywire.bus.schedule.slots import ON_TIME, Times, due, firing_id
 from polywire.clock import SYSTEM_CLOCK, Clock, Timer
 from polywire.contract.schedule import Missed
 from polywire.errors import PolywireError
@@ -189,37 +189,43 @@ class Ticker:
 
     async def _catch_up(self, planned: Planned, last: int) -> int:
         """Fire what is due. Up to where it came; a slot that fails stays due, and is raised."""
-        await self._take_over(planned)
         now = self._now()
+        if now < last:
+            # The clock was set back. What it has shown before is remembered, and not fired again.
+            last = await self._slots.begin(planned.name, now)
+        await self._take_over(planned, last, now)
         found = due(planned.times, planned.missed, last, now)
-        self._count(planned, found)
+        if found.passed_over:
+            self._tell_passed_over(planned, found.passed_over)
         for slot in found.slots:
             if self._stopping:
                 return last
             await self._attempt(planned, slot)
             last = slot
-        # Back where the clock was set back: what it has left behind is not fired again, as it is remembered.
-        return max(last, now) if now >= last else now
+        return now
 
-    def _count(self, planned: Planned, found: Due) -> None:
-        if found.passed_over:
-            logger.warning(
-                "The schedule %r passed over %d missed slots or more (missed=%r).",
-                planned.name,
-                found.passed_over,
-                planned.missed,
-            )
-
-    async def _take_over(self, planned: Planned) -> None:
+    async def _take_over(self, planned: Planned, last: int, now: int) -> None:
         """Fire what somebody took and did not fire."""
-        now = self._now()
         for slot in await self._slots.left_behind(planned.name, now):
             if self._stopping:
                 return
-            if planned.missed == "skip" and now - slot > ON_TIME * MICROSECOND:
+            if self._is_over(planned, slot, last, now):
+                self._tell_passed_over(planned, 1)
                 await self._slots.done(planned.name, slot)
             else:
                 await self._attempt(planned, slot)
+
+    def _is_over(self, planned: Planned, slot: int, last: int, now: int) -> bool:
+        if planned.missed == "all":
+            return False
+        newer = planned.times.next_after(max(slot, last))
+        late = planned.missed == "skip" and now - slot > ON_TIME * MICROSECOND
+        return late or (newer is not None and newer <= now)
+
+    def _tell_passed_over(self, planned: Planned, count: int) -> None:
+        logger.warning(
+            "The schedule %r passed over %d missed slots or more (missed=%r).", planned.name, count, planned.missed
+        )
 
     async def _attempt(self, planned: Planned, slot: int) -> None:
         now = self._now()
