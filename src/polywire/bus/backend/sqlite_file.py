@@ -117,6 +117,8 @@ class Work:
     """Of whoever waits for it; None for the writer's own."""
     gone = False
     """It need not be done any more. Set by anybody, seen by the writer when it comes to it: too late, perhaps."""
+    begun = False
+    """In a transaction: from now on it may have been done."""
     told = False
     """Its time was up: whoever waited for it knows."""
 
@@ -167,10 +169,14 @@ class SharedFile:
     """
 
     _opened: ClassVar[dict[tuple[str, int], SharedFile]] = {}
+    _inherited: ClassVar[set[str]] = set()
+    """What the process had open that this one was forked from."""
 
     @classmethod
     def open(cls, path: str, clock: Clock, options: FileOptions) -> SharedFile:
         """Raises SetupError where no bus can be there. To be followed by `started`."""
+        if path in cls._inherited:
+            raise _forked(path)
         key = (path, id(clock))
         found = cls._opened.get(key)
         if found is None:
@@ -251,10 +257,7 @@ class SharedFile:
 
     def check_fork(self) -> None:
         if self.forked:
-            raise SetupError(
-                f"The bus at {self.path!r} was not used: this process was forked from the one that opened it. "
-                "Open it anew in the child."
-            )
+            raise _forked(self.path)
 
     async def do(
         self, function: Callable[[Transaction], T], *, durable: bool = True, timeout: float | None = None
@@ -358,13 +361,13 @@ class SharedFile:
         mine = [work for work in self._watched if work.loop is loop and work.deadline is not None]
         late = {work for work in mine if work.deadline is not None and work.deadline <= now}
         with self._mutex:
-            waiting = set(self._works) & late
-            self._works = [work for work in self._works if work not in waiting]
+            for work in late:
+                work.gone = work.told = True
+            self._works = [work for work in self._works if not work.gone]
         self._watched -= late
         why = self.trouble()
         for work in late:
-            work.gone = work.told = True
-            work.fail(NotDone(why) if work in waiting else PerhapsDone(why))
+            work.fail(PerhapsDone(why) if work.begun else NotDone(why))
         rest = [work.deadline for work in mine if work.deadline is not None and work not in late]
         if rest:
             self._set_timer(loop, min(rest))
@@ -374,7 +377,15 @@ class SharedFile:
     def take(self) -> list[Work]:
         with self._mutex:
             works, self._works = self._works, []
-        return [work for work in works if not work.gone]
+        return works
+
+    def begin(self, works: list[Work]) -> list[Work]:
+        """Those that are still to be done, and from now on may have been."""
+        with self._mutex:
+            left = [work for work in works if not work.gone]
+            for work in left:
+                work.begun = True
+        return left
 
     @property
     def has_work(self) -> bool:
@@ -460,8 +471,17 @@ def _reason(error: BaseException) -> str:
     return f"SQLite said {str(error).rstrip('.')!r}"
 
 
+def _forked(path: str) -> SetupError:
+    # Not even another connection is safe: SQLite believes to have the locks on the file that the parent has.
+    return SetupError(
+        f"The bus at {path!r} was not used: this process was forked from one that had it open. "
+        "Open it after forking, or start processes by 'spawn'."
+    )
+
+
 def _forget_all() -> None:
     for file in SharedFile._opened.values():
+        SharedFile._inherited.add(file.path)
         file._forget()
     SharedFile._opened.clear()
 
@@ -514,6 +534,12 @@ class _Writer:
         except Exception as error:
             logger.exception("The writer of the bus at %r ended.", self._file.path)
             self._file.broke(error)
+        finally:
+            with contextlib.suppress(apsw.Error):
+                self._hang_up()
+            if self._bell is not None:
+                self._bell.close()
+            self.lock.close()
 
     def _open(self) -> None:
         with self._locked():
@@ -578,9 +604,6 @@ class _Writer:
                 self._checkpoint()
             self._hang_up()
         self._file.deliver([(work, NotDone("it was closed")) for work in self.all_parked()])
-        if self._bell is not None:
-            self._bell.close()
-        self.lock.close()
 
     def _hang_up(self) -> None:
         if self._db is not None:
@@ -605,12 +628,14 @@ class _Writer:
         try:
             self._begin(any(work.durable for work in works))
         except apsw.BusyError:
-            # A foreign program writes to the file. Those who wait have their own time limits.
+            # Those who wait have their own time limits.
+            self._file.lost("another program writes to it")
             self._file.put_back([work for work in works if work.loop is not None])
             return set()
         except apsw.Error as error:
             self._give_up(works, NotDone(_reason(error)), error)
             return set()
+        works = self._file.begin(works)
         try:
             parked = [work for work in works if not work.run(tx)]
             # What came later in the same transaction may be what it waits for.
@@ -627,6 +652,8 @@ class _Writer:
         except apsw.Error as error:
             self._give_up(works, PerhapsDone(_reason(error)), error)
             return set()
+        if not self._file.connected:
+            self._file.lost(None)
         self._committed(works, parked, served)
         return tx.changed
 

@@ -15,7 +15,7 @@ from polywire.errors import BackendUnreachable, SetupError
 VERSION = 1
 APPLICATION = 0x706F6C79
 """`application_id` of the file: "poly"."""
-BUSY = 2.0
+BUSY = 0.2
 """Seconds that SQLite waits for a foreign program; those of the bus wait at the lock beside the file."""
 CACHE = 16 * 1024
 """KiB of pages in memory, per connection."""
