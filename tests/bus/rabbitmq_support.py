@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pika
 from pika.adapters.blocking_connection import BlockingChannel
@@ -130,6 +131,7 @@ async def cut_connections(queue: RabbitQueue) -> None:
         client = queue._client
         for link in (client.publisher.link, client._consuming):
             if link is not None and link.connection is not None:
-                link.connection._transport.abort()  # type: ignore[union-attr]  # pyright: ignore
+                transport: Any = link.connection._transport  # pyright: ignore
+                transport._sock.shutdown(socket.SHUT_RDWR)
 
     await queue._client.run(work())

@@ -461,6 +461,7 @@ async def test_a_failing_head_of_a_lane_keeps_its_count_over_a_restart_and_its_p
             consumer = await queue.consumer(name, limit=10)
             [head] = await received(consumer, 1)
             assert (head.envelope.body, head.attempt, head.lost) == (b"0", attempt, 0)
+            assert await consumer.settle([], [head])
             await consumer.settle([Settlement(head, RetryAfter(600.0, "no"))])
             await consumer.close()
         consumer = await queue.consumer(name, limit=10)
@@ -528,7 +529,7 @@ async def test_differences_are_named_and_nothing_is_made_beside_them(rabbitmq_ur
             channel.queue_declare(other, durable=True)
             assert await queue.check([QueueSpec(name=other)]) == [
                 f"queue '{other}.dead' does not exist",
-                f"queue '{other}.starts' does not exist",
+                f"queue '{other}.notes' does not exist",
                 f"queue '{other}' has x-dead-letter-exchange none, not ''",
                 f"queue '{other}.suspects' does not exist",
             ]

@@ -187,6 +187,8 @@ class Member:
 
     def _commit(self) -> None:
         """Without waiting; what is not taken is committed again next time."""
+        if self._unanswered:
+            return  # librdkafka may repeat it: it must not come after this one.
         with self._lock:
             marks = [(lane, lane.mark()) for lane in self.lanes.values()]
             changed = [(lane, mark) for lane, mark in marks if mark != lane.committed]
@@ -218,6 +220,8 @@ class Member:
 
     def _cover(self) -> None:
         """Commit what is about to be handed out, where a crash before calls for it, and then let it go."""
+        if self._unanswered:
+            return
         with self._lock:
             marks = [(lane, mark) for lane in self.lanes.values() if (mark := lane.cover()) is not None]
         if marks and self._commit_and_wait(marks):
@@ -276,8 +280,12 @@ class Member:
     def _lane(self, partition: Partition, mark: Mark) -> Lane:
         self._epochs += 1
         if partition[0] in self._joins.retries:
-            return RetryLane(partition, self._epochs, mark, self._owner.limit, self._joins.retries[partition[0]])
-        return Lane(partition, self._epochs, mark, self._owner.limit)
+            topic = self._joins.retries[partition[0]]
+            lane: Lane = RetryLane(partition, self._epochs, mark, self._owner.limit, topic)
+        else:
+            lane = Lane(partition, self._epochs, mark, self._owner.limit)
+        lane.committed = lane.mark()  # Nothing that anybody has to know yet.
+        return lane
 
     def _revoke(self, client: Consumer, partitions: list[TopicPartition]) -> None:
         """Let handlers finish, commit, and give up."""

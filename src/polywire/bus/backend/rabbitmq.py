@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from typing import NoReturn
+from weakref import WeakSet
 
 from polywire.bus.backend import rabbitmq_topology as topology
 from polywire.bus.backend.rabbitmq_connection import Client, Unroutable, parse
@@ -38,17 +39,17 @@ class RabbitQueue:
 
     What the broker cannot do exactly:
 
-    * Nothing durable marks a message as started, so that starts are noted in a queue of their own, `mail.starts`,
-      before they happen: one confirmed publish each time a consumer starts handlers. After a crash everything comes
-      back that the dead consumer had received. What was started, as the notes say, moves to `mail.suspects`, from which
-      one message is handled at a time over all processes; the rest goes on as if nothing had been. On a keyed queue
-      there are no such notes: a lane has one message under way, and each delivery of it that was not settled counts as
-      a start.
+    * Nothing durable marks a message as started, so that starts are noted in a queue of their own, `mail.notes`, before
+      they happen: one confirmed publish each time a consumer starts handlers. After a crash everything comes back that
+      the dead consumer had received. What was under way, as the notes say, moves to `mail.suspects`, from which one
+      message is handled at a time over all processes; the rest goes on as if nothing had been. In a lane, suspects stay
+      where they are.
     * Every way of giving a message back raises the broker's own count of deliveries. Released messages are therefore
       sent again, confirmed, before the first copy is acknowledged, with our own counts in their headers: they go to the
-      back of the queue. On a keyed queue the order matters more: they stay where they are, and a note beside the lane
-      keeps the counts. Where this does not get done (the connection is gone), the broker's limit of 50 is far away.
-    * A lane is handled one message at a time; a message that is tried again in place holds up its lane.
+      back of the queue. In a lane the order matters more: there they stay where they are, and the notes keep the
+      counts. Where this is not done (the connection is gone), the broker's limit (50, in lanes 1,000) is far away.
+    * A consumer takes part in the lanes within some seconds after it came: those who have more than their share give
+      some up.
     * With priorities, at least one message of each level is held, however small the limit.
     * Before RabbitMQ 3.12 a handler has to end within the broker's `consumer_timeout` (30 minutes unless configured).
     * Messages of consumers whose machine is gone come back after two heartbeats (40 s).
@@ -58,6 +59,7 @@ class RabbitQueue:
         self._client = client or Client(parse(url))
         self._clock = clock
         self._specs: dict[str, QueueSpec] = {}
+        self._consumers: dict[str, WeakSet[RabbitConsumer]] = {}
         self._dead = DeadLetters(self._client, clock)
         self.guarantees = Guarantees(
             backend="rabbitmq",
@@ -169,6 +171,7 @@ class RabbitQueue:
     async def consumer(self, queue: str, *, limit: int) -> RabbitConsumer:
         made = RabbitConsumer(self._client, await self.spec(queue), limit=limit, clock=self._clock)
         await made.open()
+        self._consumers.setdefault(queue, WeakSet()).add(made)
         return made
 
     # ---- looking and tidying -------------------------------------------------------------------------------------
@@ -178,7 +181,9 @@ class RabbitQueue:
         own = topology.lanes(spec) if spec.keyed else [*topology.levels(spec), topology.suspects(queue)]
         depths = await topology.depths(self._client, [*own, topology.dead(queue)])
         dead, _ = depths.pop(topology.dead(queue), (0, 0))
-        return QueueStats(queue=queue, ready=sum(ready for ready, _ in depths.values()), dead=dead)
+        # To the broker, what consumers fetched ahead is under way; of our own we know that it waits.
+        fetched = sum(consumer.fetched for consumer in self._consumers.get(queue, ()))
+        return QueueStats(queue=queue, ready=fetched + sum(ready for ready, _ in depths.values()), dead=dead)
 
     async def cancel(self, queue: str, id: str) -> bool:
         self._unsupported("take a waiting message back", queue)

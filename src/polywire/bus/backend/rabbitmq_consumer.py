@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections import deque
 from collections.abc import Collection, Coroutine, Sequence
-from dataclasses import dataclass, field
-from enum import Enum
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import msgspec
 from pika.channel import Channel
@@ -27,96 +24,24 @@ from polywire.bus.backend.rabbitmq_connection import (
     channel_of,
 )
 from polywire.bus.backend.rabbitmq_dead import dead_message
-from polywire.bus.backend.rabbitmq_messages import decode, encode
-from polywire.bus.backend.rabbitmq_reading import Reading
+from polywire.bus.backend.rabbitmq_messages import decode
+from polywire.bus.backend.rabbitmq_notes import Entry, Notes
+from polywire.bus.backend.rabbitmq_sources import Hold, Kind, Source, sources
 from polywire.bus.backend.rabbitmq_topology import Message, address, routed
-from polywire.bus.core import (
-    Ack,
-    Bury,
-    Delivery,
-    Envelope,
-    QueueSpec,
-    RetryAfter,
-    Settlement,
-    new_id,
-)
-from polywire.clock import Clock, Timer
+from polywire.bus.core import Ack, Bury, Delivery, QueueSpec, RetryAfter, Settlement, new_id
+from polywire.clock import Clock
 from polywire.errors import BackendLost, ConsumerClosed, DeliveryError, SetupError
-
-T = TypeVar("T")
 
 BALANCE = 2.0
 """Seconds between looks at how many consumers share the lanes."""
 NOTED_EVERY = 3.0
-"""Seconds after which the starts of handlers that still run are noted again."""
-READING = 30.0
-"""Seconds to wait for others who are reading notes."""
+"""Seconds after which what is under way is noted again, as only the last notes are kept."""
 GRACE = 0.02
 """Seconds to wait for the next of a level that was full before something less urgent is handed out."""
+AGAIN = 1.0
+"""Seconds after which a message in a lane is handled again that could not be settled."""
 NACK_KEEPS_COUNT = (4, 3)
 """From this version on, giving a message back by nack costs no delivery."""
-
-
-class Kind(Enum):
-    WORK = "work"
-    SUSPECTS = "suspects"
-    LANE = "lane"
-
-
-@dataclass(slots=True, eq=False, repr=False)
-class Source:
-    """One queue of the broker that is consumed, over a channel of its own."""
-
-    queue: str
-    kind: Kind
-    prefetch: int
-    buffer: deque[Incoming] = field(default_factory=deque)
-    due: deque[Hold] = field(default_factory=deque)
-    """Received earlier, and to be handed out before the buffer."""
-    generation: int = 0
-    """Of its channel: deliveries of earlier ones are void."""
-    holds: int = 0
-    """Messages that were received and not settled, whether they were handed out or not."""
-    active: bool = False
-    """Of a lane: it is ours, as a message came."""
-    noted: bool = False
-    """Of a lane: there are notes beside it."""
-    expecting: float = 0.0
-    """Of a level: until when the next one is waited for, on the loop's clock; it was full until just now."""
-    asking: Asking | None = None
-    """Only touched in the thread of the line."""
-
-
-@dataclass(slots=True, eq=False, repr=False)
-class Hold:
-    """A message that the broker gave us and we did not give back."""
-
-    source: Source
-    generation: int
-    tag: int
-    envelope: Envelope
-    count: int
-    starts: int
-    """Of its handlers so far."""
-    lost: int
-    unreadable: str | None = None
-    copy: str = ""
-    """Tells it from earlier copies of the same message that had as many starts."""
-    started: bool = False
-    timer: Timer | None = None
-
-
-Starts = list[tuple[str, int, str]]
-"""A note: id, number of the start, and mark of the copy of messages whose handlers are about to start."""
-
-
-class Note(msgspec.Struct):
-    """What is known of a message at the head of a lane, when the broker had counted *count* deliveries."""
-
-    id: str
-    count: int
-    starts: int
-    lost: int
 
 
 class RabbitConsumer:
@@ -131,15 +56,19 @@ class RabbitConsumer:
         self._spec = spec
         self._limit = limit
         self._clock = clock
-        self._sources = _sources(spec, limit)
+        self._notes = Notes(client, spec.name)
+        self._sources = sources(spec, limit)
         self._held: dict[Delivery, Hold] = {}
-        self._waiting: set[Hold] = set()
-        """Held back until they are due."""
-        self._recalling: list[Hold] = []
+        """What is handed out."""
+        self._resting: set[Hold] = set()
+        """Not handed out before they are due."""
+        self._settling: set[Hold] = set()
+        self._doubtful: list[Hold] = []
         """Delivered before, and waiting for what the notes say about them."""
         self._arrival = asyncio.Event()
+        self._settled = asyncio.Event()
         self._asides: set[asyncio.Task[None]] = set()
-        self._keeper: asyncio.Task[None] | None = None
+        self._keepers: list[asyncio.Task[None]] = []
         self._closing: asyncio.Task[None] | None = None
         self._gone: str | None = None
         self._failure: BaseException | None = None
@@ -152,10 +81,18 @@ class RabbitConsumer:
         try:
             await self._client.run(self._open())
         except BaseException:
-            await self._client.run(self._close_channels())
+            if self._client.line is not None:
+                await self._client.run(self._close_channels())
             raise
-        self._keeper = asyncio.create_task(self._balance() if self._spec.keyed else self._note_again())
-        self._keeper.add_done_callback(self._aside_done)
+        work = [self._note_again(), self._balance()] if self._spec.keyed else [self._note_again()]
+        self._keepers = [asyncio.create_task(each) for each in work]
+        for keeper in self._keepers:
+            keeper.add_done_callback(self._ended)
+
+    @property
+    def fetched(self) -> int:
+        """Messages that are here, and neither handed out nor resting."""
+        return sum(source.held for source in self._sources) - len(self._held) - len(self._resting)
 
     # ---- receiving -----------------------------------------------------------------------------------------------
 
@@ -181,9 +118,8 @@ class RabbitConsumer:
     def _take(self, room: int) -> list[Delivery]:
         found: list[Delivery] = []
         for source in self._sources:
-            while len(found) < room and (source.due or source.buffer):
-                hold = source.due.popleft() if source.due else self._opened(source, source.buffer.popleft())
-                if hold is not None and (delivery := self._delivery(hold)) is not None:
+            while len(found) < room and (hold := source.next(self._opened)) is not None:
+                if (delivery := self._delivery(hold)) is not None:
                     found.append(delivery)
             if source.expecting and not found and self._expects(source):
                 break  # Something more urgent than what follows may be on its way.
@@ -197,61 +133,55 @@ class RabbitConsumer:
         source.expecting = 0.0
         return False
 
-    def _opened(self, source: Source, incoming: Incoming) -> Hold | None:
-        """Read it; None where something has to be done about it first."""
+    @staticmethod
+    def _opened(source: Source, incoming: Incoming) -> Hold:
         received = decode(incoming.properties, incoming.body)
-        envelope, count = received.envelope, received.count
-        hold = Hold(source, source.generation, incoming.tag, envelope, count, envelope.attempt, envelope.lost)
-        hold.unreadable, hold.copy = received.unreadable, received.own.get("copy", "")
-        if not count or received.unreadable is not None:
-            return hold
-        # Delivered before and never settled: was it started?
-        if source.kind is Kind.LANE:
-            self._aside(self._recall_head(hold))
-        else:
-            self._recalling.append(hold)
-            if len(self._recalling) == 1:
-                self._aside(self._recall())
-        return None
+        envelope, unreadable = received.envelope, received.unreadable
+        return Hold(
+            source,
+            source.generation,
+            incoming.tag,
+            envelope,
+            unreadable,
+            received.own.get("copy", "") if received.own else "",
+            envelope.attempt,
+            envelope.lost,
+            received.count > 0 and unreadable is None,
+        )
 
     def _delivery(self, hold: Hold) -> Delivery | None:
         """What is handed out; None where it is not to be handled, or not yet."""
         envelope = hold.envelope
+        if hold.doubtful:
+            self._doubtful.append(hold)
+            if len(self._doubtful) == 1:
+                self._aside(self._recall())
+            return None
         if hold.lost >= self._spec.lost_limit:
             died = Bury("worker_lost", f"{hold.lost} workers ended while they handled it")
             self._aside(self._replace([(hold, self._dead(hold, died, hold.starts))]))
             return None
         if envelope.not_before is not None and (remaining := envelope.not_before - self._clock.time()) > 0:
             if topology.delay_for(remaining):
-                self._aside(self._replace([(hold, self._routed(envelope))]))
+                self._aside(self._replace([(hold, self._copy(hold))]))
             else:
-                self._later(hold, remaining)
+                self._rest(hold, remaining)
             return None
-        delivery = Delivery(
-            self._spec.name,
-            envelope,
-            hold.starts + 1,
-            hold.lost,
-            hold,
-            hold.source.queue,
-            hold.unreadable,
-        )
+        source = hold.source.queue
+        delivery = Delivery(self._spec.name, envelope, hold.starts + 1, hold.lost, hold, source, hold.unreadable)
         self._held[delivery] = hold
         return delivery
 
-    def _later(self, hold: Hold, delay: float) -> None:
+    def _rest(self, hold: Hold, delay: float) -> None:
         def due() -> None:
-            self._waiting.discard(hold)
+            self._resting.discard(hold)
             hold.timer = None
-            if self._is_ours(hold):
-                hold.source.due.append(hold)
+            if hold.is_ours:
+                hold.source.ready.append(hold)
                 self._arrival.set()
 
-        self._waiting.add(hold)
+        self._resting.add(hold)
         hold.timer = self._clock.call_later(max(delay, 0.0), due)
-
-    def _is_ours(self, hold: Hold) -> bool:
-        return self._gone is None and hold.generation == hold.source.generation
 
     # ---- settling ------------------------------------------------------------------------------------------------
 
@@ -276,40 +206,41 @@ class RabbitConsumer:
                 if hold.source.kind is Kind.LANE:
                     in_place.append((hold, outcome.delay))
                 else:
-                    copies.append((hold, self._again(hold, outcome.delay)))
+                    not_before = self._clock.time() + outcome.delay if outcome.delay > 0 else None
+                    copies.append((hold, self._copy(hold, not_before)))
         if done:
             self._acknowledge(done)
         if copies or in_place:
+            self._settling.update(hold for hold, _ in [*copies, *in_place])
             # Once begun it goes on: cancelled half-way, the messages would be nobody's until the connection ends.
             await asyncio.shield(self._aside(self._settle_slowly(copies, in_place)))
         if settlements:
+            self._settled.set()
             self._arrival.set()  # There may be room again for one who waits.
-        if not self._spec.keyed and (begun := [self._held[each] for each in starting if each in self._held]):
-            await self._note_starts(begun)
+        if starting:
+            await self._start([self._held[each] for each in starting if each in self._held])
         return [delivery for delivery in starting if delivery in self._held]
 
     async def _settle_slowly(self, copies: list[tuple[Hold, Message]], in_place: list[tuple[Hold, float]]) -> None:
-        if in_place:
-            # Where the notes cannot be written, the counts are those before; the message stays where it is.
-            await self._write_notes([hold for hold, _ in in_place if hold.starts > hold.envelope.attempt])
+        try:
+            if copies:
+                await self._replace(copies)
+            await self._notes.write([_settled(hold) for hold, _ in in_place])
+        finally:
+            # Where that failed, a crash would count more than there was; the message stays where it is.
             for hold, delay in in_place:
-                self._later(hold, delay)
-        if copies:
-            await self._replace(copies)
+                hold.started = False
+                if hold.is_ours:
+                    self._rest(hold, delay)
+            self._settling.difference_update(hold for hold, _ in [*copies, *in_place])
+            self._settled.set()
 
-    def _again(self, hold: Hold, delay: float) -> Message:
-        hold.envelope = msgspec.structs.replace(
-            hold.envelope, not_before=self._clock.time() + delay if delay > 0 else None
-        )
-        return self._released(hold)
-
-    def _released(self, hold: Hold) -> Message:
-        """A copy with its own counts. Its mark tells its start from that of the original, which had the same number."""
+    def _copy(self, hold: Hold, not_before: float | None = None) -> Message:
+        """The same message with its own counts, and a mark that tells it from this one in the notes."""
         envelope = msgspec.structs.replace(hold.envelope, attempt=hold.starts, lost=hold.lost)
-        return self._routed(envelope, {"copy": new_id()} if hold.started else None)
-
-    def _routed(self, envelope: Envelope, own: dict[str, str] | None = None) -> Message:
-        return routed(envelope, address(self._spec, envelope), self._clock.time(), own)
+        if not_before is not None or hold.started:
+            envelope.not_before = not_before
+        return routed(envelope, address(self._spec, envelope), self._clock.time(), {"copy": new_id()})
 
     def _dead(self, hold: Hold, outcome: Bury, attempts: int) -> Message:
         envelope = msgspec.structs.replace(hold.envelope, attempt=attempts, lost=hold.lost)
@@ -319,30 +250,33 @@ class RabbitConsumer:
         """Send the copies, and acknowledge what they replace once they are confirmed; never before."""
         results = await self._client.publisher.publish([message for _, message in copies], None)
         self._acknowledge([hold for (hold, _), error in zip(copies, results, strict=True) if error is None])
+        self._arrival.set()
         failed = [(hold, error) for (hold, _), error in zip(copies, results, strict=True) if error is not None]
         if failed:
-            # The copies are perhaps there, perhaps not: the originals are delivered again.
+            # The copies are perhaps there, perhaps not: the originals are handled again.
             self._give_back([hold for hold, _ in failed])
             error = failed[0][1]
             raise BackendLost(f"{len(failed)} messages of {self._spec.name!r} were not settled: {error}") from error
 
     def _acknowledge(self, holds: Sequence[Hold]) -> None:
-        ours = [hold for hold in holds if self._is_ours(hold)]
+        ours = [hold for hold in holds if hold.is_ours]
         for hold in ours:
             source = hold.source
-            if self._spec.priorities > 1 and source.holds == source.prefetch:
+            if self._spec.priorities > 1 and source.held == source.prefetch:
                 source.expecting = asyncio.get_running_loop().time() + GRACE
-            source.holds -= 1
-            if source.noted:
-                source.noted = False
-                self._aside(self._purge_notes(source))
+            source.done(hold)
         self._there(self._acknowledge_there, [(hold.source, hold.generation, hold.tag) for hold in ours])
 
     def _give_back(self, holds: Sequence[Hold]) -> None:
-        ours = [hold for hold in holds if self._is_ours(hold)]
-        for hold in ours:
-            hold.source.holds -= 1
-        self._there(self._give_back_there, [(hold.source, hold.generation, hold.tag) for hold in ours])
+        """To the broker, which puts it at the back; in a lane it has to stay."""
+        back: list[tuple[Source, int, int]] = []
+        for hold in holds:
+            if hold.is_ours and hold.source.kind is Kind.LANE:
+                self._rest(hold, AGAIN)
+            elif hold.is_ours:
+                hold.source.done(hold)
+                back.append((hold.source, hold.generation, hold.tag))
+        self._there(self._give_back_there, back)
 
     def _there(self, function: Any, *arguments: Any) -> None:
         if self._line is not None:
@@ -352,10 +286,10 @@ class RabbitConsumer:
         """Do *work* beside receiving. What goes wrong in it is raised by the next `receive`."""
         task = asyncio.create_task(work)
         self._asides.add(task)
-        task.add_done_callback(self._aside_done)
+        task.add_done_callback(self._ended)
         return task
 
-    def _aside_done(self, task: asyncio.Task[None]) -> None:
+    def _ended(self, task: asyncio.Task[None]) -> None:
         self._asides.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             self._failure = self._failure or error
@@ -363,108 +297,70 @@ class RabbitConsumer:
 
     # ---- starts: noted before they happen, looked up after a crash ------------------------------------------------
 
-    async def _note_starts(self, holds: Sequence[Hold]) -> None:
-        starts = [(hold.envelope.id, hold.starts + 1, hold.copy) for hold in holds]
-        [error] = await self._client.publisher.publish([self._note(topology.starts(self._spec.name), starts)], None)
-        if error is not None:
-            raise BackendLost(f"{len(holds)} starts of {self._spec.name!r} were not noted: {error}") from error
+    async def _start(self, holds: Sequence[Hold]) -> None:
         for hold in holds:
             hold.started = True
+        await self._notes.write([_running(hold) for hold in holds])
 
     async def _note_again(self) -> None:
-        """Only the last notes are kept: those of long handlers are written again from time to time."""
         while True:
             await asyncio.sleep(NOTED_EVERY)
-            if running := [hold for hold in self._held.values() if hold.started]:
-                await self._note_starts(running)
+            running = [_running(hold) for hold in self._held.values() if hold.started]
+            settled = [_settled(hold) for hold in self._resting if hold.starts > hold.envelope.attempt]
+            await self._notes.write([*running, *settled])
 
     async def _recall(self) -> None:
-        """Sort out what was delivered before: what was started is suspect, the rest goes on as if nothing had been."""
-        while self._recalling:
-            # A start was noted before it happened, and its message came to us after that: the notes are there by now.
-            recalling = list(self._recalling)
-            noted = {start for note in await self._read(topology.starts(self._spec.name), Starts) for start in note}
-            del self._recalling[: len(recalling)]
+        """Sort out what was delivered before: what was under way is suspect, the rest is as if nothing had been."""
+        while self._doubtful:
+            doubtful = list(self._doubtful)
+            # Whoever had them wrote before they came back to the broker, and from there to us.
+            noted = await self._notes.read()
+            del self._doubtful[: len(doubtful)]
             suspects: list[tuple[Hold, Message]] = []
-            for hold in filter(self._is_ours, recalling):
-                if (hold.envelope.id, hold.starts + 1, hold.copy) in noted:
-                    hold.starts += 1
-                    hold.lost += 1
-                    if hold.lost < self._spec.lost_limit and hold.source.kind is Kind.WORK:
-                        suspects.append((hold, self._released(hold)))
-                        continue
-                hold.source.due.append(hold)
+            for hold in doubtful:
+                if not hold.is_ours:
+                    continue
+                hold.doubtful = False
+                entry = noted.get((hold.envelope.id, hold.copy))
+                if entry is not None:
+                    hold.starts, hold.lost = entry.starts, entry.lost + entry.running
+                if hold.source.kind is Kind.WORK and hold.envelope.lost < hold.lost < self._spec.lost_limit:
+                    suspects.append((hold, self._copy(hold)))
+                else:
+                    hold.source.ready.append(hold)
             self._arrival.set()
             if suspects:
                 await self._replace(suspects)
 
-    # ---- lanes: notes beside them, and who has which -------------------------------------------------------------
-
-    async def _recall_head(self, hold: Hold) -> None:
-        """What is known of a message at the head of a lane that was delivered before."""
-        read = await self._read(topology.notes(hold.source.queue), Note)
-        hold.source.noted = hold.source.noted or bool(read)
-        known = [note for note in read if note.id == hold.envelope.id]
-        if known:
-            note = max(known, key=lambda note: (note.count, note.starts))
-            since = max(hold.count - note.count, 0)
-            hold.starts, hold.lost = note.starts + since, note.lost + since
-        else:
-            hold.starts += hold.count
-            hold.lost += hold.count
-        if self._is_ours(hold):
-            hold.source.due.append(hold)
-            self._arrival.set()
-
-    async def _read(self, queue: str, kind: type[T]) -> list[T]:
-        """All notes of a queue, once nobody else is reading them."""
-        reading = Reading(self._client, queue)
-        tries = int(READING / 0.05)
-        for _ in range(tries):
-            try:
-                if await reading.open():
-                    return [msgspec.json.decode(message.body, type=kind) for message in reading.messages]
-            finally:
-                await reading.close()
-            await asyncio.sleep(0.1 * self._clock.random())
-        raise BackendLost(f"{queue!r} was not read: others have been reading it for {READING:g} s.")
-
-    async def _write_notes(self, holds: Sequence[Hold], *, releasing: bool = False) -> None:
-        """*releasing*: the broker is about to count one delivery more, which was none."""
-        messages: list[Message] = []
-        for hold in holds:
-            note = Note(hold.envelope.id, hold.count + releasing, hold.starts, hold.lost)
-            messages.append(self._note(topology.notes(hold.source.queue), note))
-            hold.source.noted = True
-        for error in await self._client.publisher.publish(messages, None):
-            if error is not None:
-                raise BackendLost(f"A retry of {self._spec.name!r} was not noted: {error}") from error
-
-    def _note(self, queue: str, note: object) -> Message:
-        envelope = Envelope(new_id(), "polywire.note", msgspec.json.encode(note), time=self._clock.time())
-        return envelope.id, "", queue, encode(envelope), envelope.body
-
-    async def _purge_notes(self, source: Source) -> None:
-        async def purge() -> None:
-            asking = await self._client.asking()
-            await asking.ask(asking.channel.queue_purge, queue=topology.notes(source.queue))
-            asking.close()
-
-        await self._client.run(purge())
+    # ---- lanes -----------------------------------------------------------------------------------------------------
 
     async def _balance(self) -> None:
         """Give lanes up where others have fewer: the broker gives all of them to whoever comes first."""
+        members = topology.members(self._spec.name)
         while True:
             await asyncio.sleep(BALANCE * (0.5 + self._clock.random()))
-            members = topology.members(self._spec.name)
             _, consumers = (await topology.depths(self._client, [members])).get(members, (0, 1))
             mine = [source for source in self._sources if source.active]
             surplus = len(mine) - math.ceil(self._spec.lanes / max(consumers, 1))
-            idle = [source for source in mine if not source.holds and not source.buffer]
-            for source in idle[: max(surplus, 0)]:
-                source.active = False
-                source.generation += 1
-                await self._client.run(self._resubscribe(source))
+            for source in sorted(mine, key=lambda source: source.held)[: max(surplus, 0)]:
+                await self._leave(source)
+
+    async def _leave(self, source: Source) -> None:
+        """Nothing more of it is handed out; once nothing is, the next one who waits for it has it, in order."""
+        source.leaving = True
+        while any(hold.source is source for hold in [*self._held.values(), *self._settling]):
+            self._settled.clear()
+            await self._settled.wait()
+        for hold in [hold for hold in self._resting if hold.source is source]:
+            self._stop_resting(hold)
+        source.forget()
+        await self._client.run(self._resubscribe(source))
+
+    def _stop_resting(self, hold: Hold) -> None:
+        self._resting.discard(hold)
+        if hold.timer is not None:
+            hold.timer.cancel()
+            hold.timer = None
 
     # ---- ending --------------------------------------------------------------------------------------------------
 
@@ -475,43 +371,46 @@ class RabbitConsumer:
         await asyncio.shield(self._closing)
 
     async def _close(self) -> None:
-        if self._keeper is not None:
-            self._keeper.cancel()
-            await asyncio.gather(self._keeper, return_exceptions=True)
+        for keeper in self._keepers:
+            keeper.cancel()
+        await asyncio.gather(*self._keepers, return_exceptions=True)
         self._client.forget(self)
         try:
-            if self._gone is None:
+            if self._gone is None and self._client.line is not None:
                 await self._client.run(self._stop_work())
                 await asyncio.gather(*self._asides, return_exceptions=True)
                 await self._release()
         except DeliveryError:
             pass  # The connection is gone: the broker gives it all to others.
         finally:
-            await self._client.run(self._close_channels())
+            self._held.clear()
+            if self._client.line is not None:
+                await self._client.run(self._close_channels())
+            for source in self._sources:
+                source.forget()
 
     async def _release(self) -> None:
-        """Everything that is held: sent again with its counts, or left in its lane with a note."""
-        holds = [*self._held.values(), *self._waiting]
-        for hold in self._waiting:
-            if hold.timer is not None:
-                hold.timer.cancel()
+        """Everything that is held: sent again with its counts, or left in its lane with a note.
+
+        What was delivered before and not looked up yet is left as it is, for the next one to look up.
+        """
+        holds = list(self._held.values())
         self._held.clear()
-        self._waiting.clear()
+        for hold in list(self._resting):
+            self._stop_resting(hold)
+            holds.append(hold)
+        if self._spec.keyed:
+            await self._notes.write([_settled(hold) for hold in holds if hold.started])
+            return
         for source in self._sources:
-            opened = [self._opened(source, incoming) for incoming in source.buffer]
-            holds += [hold for hold in opened if hold is not None]
-            source.buffer.clear()
-        await asyncio.gather(*self._asides)  # Those that were delivered before are due then.
-        for source in self._sources:
-            holds += source.due
-            source.due.clear()
-        lanes = [hold for hold in holds if hold.source.kind is Kind.LANE]
-        await self._write_notes(lanes, releasing=True)
-        rest = [hold for hold in holds if hold.source.kind is not Kind.LANE]
+            holds += source.ready
+            holds += [self._opened(source, incoming) for incoming in source.buffer]
+        rest = [hold for hold in holds if not hold.doubtful and hold.is_ours]
         if self._client.version >= NACK_KEEPS_COUNT:
-            self._give_back(rest)
-        else:
-            await self._replace([(hold, self._released(hold)) for hold in rest])
+            unchanged = [hold for hold in rest if not hold.started and hold.starts == hold.envelope.attempt]
+            self._give_back(unchanged)
+            rest = [hold for hold in rest if hold not in unchanged]
+        await self._replace([(hold, self._copy(hold, hold.envelope.not_before)) for hold in rest])
 
     # ---- in the thread of the line -------------------------------------------------------------------------------
 
@@ -558,7 +457,6 @@ class RabbitConsumer:
 
     async def _close_channels(self) -> None:
         for source in self._sources:
-            source.generation += 1
             if source.asking is not None:
                 await source.asking.closed()
         if self._membership is not None:
@@ -600,7 +498,7 @@ class RabbitConsumer:
     def _arrived(self, source: Source, generation: int, incoming: Incoming) -> None:
         if generation == source.generation:
             source.buffer.append(incoming)
-            source.holds += 1
+            source.held += 1
             source.active = True
             source.expecting = 0.0
             self._arrival.set()
@@ -609,21 +507,21 @@ class RabbitConsumer:
         if self._gone is None and self._closing is None:
             self._gone = reason
             self._held.clear()
+            for hold in list(self._resting):
+                self._stop_resting(hold)
             for source in self._sources:
-                source.buffer.clear()
-                source.due.clear()
-            if self._keeper is not None:
-                self._keeper.cancel()
-            self._arrival.set()
+                source.forget()
+            for keeper in self._keepers:
+                keeper.cancel()
+        self._arrival.set()
 
 
-def _sources(spec: QueueSpec, limit: int) -> list[Source]:
-    """The most urgent first."""
-    if spec.keyed:
-        return [Source(lane, Kind.LANE, 1) for lane in topology.lanes(spec)]
-    each = max(1, math.ceil(limit / max(spec.priorities, 1)))
-    work = [Source(level, Kind.WORK, each) for level in reversed(topology.levels(spec))]
-    return [Source(topology.suspects(spec.name), Kind.SUSPECTS, 1), *work]
+def _running(hold: Hold) -> Entry:
+    return Entry(hold.envelope.id, hold.copy, True, hold.starts + 1, hold.lost)
+
+
+def _settled(hold: Hold) -> Entry:
+    return Entry(hold.envelope.id, hold.copy, False, hold.starts, hold.lost)
 
 
 def _not_called(*arguments: Any) -> None:

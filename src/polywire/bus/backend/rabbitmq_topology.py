@@ -16,6 +16,8 @@ from polywire.errors import SetupError
 OLDEST = (3, 10)
 DELIVERY_LIMIT = 50
 """Of the broker: a net far behind our own counts, for messages that kill whoever reads them."""
+LANE_LIMIT = 1_000
+"""Of a lane, which gives back everything that was fetched ahead each time it changes hands."""
 NO_LIMIT = 1_000_000
 """Of queues from which messages are only read to be looked at. 4.x has a limit of 20 where none is set."""
 CONSUMER_TIMEOUT = 7 * 24 * 3600 * 1000
@@ -28,8 +30,8 @@ DUE = "polywire.due"
 UNROUTED = "polywire.unrouted"
 """Where they go whose queue was deleted meanwhile."""
 MAX_LANES = 64
-STARTS = 10_000
-"""Notes of starts that are kept for each queue. A consumer writes one each time it starts handlers."""
+NOTES = 10_000
+"""That are kept for each queue. A consumer writes one each time it starts handlers."""
 
 Message = tuple[str, str, str, bytes, bytes]
 """Id, exchange, routing key, properties and body."""
@@ -102,12 +104,8 @@ def dead(name: str) -> str:
     return f"{name}.dead"
 
 
-def notes(lane: str) -> str:
-    return f"{lane}.notes"
-
-
-def starts(name: str) -> str:
-    return f"{name}.starts"
+def notes(name: str) -> str:
+    return f"{name}.notes"
 
 
 def members(name: str) -> str:
@@ -118,10 +116,10 @@ def delay_queue(seconds: float) -> str:
     return f"polywire.delay.{seconds * 1000:.0f}ms"
 
 
-def _work(name: str, *, single: bool = False) -> Queue:
+def _work(name: str, *, single: bool = False, limit: int = DELIVERY_LIMIT) -> Queue:
     arguments: dict[str, Any] = {
         "x-queue-type": "quorum",
-        "x-delivery-limit": DELIVERY_LIMIT,
+        "x-delivery-limit": limit,
         "x-dead-letter-exchange": "",
         "x-dead-letter-routing-key": dead(name),
         "x-dead-letter-strategy": "at-least-once",
@@ -137,10 +135,10 @@ def _kept(name: str) -> Queue:
     return Queue(name, {"x-queue-type": "quorum", "x-delivery-limit": NO_LIMIT, "x-overflow": "reject-publish"})
 
 
-def _notes_of_starts(name: str) -> Queue:
-    """Only the last ones: those of handlers that still run are written again before so many others have come."""
-    kept = _kept(starts(name))
-    return Queue(kept.name, {**kept.arguments, "x-max-length": STARTS, "x-overflow": "drop-head"})
+def _notes(name: str) -> Queue:
+    """Only the last ones: what is still under way is written again before so many others have come."""
+    kept = _kept(notes(name))
+    return Queue(kept.name, {**kept.arguments, "x-max-length": NOTES, "x-overflow": "drop-head"})
 
 
 def _of(queue: Queue, name: str) -> Queue:
@@ -179,7 +177,7 @@ def of_queue(spec: QueueSpec) -> list[Wanted]:
             f"The queue {name!r} was not declared: its name has to be a letter or digit, and up to 199 more of "
             f"letters, digits, '.', '-' and '_'."
         )
-    wanted: list[Wanted] = [_kept(dead(name))]
+    wanted: list[Wanted] = [_kept(dead(name)), _notes(name)]
     if spec.keyed:
         if not 1 <= spec.lanes <= MAX_LANES:
             raise SetupError(f"The queue {name!r} was not declared: lanes={spec.lanes} is not from 1 to {MAX_LANES}.")
@@ -188,11 +186,11 @@ def of_queue(spec: QueueSpec) -> list[Wanted]:
         first, last = lanes(spec)[0], lanes(spec)[-1]
         wanted.append(Together(first, last, f"queue {name!r} has fewer than {spec.lanes} lanes"))
         for lane in reversed(lanes(spec)):
-            wanted += [_of(_work(lane, single=True), name), _kept(notes(lane)), Bound(DUE, lane, lane)]
+            wanted += [_of(_work(lane, single=True, limit=LANE_LIMIT), name), Bound(DUE, lane, lane)]
         more = f"{name}.lane.{spec.lanes}"
         wanted.append(Absent(more, f"queue {name!r} has more than {spec.lanes} lanes"))
         return wanted
-    wanted += [Absent(f"{name}.lane.0", f"queue {name!r} is keyed"), _notes_of_starts(name)]
+    wanted.append(Absent(f"{name}.lane.0", f"queue {name!r} is keyed"))
     for level in levels(spec):
         wanted += [_of(_work(level), name), Bound(DUE, level, level)]
     wanted += [_of(_work(suspects(name), single=True), name), Bound(DUE, suspects(name), suspects(name))]

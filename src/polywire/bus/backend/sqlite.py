@@ -204,13 +204,18 @@ class SqliteQueue:
         due = envelope.not_before
         if due is not None and due <= now:
             due = None
+        try:
+            packed = pack(envelope)
+        except UnicodeEncodeError as error:
+            why = f"its texts are no Unicode: {error.reason}"
+            return MessageRefused(f"{refused(envelope)} to the queue {row.name!r}: {why}.")
         return (
             row.n,
             envelope.id,
             envelope.key if row.keyed else None,
             row.level(envelope.priority),
             due,
-            pack(envelope),
+            packed,
         )
 
     async def _sent(self, row: QueueRow, rows: list[tuple[Any, ...]], deadline: float) -> Exception | None:
