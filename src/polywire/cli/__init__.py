@@ -19,6 +19,7 @@ _COMMANDS = {
     "system": "polywire.cli.system",
     "contract": "polywire.cli.contract",
     "bus": "polywire.cli.bus",
+    "db": "polywire.cli.db",
 }
 
 
