@@ -19,6 +19,9 @@ from polywire.testing.clock import ManualClock
 
 T = TypeVar("T")
 
+PASSWORD = "hunter2-of-the-suite"
+"""In URLs of which no error may tell it."""
+
 
 class BusSuite:
     """Ground of `QueueSuite`, `LogSuite` and `FanoutSuite`: what a backend's class sets, and how tests wait."""
@@ -59,6 +62,24 @@ class BusSuite:
         given = {"source": "suite", "time": now, **fields}
         identifier = given.pop("id", None) or new_id()
         return Envelope(identifier, given.pop("type", "polywire.suite.v1.Work"), text.encode(), **given)
+
+    # ---- hooks ------------------------------------------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def backend_down(self, url: str) -> AsyncIterator[None]:
+        """Kill the server of *url*, and start it again at the end, until it accepts connections."""
+        self.skip("the suite cannot stop this backend")
+        yield
+
+    async def restart_backend(self, url: str) -> None:
+        """As `backend_down`, without a pause."""
+        async with self.backend_down(url):
+            pass
+
+    def url_of_nobody(self) -> str:
+        """One at which nothing listens, with a user and PASSWORD in it where such URLs can have them."""
+        self.skip("nothing has to listen at the URL of this backend")
+        raise AssertionError
 
     # ---- waiting ----------------------------------------------------------------------------------------------------
 

@@ -20,8 +20,17 @@ from polywire.bus.core import (
     RetryAfter,
     Settlement,
 )
-from polywire.errors import BackendLost, DeliveryError, MessageRefused, NobodyListens, PolywireError, SetupError
-from polywire.testing.buses import BusSuite, raised
+from polywire.errors import (
+    BackendLost,
+    BackendUnreachable,
+    DeliveryError,
+    MessageRefused,
+    NobodyListens,
+    PolywireError,
+    PublishUnknown,
+    SetupError,
+)
+from polywire.testing.buses import PASSWORD, BusSuite, raised
 
 REFUSED_NAMES = ("", "a b", "orders/paid", "örders", "a\nb", "a'; drop table event; --", "..", "x" * 300)
 
@@ -120,10 +129,6 @@ class FanoutSuite(BusSuite):
         backend = open_events(url, clock=self.clock)
         await backend.start()
         return backend  # type: ignore[return-value]
-
-    async def restart_backend(self, url: str) -> None:
-        """Kill the server and start it again, until it accepts connections."""
-        self.skip("the suite cannot restart this backend")
 
     async def clean_up(self, backend: Fanout, topics: Sequence[str], bindings: Sequence[Binding]) -> None:
         """Delete what a test leaves, where it does not go with the URL."""
@@ -361,6 +366,23 @@ class FanoutSuite(BusSuite):
             await self.until(connected, what="connecting again")
             for binding in bindings:
                 await fanout.gets(binding, *(envelope.id for envelope in sent))
+
+    async def test_while_the_backend_is_down_publishing_waits_at_most_its_timeout(self) -> None:
+        async with self.fanout() as fanout:
+            await fanout.bind("billing")
+            async with self.backend_down(fanout.url):
+                publishing = fanout.backend.publish(fanout.topic, [self.message("lost")], timeout=self.moment)
+                (result,) = await self.within(publishing, what="giving up")
+                assert type(result) in (MessageRefused, PublishUnknown), result
+
+            async def published() -> bool:
+                return await fanout.results([self.message("after")]) == [None]
+
+            await self.until(published, what="publishing again")
+
+    async def test_a_backend_that_does_not_answer_is_unreachable_and_its_password_stays_secret(self) -> None:
+        error = await self.within(raised(self.open_backend(self.url_of_nobody()), BackendUnreachable), what="failing")
+        assert PASSWORD not in f"{error} {error!r}"
 
     # ---- declaring --------------------------------------------------------------------------------------------------
 
