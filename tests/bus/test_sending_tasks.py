@@ -488,7 +488,7 @@ async def test_a_result_without_a_store_says_so() -> None:
         await sent.result()
     assert str(refused.value) == (
         "The result of shop.v1.Images/Resize cannot be waited for: there is no store of results. "
-        "Name one in the system file, [wires] results = 'sqlite:.polywire/bus.db'."
+        "Name one in the system file, [wires] schedule = 'sqlite:.polywire/schedule.db'."
     )
 
 

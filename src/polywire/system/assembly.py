@@ -15,6 +15,14 @@ ClientFor = Callable[[type[Contract]], Any]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Made:
+    """An app that runs."""
+
+    services: list[Any]
+    resources: list[Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Assembly:
     """An app with every need met on paper; nothing is open yet."""
 
@@ -28,8 +36,8 @@ class Assembly:
     """The contracts that clients are needed of."""
 
     @contextlib.asynccontextmanager
-    async def running(self, client_for: ClientFor, given: Mapping[Key, Any]) -> AsyncIterator[list[Any]]:
-        """The service objects, for the length of the block, in the order of declaration.
+    async def running(self, client_for: ClientFor, given: Mapping[Key, Any]) -> AsyncIterator[Made]:
+        """The service objects, for the length of the block, in the order of declaration, and what was opened for them.
 
         What was opened is closed in reverse order at its end, also where something fails to open. Raises SetupError
         that names the resource or service at fault.
@@ -47,7 +55,7 @@ class Assembly:
             for service in self.services:
                 with self._blamed(f"its service {service.cls.__qualname__}"):
                     built.append(service.cls(**arguments(service.needs)))
-            yield built
+            yield Made(services=built, resources=list(opened.values()))
 
     def _value(
         self, need: Need, opened: Mapping[Resource, Any], client_for: ClientFor, given: Mapping[Key, Any]

@@ -7,16 +7,17 @@ from collections.abc import AsyncIterator, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from polywire.bus.backend.memory_results import MemoryResults
 from polywire.bus.core.results import Results
 from polywire.bus.core.urls import scheme_of
 from polywire.bus.sending import Sender
 from polywire.clock import SYSTEM_CLOCK, Clock
-from polywire.contract import Event, service_of
+from polywire.contract import Contract, Event, service_of
+from polywire.durable.store.seam import Store
 from polywire.system.backends import Backends
-from polywire.system.bus_wires import BackendUrls
+from polywire.system.bus_wires import BackendUrls, beside
 from polywire.system.consuming import Part, declare
 from polywire.system.file import SystemFile
+from polywire.system.scheduling import result_store, schedule_store
 
 OWN = ".polywire"
 EXAMPLE = f"{OWN}/bus.db"
@@ -30,6 +31,8 @@ class ConnectedBus:
     senders: Mapping[str, Sender]
     results: Mapping[str, Results]
     """Stores of results, by name."""
+    schedule: Store | None
+    """Where schedules are kept."""
 
 
 def check_bus(system: SystemFile, parts: Mapping[str, Part], *, one_process: bool) -> None:
@@ -38,6 +41,7 @@ def check_bus(system: SystemFile, parts: Mapping[str, Part], *, one_process: boo
         for contract in (*part.handles, *part.sends):
             full_name = service_of(contract).full_name
             _check_wire(system, name, "tasks", full_name, f"the tasks of {full_name}", one_process)
+            _check_schedule(system, name, contract, one_process)
         for topic in dict.fromkeys(one.topic for one in part.subscriptions):
             _check_wire(system, name, "events", topic, f"the events of topic {topic!r}", one_process)
         if part.publishes and not system.wires.events.urls:
@@ -56,6 +60,20 @@ def _check_wire(system: SystemFile, name: str, use: str, key: str, what: str, on
             f"{what}. Choose another backend, for example 'sqlite:{EXAMPLE}', or run the whole system in one process "
             "with `polywire up --in-process`.",
         )
+
+
+def _check_schedule(system: SystemFile, name: str, contract: type[Contract], one_process: bool) -> None:
+    """Several processes need a store that all of them see."""
+    if one_process or system.wires.schedule is not None:
+        return
+    for task in service_of(contract).tasks.values():
+        if task.response is not None or task.schedule is not None:
+            what = "keep the results" if task.response is not None else "fire the schedule"
+            raise system.settings.error(
+                ("services", name),
+                f"services.{name} cannot {what} of {task.full_name}: its processes have no store in common. Add one: "
+                f'`[wires]` with `schedule = "sqlite:{OWN}/schedule.db"`.',
+            )
 
 
 def _no_wire(system: SystemFile, name: str, use: str, what: str) -> Exception:
@@ -81,29 +99,33 @@ async def connected_bus(
         events=any(part.has_events for part in parts.values()),
         clock=clock,
     )
-    results = MemoryResults(clock=clock)
-    await results.start()
-    senders = {
-        name: Sender(name, tasks=backends.tasks, events=backends.events, results=results, clock=clock) for name in parts
-    }
-    try:
-        await backends.start()
-        for name, part in parts.items():
-            await declare(part, backends)
-            senders[name].check((*part.handles, *part.sends), _events_of(part))
-        yield ConnectedBus(backends=backends, senders=senders, results={results.name: results})
-    finally:
-        for sender in senders.values():
-            sender.close()
-        await backends.close()
-        await results.close()
+    url = system.wires.schedule if any(part.has_tasks for part in parts.values()) else None
+    async with (
+        schedule_store(None if url is None else beside(url, system.directory), clock=clock) as store,
+        result_store(store, clock=clock) as results,
+    ):
+        senders = {
+            name: Sender(name, tasks=backends.tasks, events=backends.events, results=results, clock=clock)
+            for name in parts
+        }
+        try:
+            await backends.start()
+            for name, part in parts.items():
+                await declare(part, backends)
+                senders[name].check((*part.handles, *part.sends), _events_of(part))
+            yield ConnectedBus(backends=backends, senders=senders, results={results.name: results}, schedule=store)
+        finally:
+            for sender in senders.values():
+                sender.close()
+            await backends.close()
 
 
 def backends_of(system: SystemFile, *, tasks: bool, events: bool, clock: Clock = SYSTEM_CLOCK) -> Backends:
     """The backends of the system file, not started: of its tasks, its events, or both."""
     of_tasks = system.wires.tasks.beside(system.directory) if tasks else BackendUrls()
     of_events = system.wires.events.beside(system.directory) if events else BackendUrls()
-    _make_folder(system, (*of_tasks.urls, *of_events.urls))
+    schedule = () if system.wires.schedule is None else (beside(system.wires.schedule, system.directory),)
+    _make_folder(system, (*of_tasks.urls, *of_events.urls, *schedule))
     return Backends(of_tasks, of_events, clock=clock)
 
 

@@ -29,12 +29,13 @@ class BackendUrls:
     def beside(self, directory: Path) -> BackendUrls:
         """The same, with the files of embedded backends looked for in *directory*."""
         return BackendUrls(
-            default=None if self.default is None else _beside(self.default, directory),
-            by_name={name: _beside(url, directory) for name, url in self.by_name.items()},
+            default=None if self.default is None else beside(self.default, directory),
+            by_name={name: beside(url, directory) for name, url in self.by_name.items()},
         )
 
 
-def _beside(url: str, directory: Path) -> str:
+def beside(url: str, directory: Path) -> str:
+    """*url*, with the file of an embedded backend looked for in *directory*."""
     if scheme_of(url) != "sqlite":
         return url
     path = url.partition(":")[2]

@@ -5,18 +5,20 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from polywire.bus.consumer import Alone, Handling, LogRunner, QueueRunner, event_handling, task_handling
 from polywire.bus.consumer.run import MessageLog
 from polywire.bus.consumer.runner import CONCURRENCY
 from polywire.bus.core import QueueSpec
-from polywire.bus.core.inbox import Inbox
 from polywire.bus.core.results import Results
+from polywire.bus.schedule.ticking import Ticker
 from polywire.bus.sending import Bus, queues_of, topics_of
 from polywire.clock import SYSTEM_CLOCK, Clock
 from polywire.contract import Contract, Task, contracts_of, service_of
 from polywire.contract.event import Subscription, subscriptions_of
+from polywire.durable.inbox import StoreInbox
+from polywire.durable.store.seam import Store
 from polywire.errors import SetupError
 from polywire.system.app import Key
 from polywire.system.assembly import Assembly
@@ -78,18 +80,34 @@ def placed_queues(contracts: Sequence[type[Contract]]) -> list[tuple[str, QueueS
 
 
 class Consumers:
-    """The runners of one service. `start` once its objects are there, `stop` before they are closed."""
+    """The runners and schedules of one service. `start` once its objects are there, `stop` before they are closed."""
 
-    def __init__(self, runners: Sequence[Runner]) -> None:
+    def __init__(
+        self, runners: Sequence[Runner], *, ticker: Ticker | None = None, inbox: StoreInbox | None = None
+    ) -> None:
         self.runners = tuple(runners)
+        self._ticker = ticker
+        self._inbox = inbox
+        self._started = False
 
     async def start(self) -> None:
+        self._started = True
+        if self._inbox is not None:
+            await self._inbox.start()
         for runner in self.runners:
             await runner.start()
+        if self._ticker is not None:
+            await self._ticker.start()
 
     async def stop(self, grace: float) -> None:
         """What runs has *grace* seconds, all runners at a time; the rest is given back. May be called twice."""
+        if not self._started:
+            return
+        if self._ticker is not None:
+            await self._ticker.stop()
         await asyncio.gather(*(runner.stop(grace) for runner in self.runners))
+        if self._inbox is not None:
+            await self._inbox.close()
 
     @property
     def ready(self) -> bool:
@@ -105,19 +123,47 @@ def consumers_of(
     objects: Iterable[object],
     backends: Backends,
     *,
-    inbox: Inbox | None = None,
+    stores: Sequence[Store] = (),
     results: Mapping[str, Results] | None = None,
+    ticker: Ticker | None = None,
     message_log: MessageLog | None = None,
     alone: Alone | None = None,
     clock: Clock = SYSTEM_CLOCK,
 ) -> Consumers:
-    """The runners for what *objects* handle. Raises SetupError where a task has no handler, or something it needs is
-    missing."""
+    """The runners for what *objects* handle, whose app has opened *stores*. Raises SetupError where a task has no
+    handler, or something it needs is missing."""
     objects = list(objects)
+    inbox = _inbox_of(objects, stores, clock)
     common: dict[str, Any] = {"inbox": inbox, "message_log": message_log, "alone": alone, "clock": clock}
     runners: list[Runner] = [*_task_runners(objects, backends, results or {}, common)]
     runners += _event_runners(objects, backends, common)
-    return Consumers(runners)
+    return Consumers(runners, ticker=ticker, inbox=inbox)
+
+
+def stores_among(resources: Iterable[object]) -> list[Store]:
+    """Those that are stores; several of one file stay several."""
+    wanted = ("transaction", "read", "upgrade", "states")
+    return [cast(Store, one) for one in resources if all(hasattr(one, name) for name in wanted)]
+
+
+def _inbox_of(objects: Sequence[object], stores: Sequence[Store], clock: Clock) -> StoreInbox | None:
+    """For handlers declared `once`; a transaction of their own finds its store's inbox by itself."""
+    once = [
+        task.full_name
+        for instance in objects
+        for contract in contracts_of(type(instance))
+        for task in service_of(contract).tasks.values()
+        if task.once
+    ] + [one.name for instance in objects for one in subscriptions_of(type(instance)) if one.once]
+    if not once or not stores:
+        return None
+    if len(stores) > 1:
+        raise SetupError(
+            f"{once[0]} is declared once=True, but its app has {len(stores)} stores "
+            f"({', '.join(repr(store.name) for store in stores)}), and it cannot be told which one remembers what was "
+            "done. Let the handler open a transaction of the store with its effects, and leave out once=True."
+        )
+    return StoreInbox(stores[0], clock=clock)
 
 
 def _task_runners(

@@ -8,11 +8,11 @@ from typing import Any
 
 from polywire.contract import service_of
 from polywire.system.app import Key
-from polywire.system.assembly import Assembly
+from polywire.system.assembly import Assembly, Made
 from polywire.system.wiring import Wiring, start_order
 from polywire.wire.seam import Dispatcher
 
-MakeDispatcher = Callable[[str, list[Any]], Dispatcher]
+MakeDispatcher = Callable[[str, Made], Dispatcher]
 """From the name of a service and its objects to what answers calls to them."""
 
 
@@ -36,8 +36,8 @@ async def hosting(
             stack.push_async_callback(wiring.close)
         for name in start_order(needs):
             wiring = wirings[name]
-            objects = await stack.enter_async_context(assemblies[name].running(wiring.client, given[name]))
-            wiring.here[name] = make(name, objects)
+            made = await stack.enter_async_context(assemblies[name].running(wiring.client, given[name]))
+            wiring.here[name] = make(name, made)
         yield
 
 

@@ -19,12 +19,14 @@ from polywire.errors import SetupError
 from polywire.net.tls import ServerTls
 from polywire.server import BearerTokens, Certificates, Server
 from polywire.services import MAX_MESSAGE_BYTES, STREAM_IDLE_TIMEOUT, AccessLog, Authenticator
+from polywire.system.assembly import Made
 from polywire.system.bus_plan import connected_bus
-from polywire.system.consuming import BUS, Consumers, consumers_of
+from polywire.system.consuming import BUS, Consumers, consumers_of, stores_among
 from polywire.system.file import SystemFile
 from polywire.system.hosting import hosting
 from polywire.system.plan import GIVEN, Plan, defaults_of
 from polywire.system.remote import remote_endpoints
+from polywire.system.scheduling import ticker_of
 from polywire.system.tokens import token_sources
 from polywire.system.wiring import Wiring, start_order
 from polywire.wire.seam import Dispatcher
@@ -102,11 +104,18 @@ async def processing(
     wirings = {name: _wiring(plan, name, names, here, tokens.get(name)) for name in names}
     alone = Alone(SYSTEM_CLOCK)
 
-    def make(name: str, objects: list[Any]) -> Dispatcher:
+    def make(name: str, made: Made) -> Dispatcher:
         authenticator = _authenticator(plan.system, name, tokens)
-        consumers = consumers_of(objects, bus.backends, results=bus.results, message_log=message_log(name), alone=alone)
-        process.consumers[name] = consumers
-        callable_objects = [each for each in objects if contracts_of(type(each))]
+        consumers = process.consumers[name] = consumers_of(
+            made.services,
+            bus.backends,
+            stores=stores_among(made.resources),
+            results=bus.results,
+            ticker=ticker_of(plan.part(name).handles, bus.senders[name], bus.schedule),
+            message_log=message_log(name),
+            alone=alone,
+        )
+        callable_objects = [each for each in made.services if contracts_of(type(each))]
         server = _server(plan.system, name, callable_objects, authenticator, access_log(name), consumers)
         process.servers[name] = server
         return server.services

@@ -17,10 +17,12 @@ from polywire.clock import Clock
 from polywire.codec import codec_for
 from polywire.contract import Contract, Event, Message, contracts_of, event_of, service_of
 from polywire.contract.event import subscriptions_of
+from polywire.durable.store.seam import Store
 from polywire.errors import SetupError
 from polywire.system.backends import Backends
 from polywire.system.bus_wires import BackendUrls
 from polywire.system.consuming import Consumers, Part, consumers_of, declare
+from polywire.system.scheduling import ticker_of
 
 E = TypeVar("E", bound=Event)
 
@@ -69,7 +71,7 @@ class MemoryBus:
         )
         self._results = MemoryResults(clock=clock)
         self._senders: list[Sender] = []
-        self._consumers: Consumers | None = None
+        self._consumers: list[Consumers] = []
 
     async def start(self) -> None:
         await self._results.start()
@@ -90,20 +92,29 @@ class MemoryBus:
         for part in parts:
             await declare(part, self._backends)
 
-    async def consume(self, objects: Sequence[object]) -> None:
-        self._consumers = consumers_of(
-            objects,
-            self._backends,
-            results={self._results.name: self._results},
-            alone=Alone(self._clock),
-            clock=self._clock,
-        )
-        await self._consumers.start()
+    async def consume(
+        self, objects: Mapping[str, Sequence[object]], stores: Mapping[str, Sequence[Store]], sender: Sender
+    ) -> None:
+        """Handle what the *objects* of each app handle, with the stores of that app."""
+        alone = Alone(self._clock)
+        for name, made in objects.items():
+            handled = [contract for each in made for contract in contracts_of(type(each))]
+            consumers = consumers_of(
+                made,
+                self._backends,
+                stores=stores[name],
+                results={self._results.name: self._results},
+                ticker=ticker_of(handled, sender, None, clock=self._clock),
+                alone=alone,
+                clock=self._clock,
+            )
+            self._consumers.append(consumers)
+            await consumers.start()
 
     async def stop(self) -> None:
         """Handlers that still run are cancelled, and what they held is gone with the bus."""
-        if self._consumers is not None:
-            await self._consumers.stop(0.0)
+        for consumers in self._consumers:
+            await consumers.stop(0.0)
 
     async def close(self) -> None:
         for sender in self._senders:
@@ -136,7 +147,7 @@ class MemoryBus:
 
     @property
     def _runners(self) -> Sequence[Any]:
-        return () if self._consumers is None else self._consumers.runners
+        return [runner for consumers in self._consumers for runner in consumers.runners]
 
     def _under_way(self) -> bool:
         return any(runner.in_flight for runner in self._runners)

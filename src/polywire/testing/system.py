@@ -12,11 +12,12 @@ from polywire.bus.sending import Bus, Sender
 from polywire.channel import CallDefaults
 from polywire.clock import SYSTEM_CLOCK, Clock
 from polywire.contract import Contract, Event, contracts_of, service_of
+from polywire.durable.store.seam import Store
 from polywire.errors import SetupError
 from polywire.services import Services
 from polywire.system.app import App, Key
-from polywire.system.assembly import assemble, implemented
-from polywire.system.consuming import BUS, part_of
+from polywire.system.assembly import Made, assemble, implemented
+from polywire.system.consuming import BUS, part_of, stores_among
 from polywire.system.hosting import hosting
 from polywire.system.wiring import Target, Wiring
 from polywire.testing.bus import MemoryBus, memory_bus, part_of_fakes
@@ -104,13 +105,17 @@ async def system(
     objects: dict[str, list[Any]] = {}
     dispatchers: list[Services] = []
 
-    def make(name: str, made: list[Any]) -> Dispatcher:
-        objects[name] = made
-        dispatchers.append(Services([one for one in made if contracts_of(type(one))], clock=clock))
+    stores: dict[str, list[Store]] = {}
+
+    def make(name: str, made: Made) -> Dispatcher:
+        objects[name] = made.services
+        stores[name] = [*stores_among(made.resources), *stores_among(given.values())]
+        callable_objects = [one for one in made.services if contracts_of(type(one))]
+        dispatchers.append(Services(callable_objects, clock=clock))
         return dispatchers[-1]
 
     if fakes:
-        wiring.here[FAKES] = make(FAKES, list(dict.fromkeys(fakes.values())))
+        wiring.here[FAKES] = make(FAKES, Made(services=list(dict.fromkeys(fakes.values())), resources=[]))
     async with memory_bus(clock) as bus:
         senders = {name: bus.sender(name) for name in (*assemblies, OUTSIDE)}
         wirings = {name: replaced(wiring, sender=senders[name]) for name in (*assemblies, OUTSIDE)}
@@ -119,7 +124,7 @@ async def system(
         with_bus = {name: {**given, BUS: Bus(senders[name])} for name in assemblies}
         async with hosting(assemblies, {name: wirings[name] for name in assemblies}, make, given=with_bus):
             try:
-                await bus.consume([each for made in objects.values() for each in made])
+                await bus.consume(objects, stores, senders[OUTSIDE])
                 yield System(wirings[OUTSIDE], objects, bus, senders[OUTSIDE])
             finally:
                 await bus.stop()

@@ -38,7 +38,7 @@ class Receipt(Generic[R]):
         if results is None:
             raise SetupError(
                 f"The result of {self._task.full_name} cannot be waited for: there is no store of results. "
-                "Name one in the system file, [wires] results = 'sqlite:.polywire/bus.db'."
+                "Name one in the system file, [wires] schedule = 'sqlite:.polywire/schedule.db'."
             )
         seconds = self._time_for(timeout)
         outcome = await results.wait(result_key(self._task.full_name, self.id), timeout=seconds)
