@@ -144,20 +144,27 @@ class Strangers:
 
 
 @asynccontextmanager
+async def strangers_at(address: str, service: NotesService) -> AsyncIterator[Strangers]:
+    """Peers of *service*, which is served at *address*. At the end every wire has to serve the next request."""
+    local = [("grpc.use_local_subchannel_pool", 1)]
+    async with (
+        grpc.aio.insecure_channel(address, options=local) as channel,
+        aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=1)) as session,
+    ):
+        made = Strangers(address, service, channel, session)
+        yield made
+        async with asyncio.timeout(SOON):
+            await made.are_served()
+
+
+@asynccontextmanager
 async def strangers(**options: Any) -> AsyncIterator[Strangers]:
-    """Serve notes with the *options* of `Server`. At the end every wire has to serve the next request."""
+    """Serve notes with the *options* of `Server`, and have peers of it."""
     service = NotesService()
     server = Server([service], **options)
     address = await server.start("127.0.0.1:0")
-    local = [("grpc.use_local_subchannel_pool", 1)]
     try:
-        async with (
-            grpc.aio.insecure_channel(address, options=local) as channel,
-            aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=1)) as session,
-        ):
-            made = Strangers(address, service, channel, session)
+        async with strangers_at(address, service) as made:
             yield made
-            async with asyncio.timeout(SOON):
-                await made.are_served()
     finally:
         await server.close()
