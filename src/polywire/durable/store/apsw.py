@@ -165,7 +165,8 @@ class SqliteStore:
         """Run *function*, a plain one, in a transaction of its own: one hop to the writing thread and back, where
         `transaction` takes one for each statement. It rolls back where *function* raises.
 
-        Nothing may be kept of the connection, and its transaction is neither ended nor nested by *function*.
+        Nothing may be kept of the connection, a cursor that is returned is closed, and its transaction is neither ended
+        nor nested by *function*.
         """
         writer = self._working("A transaction")
         self.refuse_nesting()

@@ -134,7 +134,11 @@ def _busy(name: str, reason: str) -> StoreError:
 
 
 def _constraint(name: str, reason: str) -> StoreError:
-    return ConstraintViolated(f"Store {name!r} refused a row: {reason}.")
+    return ConstraintViolated(refused_row(name, reason))
+
+
+def refused_row(name: str, reason: str) -> str:
+    return f"Store {name!r} refused a row: {reason}."
 
 
 def _denied(name: str, reason: str) -> StoreError:

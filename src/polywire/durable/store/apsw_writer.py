@@ -13,9 +13,9 @@ from typing import Any, Literal
 import apsw
 
 from polywire.bus.backend.sqlite_lock import FileLock
-from polywire.durable.store.apsw_file import SqliteFile, translated
+from polywire.durable.store.apsw_file import SqliteFile, refused_row, translated
 from polywire.durable.store.lane import Lane, deliver
-from polywire.errors import StoreError
+from polywire.errors import ConstraintViolated, StoreError
 
 GROUP = 64
 """Transactions in one commit, at most."""
@@ -180,6 +180,8 @@ class Writer(Lane[tuple[Turn, Op]]):
         except BaseException as error:  # noqa: BLE001 - whatever it is, it belongs to whoever waits
             self._failed(turn, op, error)
             return
+        if isinstance(result, apsw.Cursor):
+            result.close(True)  # left open, it would be used from two threads
         if op.kind == "only":
             self._end(turn, op, result)
         else:
@@ -202,14 +204,14 @@ class Writer(Lane[tuple[Turn, Op]]):
         return self._db is None or not self._db.in_transaction
 
     def _end(self, turn: Turn, op: Op, result: Any) -> None:
+        if self._db is not None and self._db.status(apsw.SQLITE_DBSTATUS_DEFERRED_FKS)[0]:
+            # SQLite would find out in the commit only, and fail all who share it.
+            self._take_back(turn, op, ConstraintViolated(refused_row(self._file.name, "FOREIGN KEY constraint failed")))
+            return
         try:
             self.own("RELEASE polywire_turn")
         except apsw.Error as error:
-            # Constraints that are checked last fail here; the savepoint is still there.
-            if self._is_broken(error):
-                self._broken(error, op)
-            else:
-                self._take_back(turn, op, self._told(error))
+            self._broken(error, op)
             return
         self._ended.append((op, result))
         self._over(turn)
