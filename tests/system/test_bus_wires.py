@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from polywire.bus.core import TopicSpec
 from polywire.bus.core.urls import masked
 from polywire.cli.system import command
 from polywire.errors import SystemFileError
@@ -129,3 +130,31 @@ def test_system_show_hides_passwords(tmp_path: Path) -> None:
 
     assert "amqp://shop:***@rabbit/" in shown.output
     assert "s3cret" not in shown.output
+
+
+def test_of_a_topic_more_can_be_said_than_its_name() -> None:
+    system = parse(
+        SHOP
+        + textwrap.dedent("""\
+        events = "sqlite:bus.db"
+
+        [topics."shop.orders"]
+        partitions = 12
+        retention = 3600
+
+        [topics.audit]
+        keep_forever = true
+        retention_bytes = 1000000
+        """)
+    )
+
+    assert system.topics == {
+        "shop.orders": TopicSpec(name="shop.orders", partitions=12, retention=3600.0),
+        "audit": TopicSpec(name="audit", retention=None, retention_bytes=1_000_000),
+    }
+
+
+def test_a_topic_is_kept_for_a_time_or_for_ever() -> None:
+    assert refusal("[topics.audit]\nkeep_forever = true\nretention = 60\n") == (
+        "polywire.toml:10: topics.audit.retention is 60, but topics.audit.keep_forever is true. Say one of them."
+    )

@@ -113,7 +113,7 @@ REFUSALS = {
     "an unknown table": (
         '[system]\nname = "shop"\n[services.a]\napp = "a:app"\n\n[wire]\nrpc = "grpc"\n',
         "polywire.toml:6: wire is not a key of the system file. Did you mean 'wires'? "
-        "The system file has: calls, profiles, services, system, wires.",
+        "The system file has: calls, profiles, services, system, topics, wires.",
     ),
     "an unknown limit in an inline table": (
         '[system]\nname = "shop"\n[services.a]\napp = "a:app"\nlimits = { max_conections = 5 }\n',

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, cast
 
 from polywire.bus.backend.opening import open_events, open_tasks
@@ -13,6 +14,7 @@ from polywire.clock import SYSTEM_CLOCK, Clock
 from polywire.system.bus_wires import BackendUrls
 
 Events = EventLog | Fanout
+NOT_SAID: Mapping[str, TopicSpec] = MappingProxyType({})
 OpenTasks = Callable[[str], TaskQueue]
 OpenEvents = Callable[[str], Events]
 
@@ -25,6 +27,7 @@ class Backends:
         tasks: BackendUrls,
         events: BackendUrls,
         *,
+        topics: Mapping[str, TopicSpec] = NOT_SAID,
         clock: Clock = SYSTEM_CLOCK,
         tasks_at: OpenTasks | None = None,
         events_at: OpenEvents | None = None,
@@ -32,7 +35,7 @@ class Backends:
         make_tasks = tasks_at or (lambda url: open_tasks(url, clock=clock))
         make_events = events_at or (lambda url: open_events(url, clock=clock))
         self._queues = {url: make_tasks(url) for url in tasks.urls}
-        self._topics = {url: _declaring(make_events(url)) for url in events.urls}
+        self._topics = {url: _declaring(make_events(url), topics) for url in events.urls}
         self.tasks: BusWires[TaskQueue] = _wires(tasks, self._queues)
         self.events: BusWires[Events] = _wires(events, self._topics)
         self._started: list[TaskQueue | Events] = []
@@ -91,8 +94,8 @@ def _wires(urls: BackendUrls, opened: dict[str, Any]) -> BusWires[Any]:
     return BusWires(default=default, by_name={name: opened[url] for name, url in urls.by_name.items()})
 
 
-def _declaring(backend: Events) -> Events:
-    return cast(Events, _DeclaringFanout(as_fanout(backend)) if is_fanout(backend) else _DeclaringLog(as_log(backend)))
+def _declaring(backend: Events, topics: Mapping[str, TopicSpec]) -> Events:
+    return cast(Events, (_DeclaringFanout if is_fanout(backend) else _DeclaringLog)(backend, topics))
 
 
 class _Declaring:
@@ -101,8 +104,9 @@ class _Declaring:
     Who publishes says nowhere what; who subscribes does.
     """
 
-    def __init__(self, backend: Any) -> None:
+    def __init__(self, backend: Any, topics: Mapping[str, TopicSpec]) -> None:
         self._backend = backend
+        self._topics = topics
         self._declared: set[str] = set()
         self._lock = asyncio.Lock()
 
@@ -126,7 +130,7 @@ class _Declaring:
 
 class _DeclaringLog(_Declaring):
     async def _create(self, topic: str) -> None:
-        await self._backend.declare([TopicSpec(name=topic)])
+        await self._backend.declare([self._topics.get(topic) or TopicSpec(name=topic)])
 
     async def declare(self, topics: Sequence[TopicSpec], groups: Sequence[GroupSpec] = ()) -> None:
         await self._backend.declare(topics, groups)

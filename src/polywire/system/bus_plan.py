@@ -111,7 +111,7 @@ async def connected_bus(
         try:
             await backends.start()
             for name, part in parts.items():
-                await declare(part, backends)
+                await declare(part, backends, system.topics)
                 senders[name].check((*part.handles, *part.sends), _events_of(part))
             yield ConnectedBus(backends=backends, senders=senders, results={results.name: results}, schedule=store)
         finally:
@@ -126,7 +126,7 @@ def backends_of(system: SystemFile, *, tasks: bool, events: bool, clock: Clock =
     of_events = system.wires.events.beside(system.directory) if events else BackendUrls()
     schedule = () if system.wires.schedule is None else (beside(system.wires.schedule, system.directory),)
     _make_folder(system, (*of_tasks.urls, *of_events.urls, *schedule))
-    return Backends(of_tasks, of_events, clock=clock)
+    return Backends(of_tasks, of_events, topics=system.topics, clock=clock)
 
 
 def _make_folder(system: SystemFile, urls: Iterable[str]) -> None:

@@ -10,7 +10,7 @@ from typing import Any, cast
 from polywire.bus.consumer import Alone, Handling, LogRunner, QueueRunner, event_handling, task_handling
 from polywire.bus.consumer.run import MessageLog
 from polywire.bus.consumer.runner import CONCURRENCY
-from polywire.bus.core import QueueSpec
+from polywire.bus.core import QueueSpec, TopicSpec
 from polywire.bus.core.results import Results
 from polywire.bus.schedule.ticking import Ticker
 from polywire.bus.sending import Bus, queues_of, topics_of
@@ -22,7 +22,7 @@ from polywire.durable.store.seam import Store
 from polywire.errors import SetupError
 from polywire.system.app import Key
 from polywire.system.assembly import Assembly
-from polywire.system.backends import Backends, as_fanout, as_log, is_fanout
+from polywire.system.backends import NOT_SAID, Backends, as_fanout, as_log, is_fanout
 
 Runner = QueueRunner | LogRunner
 BUS = Key(Bus)
@@ -60,12 +60,12 @@ def part_of(assembly: Assembly) -> Part:
     )
 
 
-async def declare(part: Part, backends: Backends) -> None:
-    """Create the queues, topics and groups that a service needs. Raises SetupError naming each difference to what
-    exists."""
+async def declare(part: Part, backends: Backends, topics: Mapping[str, TopicSpec] = NOT_SAID) -> None:
+    """Create the queues, topics and groups that a service needs; *topics* has what is said of them. Raises SetupError
+    naming each difference to what exists."""
     contracts = tuple(dict.fromkeys((*part.handles, *part.sends)))
     await backends.declare_queues(placed_queues(contracts))
-    topology = topics_of((), part.subscriptions)
+    topology = topics_of((), part.subscriptions, known=topics)
     await backends.declare_topics(topology.topics, topology.groups, topology.bindings)
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path as FilePath
 from typing import Any, Literal, cast
 
+from polywire.bus.core import TopicSpec
 from polywire.errors import SetupError, SystemFileError
 from polywire.net.address import parse_address
 from polywire.net.stream import Limits
@@ -114,6 +115,8 @@ class SystemFile:
     profile: str | None = None
     wires: Wires = field(default_factory=Wires)
     calls: Calls = field(default_factory=Calls)
+    topics: Mapping[str, TopicSpec] = field(default_factory=dict)
+    """`[topics.NAME]`: topics of which more is said than their name."""
     settings: Settings = field(repr=False, compare=False, default_factory=lambda: Settings({}, {}, ""))
 
     def error(self, path: tuple[str, ...], problem: str) -> SystemFileError:
@@ -212,6 +215,8 @@ def _system(settings: Settings, profile: str | None) -> SystemFile:
         )
     wires = _wires(top.table("wires", "[wires]"))
     calls = _calls(top.table("calls", "[calls]"))
+    topics = top.table("topics", "[topics]")
+    specs = {key: _topic(topics.table(key, "a topic"), key) for key in topics.values}
     top.values.pop("profiles", None)
     top.mention("profiles")
     top.done()
@@ -224,6 +229,7 @@ def _system(settings: Settings, profile: str | None) -> SystemFile:
         services=entries,
         wires=wires,
         calls=calls,
+        topics=specs,
         settings=settings,
     )
     _refuse_shared_addresses(system_file)
@@ -364,6 +370,22 @@ def _wire(table: Table, key: str, value: Any) -> Wire:
     if value not in WIRES:
         raise table.error(key, f"is {str(value)!r}, {not_a_choice(value, list(WIRES))}")
     return cast(Wire, str(value))
+
+
+def _topic(table: Table, name: str) -> TopicSpec:
+    usual = TopicSpec(name=name)
+    partitions, retention_bytes = table.integer("partitions"), table.integer("retention_bytes")
+    keep = table.boolean("keep_forever")
+    retention = table.number("retention", least=1.0)
+    table.done()
+    if keep and retention is not None:
+        raise table.error("retention", f"is {retention:g}, but {table.name('keep_forever')} is true. Say one of them.")
+    return TopicSpec(
+        name=name,
+        partitions=partitions or usual.partitions,
+        retention=None if keep else retention or usual.retention,
+        retention_bytes=retention_bytes,
+    )
 
 
 def _calls(table: Table) -> Calls:

@@ -122,7 +122,7 @@ class Operator:
         parts = [made.part(name) for name in made.apps]
         contracts = tuple(dict.fromkeys(one for part in parts for one in (*part.handles, *part.sends)))
         subscriptions = [one for part in parts for one in part.subscriptions]
-        topology = topics_of((), subscriptions)
+        topology = topics_of((), subscriptions, known=made.system.topics)
         self.backends = backends_of(made.system, tasks=bool(contracts), events=any(part.has_events for part in parts))
         self.queues: Sequence[tuple[str, QueueSpec]] = placed_queues(contracts)
         self.topics: Sequence[TopicSpec] = topology.topics
