@@ -57,8 +57,7 @@ class TestSqliteLog(LogSuite):
         def put(tx: Transaction) -> None:
             row = events.find_topic(tx.connection, topic)
             assert row is not None
-            events.append(tx, row.n, 0, [data])
-            events.announce(tx, row.n)
+            events.append(tx, {(row.n, 0): [data]})
 
         await backend.file.do(put)
 

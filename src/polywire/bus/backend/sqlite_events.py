@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -132,22 +132,25 @@ def _insert(rows: int) -> str:
     return f"INSERT INTO event (topic, part, pos, at, envelope) VALUES {values}"  # noqa: S608 - nothing but marks
 
 
-def append(tx: Transaction, topic: int, part: int, envelopes: Sequence[bytes]) -> None:
-    """Put events at the end of a partition."""
-    (end,) = tx.rows(
-        "UPDATE part SET next = next + ?, bytes = bytes + ? WHERE topic = ? AND part = ? RETURNING next",
-        (len(envelopes), sum(map(len, envelopes)), topic, part),
-    )[0]
-    pos = end - len(envelopes)
+def append(tx: Transaction, parts: Mapping[tuple[int, int], Sequence[bytes]]) -> None:
+    """Put events at the ends of partitions, given by topic and number."""
     values: list[Any] = []
-    for envelope in envelopes:
-        values += (topic, part, pos, tx.now, envelope)
-        pos += 1
-    size, done = len(envelopes), 0
+    for (topic, part), envelopes in parts.items():
+        (end,) = tx.rows(
+            "UPDATE part SET next = next + ?, bytes = bytes + ? WHERE topic = ? AND part = ? RETURNING next",
+            (len(envelopes), sum(map(len, envelopes)), topic, part),
+        )[0]
+        pos = end - len(envelopes)
+        for envelope in envelopes:
+            values += (topic, part, pos, tx.now, envelope)
+            pos += 1
+    size, done = len(values) // COLUMNS, 0
     for chunk in _CHUNKS:
         while size - done >= chunk:
             tx.execute(_insert(chunk), values[done * COLUMNS : (done + chunk) * COLUMNS])
             done += chunk
+    for topic in {topic for topic, _ in parts}:
+        announce(tx, topic)
 
 
 def announce(tx: Transaction, topic: int) -> None:

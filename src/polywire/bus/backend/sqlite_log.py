@@ -334,10 +334,7 @@ class _Appending(Work):
             self.deadline = deadline
 
     def run(self, tx: Transaction) -> bool:
-        for (topic, part), envelopes in self._parts.items():
-            events.append(tx, topic, part, envelopes)
-        for topic in {topic for topic, _ in self._parts}:
-            events.announce(tx, topic)
+        events.append(tx, self._parts)
         return True
 
     def finish(self) -> None:
