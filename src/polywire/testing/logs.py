@@ -414,6 +414,7 @@ class LogSuite(BusSuite):
         half = log.spec.partitions // 2
 
         async def split() -> bool:
+            assert not first.member.assigned & second.member.assigned, "a partition is with two members at once"
             return len(first.member.assigned) == len(second.member.assigned) == half
 
         await self.until(split, what="the rebalance")
@@ -436,6 +437,28 @@ class LogSuite(BusSuite):
 
             await self.until(all_there, what="receiving all")
             await second.stop()
+
+    async def test_members_in_two_processes_share_the_partitions_and_the_survivor_gets_all(self) -> None:
+        async with self.log(partitions=4) as log:
+            if not log.guarantees.shared:
+                self.skip(f"{log.guarantees.backend} has one process only")
+            reader = log.reader(await log.only_member())
+            worker = await log.worker()
+
+            async def split() -> bool:
+                theirs = {(log.topic, number) for number in await worker.ask("assigned")}
+                return len(theirs) == len(reader.member.assigned) == 2 and not theirs & reader.member.assigned
+
+            await self.until(split, what="the rebalance between two processes")
+            await worker.kill()
+            await log.until_assigned(reader.member, 4)
+            await log.append_all([self.message(f"{number}", key=f"k{number}") for number in range(20)])
+
+            async def all_there() -> bool:
+                return len(reader.records) >= 20
+
+            await self.until(all_there, what="receiving all")
+            await reader.stop()
 
     async def test_revoking_is_awaited_before_a_partition_goes_to_another_member(self) -> None:
         async with self.log(partitions=2) as log:
