@@ -32,7 +32,7 @@ class Binding:
 
 
 class Fanout(Protocol):
-    """Publishes to queues. The queues themselves are those of `queues`. `polywire.testing.FanoutSuite` checks this.
+    """Publishes to queues, those of `queues`. `polywire.testing.fanouts.FanoutSuite` checks all of this.
 
     * Once `publish` said that an envelope is durable, it is in the queue of every group that wants it.
     * A group gets what was published after its binding was declared.

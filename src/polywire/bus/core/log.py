@@ -83,7 +83,7 @@ class Seek:
 
 
 class LogConsumer(Protocol):
-    """One member of a group. `polywire.testing.LogSuite` checks all of this.
+    """One member of a group. `polywire.testing.logs.LogSuite` checks all of this.
 
     * Partitions are assigned to members of the group so that each is with one of them at a time, but for the moment in
       which a member that seems dead still works: the effects behind an inbox happen once nevertheless.

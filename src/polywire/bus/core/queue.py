@@ -148,7 +148,7 @@ EVERY_DEAD = DeadFilter()
 
 
 class QueueConsumer(Protocol):
-    """Receives from one queue and settles what it received. `polywire.testing.QueueSuite` checks all of this.
+    """Receives from one queue and settles what it received. `polywire.testing.queues.QueueSuite` checks all of this.
 
     * `receive` hands out what nobody else holds. Cancelling it loses nothing: what it was about to return is returned
       by the next one, or by another consumer.
