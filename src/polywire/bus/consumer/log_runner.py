@@ -102,6 +102,8 @@ class LogRunner(Runner[LogSession, Lane, Record]):
         self._parks = Parks(events, group, clock)
         self._done_bell = Bell()
         self._telling = asyncio.Lock()
+        self._sleeping: set[asyncio.Future[None]] = set()
+        """Who waits to write an outcome again."""
         self._finished: list[tuple[frozenset[Partition], asyncio.Future[None]]] = []
         """Who waits until no handler of these partitions runs."""
 
@@ -408,11 +410,27 @@ class LogRunner(Runner[LogSession, Lane, Record]):
                 )  # fmt: skip
             else:
                 return True
-            await self._clock.sleep(delay)
+            await self._sleep(delay)
             delay = min(delay * 2, 30.0)
             if session is not self._session or self._stopping or self._is_fenced(session, record):
-                self._take_out(session, lane, record, lost=session is self._session)
+                self.counters.released += self._stopping
+                self._take_out(session, lane, record, lost=session is self._session and not self._stopping)
                 return False
+
+    async def _sleep(self, seconds: float) -> None:
+        """Less, where there is no time left."""
+        woken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        timer = self._clock.call_later(seconds, lambda: wake_up(woken))
+        self._sleeping.add(woken)
+        try:
+            await woken
+        finally:
+            timer.cancel()
+            self._sleeping.discard(woken)
+
+    def _hurry(self) -> None:
+        for woken in self._sleeping:
+            wake_up(woken)
 
     def _take_out(self, session: LogSession, lane: Lane, record: Record, *, lost: bool = False) -> None:
         """It is settled, or none of ours any more."""
@@ -515,6 +533,7 @@ class LogRunner(Runner[LogSession, Lane, Record]):
         self._clear()
 
     def _clear(self) -> None:
+        self._hurry()  # what could not be written so far is for somebody else to write
         self._lanes.drop(lambda record: True)
         for entries in (self._waiting, self._suspects, *(kind.waiting for kind in set(self._kinds.values()))):
             for lane in entries:

@@ -9,14 +9,13 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Coroutine, Sequence
 
 from polywire.bus.consumer.frames import Extend, Ready, Result, Run, Start, outcome_of, pack_frame, read_frame
-from polywire.bus.consumer.run import Item
+from polywire.bus.consumer.run import Work
 from polywire.bus.consumer.verdict import WorkerLost
 from polywire.bus.core.envelope import pack
 from polywire.bus.core.queue import Outcome
-from polywire.clock import SYSTEM_CLOCK, Clock
 
 log = logging.getLogger("polywire.consumer")
 
@@ -24,8 +23,6 @@ START_PATIENCE = 60.0
 """Seconds for a process to load its app."""
 CLOSE_PATIENCE = 5.0
 """Seconds for a process to end that has nothing to do."""
-FAR = 1e6
-"""Seconds; the time limit is put off by them until a process begins, and then put back."""
 
 
 class ProcessPool:
@@ -36,13 +33,10 @@ class ProcessPool:
     takes its place. It ends when this process does, however that ends.
     """
 
-    def __init__(
-        self, loader: str, arguments: Sequence[str] = (), *, size: int | None = None, clock: Clock = SYSTEM_CLOCK
-    ) -> None:
+    def __init__(self, loader: str, arguments: Sequence[str] = (), *, size: int | None = None) -> None:
         self._loader = loader
         self._arguments = list(arguments)
         self._size = size or os.cpu_count() or 1
-        self._clock = clock
         self._idle: list[_Process] = []
         self._all: set[_Process] = set()
         self._places = asyncio.Semaphore(self._size)
@@ -58,19 +52,17 @@ class ProcessPool:
                 await self.close()
                 raise problem
 
-    async def run(self, item: Item, dice: float, extend: Callable[[float], None]) -> tuple[Outcome, str]:
+    async def run(self, work: Work, dice: float) -> tuple[Outcome, str]:
         """Handle a message. Returns what came of it and its name in the log; raises WorkerLost where the process ended.
 
-        *extend* moves the time limit, which does not run while the message waits for a process. Cancelling this kills
-        the process.
+        Its time begins when a process has it. Cancelling this kills the process.
         """
-        asked = self._clock.monotonic()
-        extend(FAR)
+        work.hold()
         async with self._places:
             process = self._idle.pop() if self._idle else await self._started()
-            extend(self._clock.monotonic() - asked - FAR)
+            work.begin()
             try:
-                result = await process.handle(item, dice, extend)
+                result = await process.handle(work, dice)
             except BaseException:
                 self._drop(process)
                 raise
@@ -111,8 +103,8 @@ class ProcessPool:
         finally:
             self._all.discard(process)
 
-    def _later(self, ending: object) -> None:
-        task = asyncio.ensure_future(ending)  # type: ignore[call-overload]  # a coroutine
+    def _later(self, ending: Coroutine[object, object, None]) -> None:
+        task = asyncio.get_running_loop().create_task(ending)
         self._closing.add(task)
         task.add_done_callback(self._closing.discard)
 
@@ -166,7 +158,8 @@ class _Process:
             failed = answer.failed if isinstance(answer, Ready) else "it did not say that it is ready."
             raise WorkerLost(f"The process for {loader!r} did not start: {failed}")
 
-    async def handle(self, item: Item, dice: float, extend: Callable[[float], None]) -> Result:
+    async def handle(self, work: Work, dice: float) -> Result:
+        item = work.item
         try:
             await self._send(pack_frame(Run(pack(item.envelope), item.attempt, item.position, dice)))
             while True:
@@ -174,7 +167,7 @@ class _Process:
                 if isinstance(frame, Result):
                     return frame
                 if isinstance(frame, Extend):
-                    extend(frame.seconds)
+                    work.extend(frame.seconds)
         except (EOFError, OSError):
             kind = item.envelope.type
             raise WorkerLost(f"The process that handled {kind} ended: {await self._how_it_ended()}") from None

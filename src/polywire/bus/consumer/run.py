@@ -61,9 +61,9 @@ class MessageLog(Protocol):
 class Processes(Protocol):
     """Where handlers that keep a core busy run."""
 
-    async def run(self, item: Item, dice: float, extend: Callable[[float], None]) -> tuple[Outcome, str]:
-        """Handle it in a process. Returns what came of it, with its name for the log; raises WorkerLost where the
-        process ended. Cancelling it kills the process."""
+    async def run(self, work: Work, dice: float) -> tuple[Outcome, str]:
+        """Handle its message in a process, and let its time begin then. Returns what came of it, with its name for the
+        log; raises WorkerLost where the process ended. Cancelling it kills the process."""
         ...
 
 
@@ -128,6 +128,17 @@ class Work:
         call.deadline += seconds
         self.slot = deadlines.add(call.deadline, self)
 
+    def hold(self) -> None:
+        """Let its time stand still until `begin`."""
+        self.runs.deadlines.discard(self.slot, self)
+
+    def begin(self) -> None:
+        """Let its time begin now."""
+        if self.call is not None and self.ended is None:
+            self.started = self.runs.now()
+            self.call.deadline = self.started + self.handling.timeout
+            self.slot = self.runs.deadlines.add(self.call.deadline, self)
+
     def time_limit(self) -> TimeLimit:
         given = 0.0
         if self.call is not None and self.call.deadline is not None:
@@ -164,7 +175,7 @@ class Runs:
         self._inbox_group = destination if group is None else group
         self._wire = wire
         self._clock = clock
-        self._now = clock.monotonic
+        self.now = clock.monotonic
         self._inbox = inbox
         self._generation = generation
         self._threads = threads
@@ -244,7 +255,7 @@ class Runs:
 
     def _enter(self, work: Work, envelope: Envelope) -> Call:
         """Put the call into the context of the running task, and set the alarm of its time limit."""
-        work.started = started = self._now()
+        work.started = started = self.now()
         deadline = started + work.handling.timeout
         call = Call(
             envelope.type, deadline, envelope.request_id or new_request_id(), NO_METADATA, "", self._wire, self._clock
@@ -290,7 +301,7 @@ class Runs:
     async def _in_process(self, work: Work) -> tuple[Outcome, str]:
         if self._processes is None:
             raise SetupError("There are no processes.")  # `check` said so before
-        outcome, said = await self._processes.run(work.item, self._clock.random(), work.extend)
+        outcome, said = await self._processes.run(work, self._clock.random())
         if said == "duplicate":
             self.counters.duplicates += 1
         return outcome, said
@@ -420,7 +431,7 @@ class Runs:
         return outcome
 
     def _account(self, work: Work, item: Item, said: str) -> None:
-        duration = self._now() - work.started
+        duration = self.now() - work.started
         self.counters.seconds += duration
         self.average += (duration - self.average) * 0.1
         if self._message_log is not None:

@@ -147,6 +147,7 @@ class Runner(Generic[S, Entry, Received]):
             await self._until_idle(grace)
             for work in tuple(self._running):
                 work.end("shutdown")
+            self._hurry()
             await self._until_idle(STOP_PATIENCE)
             self._drained = True
             self._wake()
@@ -189,6 +190,9 @@ class Runner(Generic[S, Entry, Received]):
     def _pause(self) -> None: ...
 
     def _resume(self) -> None: ...
+
+    def _hurry(self) -> None:
+        """Let what waits to try something again give up instead."""
 
     def _drain(self) -> None:
         """Wake the loops that may wait for something else than the two bells."""

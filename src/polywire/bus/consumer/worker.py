@@ -71,6 +71,7 @@ class _Work(Work):
         """Not ours to end."""
 
     def extend(self, seconds: float) -> None:
+        """Tell the consumer, which holds the alarm."""
         self.send(Extend(seconds))
         if self.call is not None and self.call.deadline is not None:
             self.call.deadline += seconds
@@ -82,6 +83,8 @@ class Worker:
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
         self._busy = False
+        self._leaving = False
+        """This process ends by itself: with what it said, or by an error."""
         self._sending = threading.Lock()
 
     def run(self) -> None:
@@ -89,7 +92,10 @@ class Worker:
         if not isinstance(start, Start):
             return
         sys.path[:] = start.path
-        asyncio.run(self._serve(start))
+        try:
+            asyncio.run(self._serve(start))
+        finally:
+            self._leaving = True
 
     async def _serve(self, start: Start) -> None:
         try:
@@ -140,6 +146,8 @@ class Worker:
                 loop.call_soon_threadsafe(frames.put_nowait, frame)
         except OSError:
             frame = None  # as good as closed
+        if self._leaving:
+            return
         if not self._busy:
             loop.call_soon_threadsafe(frames.put_nowait, None)
             threading.Event().wait(EXIT_PATIENCE)
