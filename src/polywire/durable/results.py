@@ -74,6 +74,7 @@ class StoreResults:
         self._looker: asyncio.Task[None] | None = None
         self._sweeper: asyncio.Task[None] | None = None
         self._closed = True
+        self._failing = False
 
     async def start(self) -> None:
         self._closed = False
@@ -165,7 +166,7 @@ class StoreResults:
         waiting.add(future)
         began = self._clock.monotonic()
         try:
-            if not await self._look([key], forced=True) and not future.done():
+            if not await self._look([key], forced=True) and not future.done() and timeout != 0:
                 self._start_looking()
             return await self._in_time(future, timeout, began)
         finally:
@@ -178,7 +179,9 @@ class StoreResults:
     ) -> Outcome | None:
         if timeout is None or future.done():
             return await future
-        left = max(0.0, timeout - (self._clock.monotonic() - began))
+        left = timeout - (self._clock.monotonic() - began)
+        if left <= 0:
+            return None
         alarm = self._clock.call_later(left, lambda: None if future.done() else future.set_result(None))
         try:
             return await future
@@ -212,8 +215,11 @@ class StoreResults:
         except StoreError as error:
             if forced:
                 raise self._lost(str(error)) from error
-            logger.warning("Results of store %r could not be looked for: %s", self._store.name, error)
+            if not self._failing:
+                logger.warning("Results of store %r cannot be looked for so far: %s", self._store.name, error)
+            self._failing = True
             return False
+        self._failing = False
         for name, packed in rows:
             try:
                 self._hand_out(name, _unpack(packed))
