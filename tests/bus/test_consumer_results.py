@@ -20,6 +20,7 @@ from consumer_support import (
     event_handler,
     handling,
     log_bench,
+    until,
 )
 
 from polywire.bus.backend.memory_results import MemoryResults

@@ -171,7 +171,7 @@ class Runner(Generic[S, Entry, Received]):
     async def _fetch(self, session: S, room: int) -> list[Received]:
         raise NotImplementedError
 
-    def _place(self, session: S, received: Received) -> None:
+    def _place(self, session: S, received: Received, /) -> None:
         """Let it wait for its start, or settle it without one."""
         raise NotImplementedError
 
