@@ -306,7 +306,8 @@ class FanoutSuite(BusSuite):
             self.need(fanout.guarantees, "dead_letters")
             billing, warehouse = await fanout.bind("billing"), await fanout.bind("warehouse")
             (sent,) = await fanout.publish("1")
-            await fanout.handle(await fanout.consumer(billing), 1, Bury("rejected", "ValueError: no"))
+            consumer = await fanout.consumer(billing)
+            await fanout.handle(consumer, 1, Bury("rejected", "ValueError: no"))
 
             async def dead() -> bool:
                 return len(await fanout.backend.queues.dead(billing.queue)) == 1
@@ -316,7 +317,6 @@ class FanoutSuite(BusSuite):
             await fanout.gets(warehouse, sent.id)
             letters = await fanout.backend.queues.dead(billing.queue)
             assert await fanout.backend.queues.revive(billing.queue, letters) == 1
-            consumer = await fanout.consumer(billing)
             (got,) = await fanout.handle(consumer)
             assert (got.envelope.id, got.envelope.redrive_count) == (sent.id, 1)
             await fanout.gets(warehouse)
