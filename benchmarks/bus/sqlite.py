@@ -51,7 +51,7 @@ def measured(what: str, count: int) -> Iterator[None]:
     wall, cpu = time.perf_counter(), time.process_time()
     yield
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-    print(f"{what:<58} {count / wall:>9,.0f}/s {cpu / count * 1e6:>7.1f} µs CPU")
+    print(f"{what:<70} {count / wall:>9,.0f}/s {cpu / count * 1e6:>7.1f} µs CPU")
 
 
 # ---- tasks -----------------------------------------------------------------------------------------------------------
@@ -87,6 +87,7 @@ Row = tuple[str, int, float | None]
 """Key, priority and the time before which it is not handled, of the n-th message of a backlog."""
 BACKLOGS: dict[str, Callable[[int], Row]] = {
     "none": lambda n: ("", 0, None),
+    "none, of a queue with keys": lambda n: ("", 0, None),
     "all waiting under one key, which is held": lambda n: ("hot", 1, None),
     "all delayed": lambda n: (f"key-{n}", 0, time.time() + 86_400),
     "all of low priority": lambda n: (f"low-{n}", 0, None),
@@ -116,18 +117,18 @@ def _values(row: QueueRow, shape: Callable[[int], Row], numbers: range) -> Itera
 
 async def tasks(folder: Path, count: int, backlog: int) -> None:
     for number, (name, shape) in enumerate(BACKLOGS.items()):
-        if number and not backlog:
+        size = 0 if name.startswith("none") else backlog
+        if not size and not name.startswith("none"):
             return
         bus = SqliteQueue(f"sqlite:{folder / f'tasks-{number}.db'}")
         await bus.start()
         hot = "one key" in name
-        await bus.declare([QueueSpec(name="work", keyed=hot, priorities=3)])
-        size = backlog if number else 0
+        await bus.declare([QueueSpec(name="work", keyed="key" in name, priorities=3)])
         await pile_up(bus, "work", size, shape)
         holder = await bus.consumer("work", limit=1)
         if hot and size:
             await holder.receive(1)
-        shown = f"{name}, {size:,}" if number else "none"
+        shown = f"{name}, {size:,}" if size else name
         if "low" in name:
             await urgent(bus, count, shown)
         else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import array
 import asyncio
+import contextlib
 import logging
 from collections import deque
 from collections.abc import Callable, Collection, Coroutine, Sequence
@@ -13,7 +14,16 @@ import apsw
 import msgspec
 
 from polywire.bus.backend import sqlite_messages as messages
-from polywire.bus.backend.sqlite_file import PATIENCE, FileOptions, NotDone, PerhapsDone, SharedFile, Transaction, Work
+from polywire.bus.backend.sqlite_file import (
+    PATIENCE,
+    FileOptions,
+    NotDone,
+    PerhapsDone,
+    SharedFile,
+    Transaction,
+    Work,
+    deadline_in,
+)
 from polywire.bus.backend.sqlite_messages import Claimed, QueueRow
 from polywire.bus.backend.sqlite_schema import check_name, path_of
 from polywire.bus.core import (
@@ -179,8 +189,7 @@ class SqliteQueue:
             return [
                 MessageRefused(f"{refused(envelope)}: {unknown_queue(queue, self.path)}.") for envelope in envelopes
             ]
-        deadline = self.clock.monotonic() + (PATIENCE if timeout is None else timeout)
-        if self._room.full and not await self._room.wait(deadline - self.clock.monotonic()):
+        if self._room.full and not await self._room.wait(PATIENCE if timeout is None else timeout):
             why = self._room.crowded(self.path)
             return [MessageRefused(f"{refused(envelope)}: {why}.") for envelope in envelopes]
         now = self.clock.time()
@@ -188,7 +197,7 @@ class SqliteQueue:
         good = [values for values in made if not isinstance(values, MessageRefused)]
         if not good:
             return [values if isinstance(values, MessageRefused) else None for values in made]
-        failure = await self._sent(row, good, deadline)
+        failure = await self._sent(row, good, timeout)
         return [
             values
             if isinstance(values, MessageRefused)
@@ -218,21 +227,25 @@ class SqliteQueue:
             packed,
         )
 
-    async def _sent(self, row: QueueRow, rows: list[tuple[Any, ...]], deadline: float) -> Exception | None:
+    async def _sent(self, row: QueueRow, rows: list[tuple[Any, ...]], timeout: float | None) -> Exception | None:
         """Write with all others that send at this moment. Returns why it failed."""
         sending = self._outgoing
         loop = asyncio.get_running_loop()
-        if sending is None:
-            sending = self._outgoing = _Sending(self._room)
+        if sending is None or sending.timeout != timeout:
+            if sending is not None:
+                self._flush(sending)
+            sending = self._outgoing = _Sending(self._room, timeout)
             loop.call_soon(self._flush, sending)
         future: asyncio.Future[Exception | None] = loop.create_future()
-        sending.add(rows, row.keyed, deadline, future)
+        sending.add(rows, row.keyed, future)
         try:
             return await future
         finally:
             self._room.leave(len(rows), sum(len(values[5]) for values in rows))
 
     def _flush(self, sending: _Sending) -> None:
+        if self._outgoing is not sending:
+            return  # it went when one with another time limit came
         self._outgoing = None
         try:
             self.file.submit(sending)
@@ -335,9 +348,11 @@ class Room:
 
 
 class _Sending(Work):
-    """All that was sent in one turn of the loop."""
+    """All that was sent in one turn of the loop, with one time limit."""
 
-    def __init__(self, room: Room) -> None:
+    def __init__(self, room: Room, timeout: float | None) -> None:
+        self.timeout = timeout
+        self.deadline = deadline_in(timeout)
         self._room = room
         self._values: list[Any] = []
         self._futures: list[asyncio.Future[Exception | None]] = []
@@ -345,9 +360,7 @@ class _Sending(Work):
         self._keyed = False
         self._delayed = False
 
-    def add(
-        self, rows: list[tuple[Any, ...]], keyed: bool, deadline: float, future: asyncio.Future[Exception | None]
-    ) -> None:
+    def add(self, rows: list[tuple[Any, ...]], keyed: bool, future: asyncio.Future[Exception | None]) -> None:
         for values in rows:
             self._values += values
             self._delayed |= values[4] is not None
@@ -355,8 +368,6 @@ class _Sending(Work):
         self._keyed |= keyed
         self._channels.add(f"q{rows[0][0]}")
         self._futures.append(future)
-        if self.deadline is None or deadline < self.deadline:
-            self.deadline = deadline
 
     def run(self, tx: Transaction) -> bool:
         messages.insert(tx, self._values, keyed=self._keyed, delayed=self._delayed)
@@ -394,7 +405,10 @@ def not_sendable(envelope: Envelope) -> str | None:
 
 
 def failure_of(failure: Exception, envelope: Envelope, where: str, path: str) -> Exception:
-    """What `send` and `append` say about one message of a transaction that failed."""
+    """What `send` and `append` say about one message of a transaction that failed. Raises SetupError as it is: that
+    concerns them all."""
+    if isinstance(failure, SetupError):
+        raise failure
     if isinstance(failure, PerhapsDone):
         return PublishUnknown(
             f"Nobody knows whether the message {envelope.id!r} reached {where!r} in {path!r}: {failure}. "
@@ -442,9 +456,10 @@ class _Claim(Work):
         return due is not None and due <= now
 
     def _wait_until(self, due: float | None) -> None:
-        if due != self._told and self.loop is not None and not self.loop.is_closed():
+        if due != self._told and self.loop is not None:
             self._told = due
-            self.loop.call_soon_threadsafe(self._consumer.wait_until, due)
+            with contextlib.suppress(RuntimeError):  # the loop is closed, and nobody waits
+                self.loop.call_soon_threadsafe(self._consumer.wait_until, due)
 
     def finish(self) -> None:
         self._consumer.claimed(self)
@@ -733,7 +748,7 @@ class SqliteConsumer:
             self._reserved += work.want
 
     def _submit(self, work: _Settle) -> None:
-        work.deadline = self._clock.monotonic() + PATIENCE
+        work.deadline = deadline_in(None)
         try:
             self._file.submit(work)
         except NotDone as error:

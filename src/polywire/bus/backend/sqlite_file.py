@@ -21,7 +21,7 @@ import apsw
 from polywire.bus.backend.sqlite_lock import FileLock, Process, this_process
 from polywire.bus.backend.sqlite_schema import check_place, connect, connect_reader
 from polywire.bus.backend.sqlite_wake import Doorbell
-from polywire.clock import Clock, Timer
+from polywire.clock import Clock
 from polywire.errors import BackendLost, BackendUnreachable, DeliveryError, SetupError
 
 T = TypeVar("T")
@@ -36,6 +36,10 @@ YIELD = 0.0002
 """Seconds for which the lock is left alone after a commit, where other processes want it too."""
 CHECKPOINT = 2000
 """Pages of the write-ahead log after which it is copied into the file."""
+FREE = 4096
+"""Pages without content that the file keeps for what comes."""
+FREED = 256
+"""Pages given back at a time."""
 PEERS_KNOWN = 1.0
 """Seconds for which the list of those to be told is believed."""
 
@@ -59,6 +63,11 @@ class FileOptions:
     """Keep SQLite's own lock for good, which then needs no shared memory."""
     durable: str = "FULL"
     """`synchronous` for what has to survive a power cut."""
+
+
+def deadline_in(timeout: float | None) -> float:
+    """Of a piece of work that may take *timeout* seconds."""
+    return time.monotonic() + (PATIENCE if timeout is None else timeout)
 
 
 class Transaction:
@@ -112,7 +121,7 @@ class Work:
     channel = ""
     """Where it waits when there is nothing for it yet."""
     deadline: float | None = None
-    """On the clock's monotonic scale."""
+    """On the scale of `time.monotonic`: a disk is waited for in real time, whatever clock the bus has."""
     loop: asyncio.AbstractEventLoop | None = None
     """Of whoever waits for it; None for the writer's own."""
     gone = False
@@ -200,7 +209,7 @@ class SharedFile:
         self._mutex = threading.Lock()
         self._works: list[Work] = []
         self._watched: set[Work] = set()
-        self._timers: dict[asyncio.AbstractEventLoop, tuple[float, Timer]] = {}
+        self._timers: dict[asyncio.AbstractEventLoop, tuple[float, asyncio.TimerHandle]] = {}
         self._asleep = False
         self._trouble: str | None = None
         self._waiting_since: float | None = None
@@ -265,7 +274,7 @@ class SharedFile:
         """Run *function* in a transaction. Raises NotDone, PerhapsDone, and what it raises itself."""
         future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         work = _Call(function, durable, future)
-        work.deadline = self.clock.monotonic() + (PATIENCE if timeout is None else timeout)
+        work.deadline = deadline_in(timeout)
         self.submit(work)
         try:
             return await future
@@ -352,12 +361,12 @@ class SharedFile:
             self._set_timer(loop, deadline)
 
     def _set_timer(self, loop: asyncio.AbstractEventLoop, deadline: float) -> None:
-        delay = max(0.0, deadline - self.clock.monotonic())
-        self._timers[loop] = (deadline, self.clock.call_later(delay, lambda: self._expire(loop)))
+        delay = max(0.0, deadline - time.monotonic())
+        self._timers[loop] = (deadline, loop.call_later(delay, self._expire, loop))
 
     def _expire(self, loop: asyncio.AbstractEventLoop) -> None:
         del self._timers[loop]
-        now = self.clock.monotonic()
+        now = time.monotonic()
         mine = [work for work in self._watched if work.loop is loop and work.deadline is not None]
         late = {work for work in mine if work.deadline is not None and work.deadline <= now}
         with self._mutex:
@@ -797,13 +806,18 @@ class _Writer:
             found.append(_Chore(self._beat))
         if now >= self._next_tick:
             self._next_tick = now + TICK
-            found += [_Chore(chore) for chore in self._file.chores]
+            found += [_Chore(chore) for chore in (*self._file.chores, self._shrink)]
             found += [_Burial(self, owner, beat) for owner, beat in self._dead()]
         return found
 
     def _beat(self, tx: Transaction) -> None:
         for owner in tuple(self.leases):
             tx.execute("UPDATE owner SET beat = beat + 1 WHERE n = ?", (owner,))
+
+    def _shrink(self, tx: Transaction) -> None:
+        """Give some room back to the disk, once there is much that nobody needs."""
+        if tx.connection.pragma("freelist_count") > FREE:
+            tx.execute(f"PRAGMA incremental_vacuum({FREED})").fetchall()
 
     def _dead(self) -> list[tuple[int, int]]:
         """Owners whose process ended, or whose lease ran out, with the last sign of life they gave.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections import deque
@@ -25,7 +26,16 @@ from polywire.bus.backend.sqlite import (
     revive_letters,
 )
 from polywire.bus.backend.sqlite_events import Share, TeamRow, TopicRow
-from polywire.bus.backend.sqlite_file import PATIENCE, FileOptions, NotDone, PerhapsDone, SharedFile, Transaction, Work
+from polywire.bus.backend.sqlite_file import (
+    PATIENCE,
+    FileOptions,
+    NotDone,
+    PerhapsDone,
+    SharedFile,
+    Transaction,
+    Work,
+    deadline_in,
+)
 from polywire.bus.backend.sqlite_messages import Claimed
 from polywire.bus.backend.sqlite_schema import check_name, path_of
 from polywire.bus.core import (
@@ -200,17 +210,17 @@ class SqliteLog:
             return [
                 MessageRefused(f"{refused(envelope)}: {_unknown_topic(topic, self.path)}.") for envelope in envelopes
             ]
-        deadline = self.clock.monotonic() + (PATIENCE if timeout is None else timeout)
-        if self._room.full and not await self._room.wait(deadline - self.clock.monotonic()):
+        if self._room.full and not await self._room.wait(PATIENCE if timeout is None else timeout):
             why = self._room.crowded(self.path)
             return [MessageRefused(f"{refused(envelope)}: {why}.") for envelope in envelopes]
-        why_not = [not_sendable(envelope) for envelope in envelopes]
-        made = [
-            (self._part(row, envelope), pack(envelope))
-            for envelope, why in zip(envelopes, why_not, strict=True)
-            if why is None
-        ]
-        failure = await self._appended(row, made, deadline) if made else None
+        why_not, made = [not_sendable(envelope) for envelope in envelopes], []
+        for number, envelope in enumerate(envelopes):
+            if why_not[number] is None:
+                try:
+                    made.append((self._part(row, envelope), pack(envelope)))
+                except UnicodeEncodeError as error:
+                    why_not[number] = f"its texts are no Unicode: {error.reason}"
+        failure = await self._appended(row, made, timeout) if made else None
         return [
             MessageRefused(f"{refused(envelope)} to {topic!r}: {why}.")
             if why is not None
@@ -224,15 +234,17 @@ class SqliteLog:
         self._turn += 1
         return self._turn % row.partitions
 
-    async def _appended(self, row: TopicRow, made: list[tuple[int, bytes]], deadline: float) -> Exception | None:
+    async def _appended(self, row: TopicRow, made: list[tuple[int, bytes]], timeout: float | None) -> Exception | None:
         """Write with all others that append at this moment. Returns why it failed."""
         appending = self._outgoing
         loop = asyncio.get_running_loop()
-        if appending is None:
-            appending = self._outgoing = _Appending()
+        if appending is None or appending.timeout != timeout:
+            if appending is not None:
+                self._flush(appending)
+            appending = self._outgoing = _Appending(timeout)
             loop.call_soon(self._flush, appending)
         future: asyncio.Future[Exception | None] = loop.create_future()
-        appending.add(row.n, made, deadline, future)
+        appending.add(row.n, made, future)
         count, size = len(made), sum(len(data) for _, data in made)
         self._room.enter(count, size)
         try:
@@ -241,6 +253,8 @@ class SqliteLog:
             self._room.leave(count, size)
 
     def _flush(self, appending: _Appending) -> None:
+        if self._outgoing is not appending:
+            return  # it went when one with another time limit came
         self._outgoing = None
         try:
             self.file.submit(appending)
@@ -318,20 +332,18 @@ class SqliteLog:
 
 
 class _Appending(Work):
-    """All that was appended in one turn of the loop."""
+    """All that was appended in one turn of the loop, with one time limit."""
 
-    def __init__(self) -> None:
+    def __init__(self, timeout: float | None) -> None:
+        self.timeout = timeout
+        self.deadline = deadline_in(timeout)
         self._parts: dict[tuple[int, int], list[bytes]] = {}
         self._futures: list[asyncio.Future[Exception | None]] = []
 
-    def add(
-        self, topic: int, made: list[tuple[int, bytes]], deadline: float, future: asyncio.Future[Exception | None]
-    ) -> None:
+    def add(self, topic: int, made: list[tuple[int, bytes]], future: asyncio.Future[Exception | None]) -> None:
         for part, data in made:
             self._parts.setdefault((topic, part), []).append(data)
         self._futures.append(future)
-        if self.deadline is None or deadline < self.deadline:
-            self.deadline = deadline
 
     def run(self, tx: Transaction) -> bool:
         events.append(tx, self._parts)
@@ -466,9 +478,10 @@ class _Fetch(Work):
             events.reached(tx, team.n, share.part, self._owner, rows[-1][0] + 1)
 
     def _wait_until(self, due: float | None) -> None:
-        if due != self._told and self.loop is not None and not self.loop.is_closed():
+        if due != self._told and self.loop is not None:
             self._told = due
-            self.loop.call_soon_threadsafe(self._member.wait_until, due)
+            with contextlib.suppress(RuntimeError):  # the loop is closed, and nobody waits
+                self.loop.call_soon_threadsafe(self._member.wait_until, due)
 
     def finish(self) -> None:
         self._member.fetched(self)
@@ -683,7 +696,7 @@ class _Member:
         work = _Commit(self, owner)
         for lane in self.behind():
             lane.committed = lane.watermark
-        work.deadline = self._file.clock.monotonic() + PATIENCE
+        work.deadline = deadline_in(None)
         try:
             self._file.submit(work)
         except NotDone as error:

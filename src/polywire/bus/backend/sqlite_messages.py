@@ -250,17 +250,25 @@ def forget(tx: Transaction, queue: QueueRow, which: Any, count: int) -> None:
     tx.execute("DELETE FROM message WHERE pos IN (SELECT value FROM carray(?))", (which,))
 
 
+_FOLLOWERS = """FROM carray(?1) c JOIN message m ON m.pos = (SELECT e.pos FROM message e
+    WHERE e.queue = ?2 AND e.key = c.value ORDER BY e.pos LIMIT 1)"""
+
+
 def follow(tx: Transaction, queue: QueueRow, keys: Iterable[str]) -> None:
     """The oldest message of each of these keys is its head now."""
     found = tuple(dict.fromkeys(keys))
     if not found:
         return
-    for key in found:
-        row = tx.first(
-            "SELECT pos, level, due FROM message WHERE queue = ? AND key = ? ORDER BY pos LIMIT 1", (queue.n, key)
-        )
-        if row is not None:
-            put_back(tx, queue.n, row[1], row[0], 0, 0, row[2])
+    arguments = (texts(found), queue.n, tx.now)
+    tx.execute(
+        f"""INSERT INTO ready SELECT m.queue, m.level, m.pos, 0, 0 {_FOLLOWERS}
+        WHERE m.due IS NULL OR m.due <= ?3""",
+        arguments,
+    )
+    tx.execute(
+        f"INSERT INTO delayed SELECT m.pos, m.queue, m.due, m.level, 0, 0 {_FOLLOWERS} WHERE m.due > ?3",
+        arguments,
+    )
     tx.changed.add(queue.channel)
 
 
