@@ -34,6 +34,7 @@ class Server:
 
     name: ClassVar[str]
     url: str = ""
+    directory: Path
 
     @classmethod
     def missing(cls) -> str | None:
@@ -52,6 +53,10 @@ class Server:
     def stop(self) -> None:
         """End it in its own manner. Does nothing where it does not run."""
         raise NotImplementedError
+
+    def restart(self) -> str:
+        """Start it again where it was started before. Raises ServerError."""
+        return self.start(self.directory)
 
     def kill(self) -> None:
         """End it by SIGKILL, as a crash would. Does nothing where it does not run."""

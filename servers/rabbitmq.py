@@ -42,6 +42,7 @@ class RabbitMQ(Server):
             apt_install("rabbitmq-server")
 
     def start(self, directory: Path) -> str:
+        self.directory = directory
         directory.mkdir(parents=True, exist_ok=True)
         self._ports = ports(directory, "amqp", "amqps", "dist", "epmd")
         self._configure(directory)

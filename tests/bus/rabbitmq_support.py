@@ -14,6 +14,7 @@ from pika.adapters.blocking_connection import BlockingChannel
 
 from polywire.bus.backend import rabbitmq_topology as topology
 from polywire.bus.backend.rabbitmq import RabbitQueue
+from polywire.bus.backend.rabbitmq_connection import Client
 from polywire.bus.core import Delivery, Envelope, QueueConsumer, QueueSpec, new_id
 from polywire.clock import SYSTEM_CLOCK, Clock
 
@@ -56,14 +57,19 @@ class CleanQueue(RabbitQueue):
 
 async def delete(queue: RabbitQueue, spec: QueueSpec) -> None:
     names = [each.name for each in topology.of_queue(spec) if isinstance(each, topology.Queue)]
+    await delete_all(queue._client, names)
 
+
+async def delete_all(client: Client, queues: Sequence[str], exchanges: Sequence[str] = ()) -> None:
     async def work() -> None:
-        asking = await queue._client.asking()
-        for name in names:
+        asking = await client.asking()
+        for name in queues:
             await asking.ask(asking.channel.queue_delete, queue=name)
+        for name in exchanges:
+            await asking.ask(asking.channel.exchange_delete, exchange=name)
         asking.close()
 
-    await queue._client.run(work())
+    await client.run(work())
 
 
 @contextlib.asynccontextmanager

@@ -41,9 +41,8 @@ class RabbitQueue:
 
     * Nothing durable marks a message as started, so that starts are noted in a queue of their own, `mail.notes`, before
       they happen: one confirmed publish each time a consumer starts handlers. After a crash everything comes back that
-      the dead consumer had received. What was under way, as the notes say, moves to `mail.suspects`, from which one
-      message is handled at a time over all processes; the rest goes on as if nothing had been. In a lane, suspects stay
-      where they are.
+      the dead consumer had received. What was under way, as the notes say, moves to `mail.suspects`, of which
+      one consumer at a time gets all; the rest goes on as if nothing had been. In a lane, suspects stay where they are.
     * Every way of giving a message back raises the broker's own count of deliveries. Released messages are therefore
       sent again, confirmed, before the first copy is acknowledged, with our own counts in their headers: they go to the
       back of the queue. In a lane the order matters more: there they stay where they are, and the notes keep the
@@ -91,13 +90,17 @@ class RabbitQueue:
                 f"The queues at '{self._client.address}' are not as declared: {'; '.join(differences)}. "
                 f"Delete what is different once it is empty, or declare it under another name."
             )
-        self._specs.update((spec.name, spec) for spec in queues)
+        self.learn(queues)
 
     async def check(self, queues: Sequence[QueueSpec]) -> list[str]:
         differences = await topology.compare(self._client, self._wanted(queues), create=False)
         if not differences:
-            self._specs.update((spec.name, spec) for spec in queues)
+            self.learn(queues)
         return differences
+
+    def learn(self, queues: Sequence[QueueSpec]) -> None:
+        """They exist as these specs say."""
+        self._specs.update((spec.name, spec) for spec in queues)
 
     @staticmethod
     def _wanted(queues: Sequence[QueueSpec]) -> list[list[topology.Wanted]]:

@@ -20,8 +20,17 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 import pika
 from pika.adapters.asyncio_connection import AsyncioConnection
+from pika.adapters.utils.connection_workflow import AMQPConnectorStackTimeout
 from pika.channel import Channel
-from pika.exceptions import AMQPError, ChannelClosed, ConnectionClosedByBroker, ProbableAuthenticationError
+from pika.exceptions import (
+    AMQPError,
+    AMQPHeartbeatTimeout,
+    ChannelClosed,
+    ConnectionClosedByBroker,
+    ProbableAccessDeniedError,
+    ProbableAuthenticationError,
+    StreamLostError,
+)
 from pika.frame import decode_frame
 
 from polywire.bus.backend.rabbitmq_messages import frames
@@ -383,6 +392,7 @@ class Link:
         self._usable = asyncio.Event()
         self.connection: Connection | None = None
         self.problem = "it was never connected"
+        self._blamed: str | None = None
 
     async def open(self) -> None:
         """Connect once, and stay connected from then on. Raises BackendUnreachable."""
@@ -415,6 +425,11 @@ class Link:
                 async with asyncio.timeout(CONNECT_TIMEOUT):
                     await gone
 
+    def fail(self, connection: Connection, reason: str) -> None:
+        """Give a connection up that is of no use any more."""
+        self._blamed = reason
+        _abandon(connection)
+
     async def _keep(self) -> None:
         wait = BACKOFF[0]
         while True:
@@ -430,6 +445,7 @@ class Link:
                 wait = min(wait * 2, BACKOFF[1])
 
     def _broke(self, connection: object, gone: asyncio.Future[str], reason: str) -> None:
+        reason, self._blamed = self._blamed or reason, None
         if self.connection is connection:
             self._drop(reason)
         _answer(gone, reason)
@@ -458,7 +474,7 @@ class Link:
                 await self._opened(connection)
         except (TimeoutError, AMQPError, _Failed, DeliveryError) as error:
             _abandon(connection)
-            reason = error.reason if isinstance(error, _Failed) else (_reason(error) or "it did not answer in time")
+            reason = error.reason if isinstance(error, _Failed) else _reason(error)
             self.problem = reason
             raise BackendUnreachable(f"RabbitMQ at '{self._address}' was not reached: {reason}.") from None
         except asyncio.CancelledError:
@@ -491,19 +507,37 @@ def _abandon(connection: Connection) -> None:
 
 def _reason(error: BaseException) -> str:
     """In words, and without what pika knows about credentials."""
-    if isinstance(error, ProbableAuthenticationError):
-        return "it refused the user or the password"
-    found: BaseException | None = error
-    while found is not None:
+    for found in _nested(error):
+        if isinstance(found, ProbableAuthenticationError):
+            return "it refused the user or the password"
+        if isinstance(found, ProbableAccessDeniedError):
+            return "it refused access to the virtual host"
         if isinstance(found, ConnectionClosedByBroker | ChannelClosed):
-            if "ACCESS_REFUSED - Login was refused" in found.reply_text:
+            if "Login was refused" in found.reply_text:
                 return "it refused the user or the password"
-            return found.reply_text.rstrip(".")
+            return str(found.reply_text).rstrip(".")
+        if isinstance(found, ssl.SSLCertVerificationError):
+            return f"TLS failed: {found.verify_message}"
+        if isinstance(found, ssl.SSLError):
+            return f"TLS failed: {found.reason}"
+        if isinstance(found, AMQPHeartbeatTimeout):
+            return "it sent no heartbeat"
         if isinstance(found, OSError) and found.strerror:
             return found.strerror
-        nested = getattr(found, "exceptions", None) or [getattr(found, "exception", None)]
-        found = nested[-1] or found.__cause__
+        if isinstance(found, TimeoutError | AMQPConnectorStackTimeout):
+            return "it did not answer in time"
+        if isinstance(found, StreamLostError):
+            return "the connection was closed without a word"
     return str(error) or type(error).__name__
+
+
+def _nested(error: BaseException) -> Iterator[BaseException]:
+    """What pika wrapped, the innermost first."""
+    inner = [*getattr(error, "exceptions", ()), getattr(error, "exception", None), *error.args]
+    for each in inner:
+        if isinstance(each, BaseException):
+            yield from _nested(each)
+    yield error
 
 
 # ---- asking ------------------------------------------------------------------------------------------------------
@@ -723,7 +757,7 @@ class Publisher(Confirms):
         asking = await channel_of(connection, CHANNEL)
         await asking.ask(asking.channel.confirm_delivery, ack_nack_callback=_taken_elsewhere)
         connection.confirms[CHANNEL] = self
-        asking.channel.add_on_close_callback(lambda _channel, _error: _abandon(connection))
+        asking.channel.add_on_close_callback(lambda _, error: self.link.fail(connection, _reason(error)))
         self._next = 1
         self.frame_max = connection.frame_max
         self._connection = connection

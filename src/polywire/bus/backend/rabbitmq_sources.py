@@ -120,4 +120,4 @@ def sources(spec: QueueSpec, limit: int) -> list[Source]:
         return [Source(lane, Kind.LANE, limit) for lane in topology.lanes(spec)]
     each = max(1, math.ceil(limit / max(spec.priorities, 1)))
     work = [Source(level, Kind.WORK, each) for level in reversed(topology.levels(spec))]
-    return [Source(topology.suspects(spec.name), Kind.SUSPECTS, 1), *work]
+    return [Source(topology.suspects(spec.name), Kind.SUSPECTS, limit), *work]

@@ -318,6 +318,17 @@ async def depths(client: Client, names: Iterable[str]) -> dict[str, tuple[int, i
     return await client.run(ask())
 
 
+async def exchange_exists(client: Client, name: str) -> bool:
+    async def ask() -> bool:
+        asking = await client.asking()
+        try:
+            return await _exists(asking, name, exchange=True)
+        finally:
+            asking.close()
+
+    return await client.run(ask())
+
+
 async def found_spec(client: Client, name: str) -> QueueSpec | None:
     """A queue as it exists, for those who did not declare it; None where there is none."""
     first = await depths(client, [name, f"{name}.lane.0"])
