@@ -68,6 +68,15 @@ async def test_in_one_process_they_travel_as_well(tmp_path: Path) -> None:
         assert await running.ends() == 0
 
 
+async def test_a_task_for_a_process_runs_in_one_of_its_own(tmp_path: Path) -> None:
+    async with polywire("up", "--fresh", directory=tinybus(tmp_path)) as running:
+        async with connect(Desk, f"grpc://{await running.address('desk')}") as desk:
+            await desk.crunch(Job(name="a"))
+        await written(tmp_path, "crunched a apart=True")
+        running.interrupt()
+        assert await running.ends() == 0
+
+
 async def test_a_task_that_kills_its_worker_is_handled_again_by_the_next_one(tmp_path: Path) -> None:
     async with polywire("up", directory=tinybus(tmp_path)) as running:
         await accept(running, "deadly", "b")

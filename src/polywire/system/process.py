@@ -24,11 +24,12 @@ from polywire.system.bus_plan import connected_bus
 from polywire.system.consuming import BUS, Consumers, consumers_of, stores_among
 from polywire.system.file import SystemFile
 from polywire.system.hosting import hosting
-from polywire.system.plan import GIVEN, Plan, defaults_of
-from polywire.system.remote import remote_endpoints
+from polywire.system.plan import GIVEN, Plan
+from polywire.system.remote import wiring_of
 from polywire.system.scheduling import ticker_of
-from polywire.system.tokens import token_sources
-from polywire.system.wiring import Wiring, start_order
+from polywire.system.tokens import tokens_of
+from polywire.system.wiring import start_order
+from polywire.system.working import pool_for
 from polywire.wire.seam import Dispatcher
 
 log = logging.getLogger("polywire.system")
@@ -99,9 +100,9 @@ async def processing(
     Raises SetupError where one cannot start; what was opened by then is closed.
     """
     process = Process(plan)
-    tokens = token_sources(_tokens(plan), plan.system.directory)
+    tokens = tokens_of(plan.system)
     here: dict[str, Dispatcher] = {}
-    wirings = {name: _wiring(plan, name, names, here, tokens.get(name)) for name in names}
+    wirings = {name: wiring_of(plan, name, names, here, tokens.get(name)) for name in names}
     alone = Alone(SYSTEM_CLOCK)
 
     def make(name: str, made: Made) -> Dispatcher:
@@ -114,6 +115,7 @@ async def processing(
             ticker=ticker_of(plan.part(name).handles, bus.senders[name], bus.schedule),
             message_log=message_log(name),
             alone=alone,
+            processes=partial(pool_for, plan, name),
         )
         callable_objects = [each for each in made.services if contracts_of(type(each))]
         server = _server(plan.system, name, callable_objects, authenticator, access_log(name), consumers)
@@ -131,28 +133,6 @@ async def processing(
                 yield process
             finally:
                 await process.close()
-
-
-def _tokens(plan: Plan) -> dict[str, str]:
-    return {name: entry.token for name, entry in plan.system.services.items() if entry.token is not None}
-
-
-def _wiring(
-    plan: Plan, name: str, beside: Sequence[str], here: dict[str, Dispatcher], token: Callable[[], str] | None
-) -> Wiring:
-    """What service *name* calls by; *beside* it in this process are others."""
-    system = plan.system
-    return Wiring(
-        targets=plan.targets(beside),
-        wires=system.wires,
-        always_local=len(beside) > 1,
-        defaults=defaults_of(system),
-        token=token,
-        caller=name,
-        clock=SYSTEM_CLOCK,
-        open_remote=partial(remote_endpoints, system, system.services[name]),
-        here=here,
-    )
 
 
 class _TokensOrCertificates:

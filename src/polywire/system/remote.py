@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from polywire.channel import Endpoints
@@ -10,7 +11,27 @@ from polywire.connecting import RemoteWire, open_endpoint, resolver_of
 from polywire.net.address import parse_addresses
 from polywire.net.tls import ClientTls
 from polywire.system.file import ServiceEntry, SystemFile
-from polywire.system.wiring import Target
+from polywire.system.plan import Plan, defaults_of
+from polywire.system.wiring import Target, Wiring
+from polywire.wire.seam import Dispatcher
+
+
+def wiring_of(
+    plan: Plan, name: str, beside: Sequence[str], here: dict[str, Dispatcher], token: Callable[[], str] | None
+) -> Wiring:
+    """What service *name* calls by; *beside* it in this process are others."""
+    system = plan.system
+    return Wiring(
+        targets=plan.targets(beside),
+        wires=system.wires,
+        always_local=len(beside) > 1,
+        defaults=defaults_of(system),
+        token=token,
+        caller=name,
+        clock=SYSTEM_CLOCK,
+        open_remote=partial(remote_endpoints, system, system.services[name]),
+        here=here,
+    )
 
 
 def remote_endpoints(system: SystemFile, caller: ServiceEntry, target: Target, wire: RemoteWire) -> Endpoints:

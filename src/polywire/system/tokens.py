@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from polywire.errors import SetupError, SystemFileError
+from polywire.system.file import SystemFile
 
 RECHECK = 1.0
 """Seconds after which a file is looked at again; how long a token that was replaced may still be used."""
@@ -71,3 +72,9 @@ def token_sources(tokens: Mapping[str, str], directory: Path) -> dict[str, Token
                 "from the other. Give each a token of its own."
             )
     return sources
+
+
+def tokens_of(system: SystemFile) -> dict[str, TokenSource]:
+    """Those of all services of *system* that have one. Raises SetupError as `token_sources` does."""
+    places = {name: entry.token for name, entry in system.services.items() if entry.token is not None}
+    return token_sources(places, system.directory)

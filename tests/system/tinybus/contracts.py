@@ -23,8 +23,17 @@ class Desk(Contract, package="tinybus.v1"):
         """Send the job as a task, and tell it as an event."""
         raise NotImplementedError
 
+    @rpc
+    async def crunch(self, job: Job) -> Nothing:
+        """Send the job as one that keeps a core busy."""
+        raise NotImplementedError
+
 
 class Work(Contract, package="tinybus.v1"):
     @task(retry=Retry(attempts=20, base=0.01, cap=0.05))
     async def do(self, job: Job) -> None:
+        raise NotImplementedError
+
+    @task(runs_in="process", timeout=20)
+    async def crunch(self, job: Job) -> None:
         raise NotImplementedError

@@ -20,3 +20,7 @@ class DeskService(Desk):
         await self.work.do(job)
         await self.bus.publish(JobAccepted(name=job.name))
         return Nothing(pid=os.getpid())
+
+    async def crunch(self, job: Job) -> Nothing:
+        await self.work.crunch(job)
+        return Nothing(pid=os.getpid())

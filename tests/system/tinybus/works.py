@@ -11,6 +11,8 @@ from tinybus.contracts import Job, JobAccepted, Work
 
 app = App("works")
 DONE = Path("done.txt")
+SERVICE = int(os.environ.setdefault("TINYBUS_WORKS", str(os.getpid())))
+"""The process of the service, which the processes that it starts inherit."""
 
 
 def note(text: str) -> None:
@@ -29,6 +31,9 @@ class Worker(Work):
         if job.name.startswith("deadly") and message.attempt == 1:
             os.kill(os.getpid(), 9)
         note(f"task {job.name} {message.attempt}")
+
+    async def crunch(self, job: Job) -> None:
+        note(f"crunched {job.name} apart={os.getpid() != SERVICE}")
 
 
 @app.service
