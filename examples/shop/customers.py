@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TypeVar
 
-from shop.api_v1 import GatewayV1, NewOrder
+from shop.api_v1 import GatewayV1, NewOrder, NewThumb
 from shop.catalogue import goods
 from shop.contracts import (
     Item,
@@ -31,7 +31,7 @@ from shop.contracts import (
     UserQuery,
     reason_of,
 )
-from shop.gateway import euros
+from shop.money import euros
 from shop.users import SEEDED
 
 from polywire import CallError, FailedPrecondition, calling, connect
@@ -67,6 +67,16 @@ class Report:
     cancelled: int = 0
     spent_cents: int = 0
     """Of orders placed, less those cancelled."""
+    units: int = 0
+    """Of orders placed, less those cancelled."""
+    order_ids: list[str] = field(default_factory=list)
+    """Of orders placed, cancelled or not."""
+    pairs: int = 0
+    """Of different products in one order, over all orders placed."""
+    viewed: int = 0
+    """Products that were looked at."""
+    pictures: set[str] = field(default_factory=set)
+    """Products of which somebody wanted a picture."""
     requests: int = 0
     failures: Counter[str] = field(default_factory=Counter)
     """Requests that failed though the customer did nothing wrong, by code."""
@@ -85,6 +95,7 @@ class Customer:
 
     def __init__(self, shop: GatewayV1, number: int, seed: int, report: Report, *, patience: float = 1.0) -> None:
         self._shop = shop
+        self._number = number
         self._user_id = f"U-{number % SEEDED + 1}"
         self._dice = random.Random(f"{seed}/{number}")
         self._report = report
@@ -109,9 +120,20 @@ class Customer:
             await self._look()
         wanted = self._dice.sample(seen, min(len(seen), self._dice.randint(1, 3)))
         for product in wanted:
-            await self._ask(self._shop.get_product(ProductQuery(product_id=product.product_id)))
+            await self._view(product)
             await self._look()
         return wanted
+
+    async def _view(self, product: Product) -> None:
+        query = ProductQuery(product_id=product.product_id)
+        if await self._ask(self._shop.get_product(query)) is not None:
+            self._report.viewed += 1
+        if self._number % 5 == 0:
+            await self._ask(self._shop.list_recommendations(query))
+        if self._number % 20 == 0:
+            asked = await self._ask(self._shop.order_thumbnail(NewThumb(product_id=product.product_id)))
+            if asked is not None:
+                self._report.pictures.add(product.product_id)
 
     def _search(self) -> ProductSearch:
         if self._dice.random() < 0.5:
@@ -130,13 +152,19 @@ class Customer:
             self._report.news.append(f"{user.name} left with empty hands: {placed}")
             return
         self._report.outcomes[Outcome.PLACED] += 1
-        self._report.spent_cents += placed.total_cents
+        self._note(placed)
         first = placed.lines[0]
         more = f" and {len(placed.lines) - 1} more" if len(placed.lines) > 1 else ""
         self._report.news.append(
             f"{user.name} bought {first.quantity} x {first.name}{more} for {euros(placed.total_cents)}"
         )
         await self._afterwards(user, placed)
+
+    def _note(self, placed: Order) -> None:
+        self._report.order_ids.append(placed.order_id)
+        self._report.spent_cents += placed.total_cents
+        self._report.units += _units(placed)
+        self._report.pairs += len(placed.lines) * (len(placed.lines) - 1) // 2
 
     async def _place(self, order: NewOrder) -> Order | Outcome:
         """With a key of the customer's own, so that asking again after a lost answer cannot order twice. It is sent as
@@ -164,6 +192,7 @@ class Customer:
             if self._report.failures.total() == failed:
                 self._report.cancelled += 1
                 self._report.spent_cents -= order.total_cents
+                self._report.units -= _units(order)
                 self._report.news.append(f"{user.name} sent everything back")
 
     async def _ask(self, call: Awaitable[Answer]) -> Answer | None:
@@ -182,6 +211,10 @@ class Customer:
 
     async def _look(self) -> None:
         await asyncio.sleep(self._dice.uniform(0.1, 0.9) * self._patience)
+
+
+def _units(order: Order) -> int:
+    return sum(line.quantity for line in order.lines)
 
 
 async def crowd(

@@ -21,11 +21,13 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from aftermath import Aftermath, look, quiet, told, what_differs
 from customers import BARGAIN, Outcome, Report, crowd, tell
+from postbox import open_postbox
 from shop.api_v1 import Books, GatewayV1
-from shop.contracts import OrderState, ProductQuery
+from shop.contracts import OrderState, ProductSearch
 from shop.database import data_directory
-from shop.gateway import euros
+from shop.money import euros
 
 from polywire import CallError, DeadlineExceeded, Unavailable, connect
 
@@ -75,7 +77,7 @@ def _free_port() -> int:
 
 
 @contextlib.asynccontextmanager
-async def running_shop(options: Options, data: Path) -> AsyncIterator[asyncio.subprocess.Process]:
+async def running_shop(options: Options, data: Path, smtp: str) -> AsyncIterator[asyncio.subprocess.Process]:
     """`polywire up`, with what it logs in a file. Raises NotRunning where it ends other than by being told to."""
     log = data / "shop.log"
     command = [str(POLYWIRE), "up", str(HERE / "polywire.toml")]
@@ -84,6 +86,8 @@ async def running_shop(options: Options, data: Path) -> AsyncIterator[asyncio.su
     environment = {
         **os.environ,
         "SHOP_DATA": str(data),
+        "SHOP_SMTP": smtp,
+        **bus_of(options, data),
         "POLYWIRE__SERVICES__GATEWAY__LISTEN": f"127.0.0.1:{options.port}",
     }
     with log.open("wb") as output:
@@ -107,6 +111,12 @@ async def running_shop(options: Options, data: Path) -> AsyncIterator[asyncio.su
         raise NotRunning(f"The shop stopped with status {status} instead of 0.\n{_tail(log)}")
 
 
+def bus_of(options: Options, data: Path) -> dict[str, str]:
+    """Where the shop's tasks and events travel, as variables: on files beside its databases."""
+    bus, schedule = (f"sqlite:{data.absolute() / name}" for name in ("bus.db", "schedule.db"))
+    return {"POLYWIRE__WIRES__TASKS": bus, "POLYWIRE__WIRES__EVENTS": bus, "POLYWIRE__WIRES__SCHEDULE": schedule}
+
+
 def _tail(log: Path) -> str:
     lines = log.read_text(errors="replace").splitlines()
     return f"The last lines of {log}:\n" + "\n".join(f"    {line}" for line in lines[-15:])
@@ -120,7 +130,7 @@ async def first_answer(shop: GatewayV1, port: int, system: asyncio.subprocess.Pr
             # Knocking first: a client that was refused waits longer and longer between its attempts to connect.
             _, knock = await asyncio.open_connection("127.0.0.1", port)
             knock.close()
-            await shop.get_product(ProductQuery(product_id=BARGAIN.product_id))
+            await shop.list_products(ProductSearch(limit=1))
         except (OSError, CallError) as error:
             if time.monotonic() - started > START_WITHIN:
                 raise NotRunning(f"The shop did not answer within {START_WITHIN:g} s: {error}") from error
@@ -178,7 +188,7 @@ def grown(before: Books, after: Books, *states: OrderState) -> int:
     return sum(after.orders.by_state.get(state, 0) - before.orders.by_state.get(state, 0) for state in states)
 
 
-def print_summary(books: Books, report: Report, problems: list[str]) -> None:
+def print_summary(books: Books, after: Aftermath, report: Report, problems: list[str]) -> None:
     stock, money = books.stock, books.money
     states = ", ".join(
         f"{number:,} {state.replace('_', ' ')}" for state, number in sorted(books.orders.by_state.items())
@@ -192,7 +202,7 @@ orders      {states}
 stock       {stock.initial:,} units = {stock.on_hand:,} on hand + {stock.reserved:,} reserved + {stock.sold:,} sold
 money       {euros(money.charged_cents)} charged - {euros(money.refunded_cents)} refunded = {euros(kept)}
             {euros(books.orders.confirmed_cents)} in confirmed orders
-""")
+{told(after, report)}""")
     for problem in problems:
         print(f"WRONG       {problem}")
     print("The books do not balance." if problems else "The books balance.", flush=True)
@@ -212,6 +222,8 @@ The shop stays open until Ctrl-C. Try, in another terminal:
     curl '{address}/api/v1/users/U-1/orders'
     curl '{address}/api/v2/products?category=Garden&limit=2'
     curl '{address}/api/v1/books'
+    curl '{address}/api/v1/analytics'
+    curl '{address}/api/v1/products/{BARGAIN.product_id}/recommendations'
     curl -i '{address}/api/v1/orders' -H 'content-type: application/json' -d '{{
         "user_id": "U-1", "items": [{{"product_id": "SKU-123", "quantity": 2}}], "card": "4000000000000002"}}'
 
@@ -230,9 +242,13 @@ and watch the calls between the services: tail -f {os.path.relpath(data / "shop.
 async def visit(options: Options, data: Path) -> list[str]:
     """Open the shop, let the customers in, and close it, with --once or by Ctrl-C. Returns what went wrong."""
     address = f"http://127.0.0.1:{options.port}"
-    how = "in one process" if options.in_process else "as five processes"
+    how = "in one process" if options.in_process else "as nine processes"
     print(f"Opening the shop {how}, databases in {data} ...", flush=True)
-    async with running_shop(options, data) as system, connect(GatewayV1, address) as shop:
+    async with (
+        open_postbox() as (postbox, smtp),
+        running_shop(options, data, smtp) as system,
+        connect(GatewayV1, address) as shop,
+    ):
         seconds = await first_answer(shop, options.port, system)
         if system.returncode is not None:
             return []  # `running_shop` tells why
@@ -240,15 +256,21 @@ async def visit(options: Options, data: Path) -> list[str]:
         print(
             f"{options.customers} customers come in; many want the {BARGAIN.name}, and there is only {BARGAIN.units}.\n"
         )
-        before, report = await quiet_books(shop), Report()
+        report = Report()
+
+        async def see() -> Aftermath:
+            return await look(shop, postbox.subjects, report)
+
+        before, aftermath_before = await quiet_books(shop), await quiet(see, lambda _: True)
         telling = asyncio.create_task(tell(report))
         try:
             await crowd(shop, report, customers=options.customers, seed=options.seed)
         finally:
             telling.cancel()
         after = await quiet_books(shop)
-        problems = differences(before, after, report)
-        print_summary(after, report, problems)
+        aftermath = await quiet(see, lambda now: not what_differs(aftermath_before, now, report))
+        problems = differences(before, after, report) + what_differs(aftermath_before, aftermath, report)
+        print_summary(after, aftermath, report, problems)
         if not options.once:
             interrupted = _interruption()
             print_what_to_try(address, data)

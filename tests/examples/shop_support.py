@@ -9,28 +9,89 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from shop.analytics import AnalyticsService, RecommendationService
+from shop.backoffice import Confirmation, Mail, MailCount
 from shop.contracts import Item, Order, OrderState, PlaceOrder
 from shop.database import Database
 from shop.gateway import GatewayServiceV1, GatewayServiceV2
+from shop.images import ImageService
 from shop.inventory import CatalogService, InventoryService
-from shop.orders import Ledger, OrderService, Undo
+from shop.orders import Ledger, News, OrderService, Undo
 from shop.payments import PaymentService
 from shop.users import UserService
+from shop.views import PageViews
+from shop.warehouse import WarehouseService
 
+from polywire import Bus, Event
+from polywire.bus.sending import Sender
 from polywire.testing import ManualClock
-from shop import inventory, orders, payments, users
+from shop import analytics, images, inventory, orders, payments, users, warehouse
 
 SHOP = Path(__file__).parents[2] / "examples" / "shop"
 GOOD_CARD = "4242424242424242"
 BAD_CARD = "4000000000000002"
 BARGAIN = "SKU-117"
 """There is one of it."""
+
+
+class Listening(Bus):
+    """A bus that leads nowhere, and remembers what it was told; or that cannot be reached."""
+
+    def __init__(self) -> None:
+        super().__init__(Sender("test"))
+        self.told: list[Event] = []
+        self.trouble: Exception | None = None
+
+    async def publish(
+        self,
+        event: Event,
+        *,
+        id: str | None = None,
+        delay: float | None = None,
+        key: str | None = None,
+        expires: float | None = None,
+        headers: Mapping[str, str] | None = None,
+        require_subscriber: bool | None = None,
+    ) -> str:
+        if self.trouble is not None:
+            raise self.trouble
+        self.told.append(event)
+        return id or "id"
+
+    async def publish_all(
+        self,
+        events: Sequence[Event],
+        *,
+        ids: Sequence[str] | None = None,
+        delay: float | None = None,
+        key: str | None = None,
+        expires: float | None = None,
+        headers: Mapping[str, str] | None = None,
+        require_subscriber: bool | None = None,
+    ) -> list[str]:
+        return [await self.publish(event) for event in events]
+
+
+class LetterBox(Mail):
+    """Keeps what was to be sent."""
+
+    def __init__(self) -> None:
+        self.letters: list[Confirmation] = []
+        self.trouble: Exception | None = None
+
+    async def send_confirmation(self, mail: Confirmation) -> None:
+        if self.trouble is not None:
+            raise self.trouble
+        self.letters.append(mail)
+
+    async def count_mails(self) -> MailCount:
+        return MailCount(sent=len(self.letters))
 
 
 class HandMade:
@@ -43,7 +104,18 @@ class HandMade:
             "payments": Database(":memory:", payments.create_tables),
             "orders": Database(":memory:", orders.create_tables),
             "users": Database(":memory:", users.create_tables, users.invite_customers),
+            "images": Database(":memory:", images.create_tables, threads=True),
+            "warehouse": Database(":memory:", warehouse.create_tables),
+            "analytics": Database(":memory:", analytics.create_activity),
+            "recommendations": Database(":memory:", analytics.create_baskets),
         }
+        self.bus = Listening()
+        self.mail = LetterBox()
+        self.views = PageViews(self.bus, self.clock)
+        self.images = ImageService(self.databases["images"])
+        self.warehouse = WarehouseService(self.databases["warehouse"])
+        self.analytics = AnalyticsService(self.databases["analytics"])
+        self.recommendations = RecommendationService(self.databases["recommendations"])
         self.catalog = CatalogService(self.databases["inventory"])
         self.inventory = InventoryService(self.databases["inventory"], self.clock)
         self.payments = PaymentService(self.databases["payments"])
@@ -57,10 +129,23 @@ class HandMade:
         """Let orders talk to something else."""
         self.inventory = inventory or self.inventory
         self.payments = payments or self.payments
-        self.undo = Undo(self.ledger, self.inventory, self.payments)
-        self.orders = OrderService(self.inventory, self.payments, self.ledger, self.undo)
-        self.v1 = GatewayServiceV1(self.catalog, self.inventory, self.orders, self.payments, self.users)
-        self.v2 = GatewayServiceV2(self.catalog, self.inventory, self.orders, self.users)
+        news = News(self.bus, self.mail)
+        self.undo = Undo(self.ledger, self.inventory, self.payments, news)
+        self.orders = OrderService(self.inventory, self.payments, self.ledger, self.undo, news)
+        self.v1 = GatewayServiceV1(
+            catalog=self.catalog,
+            inventory=self.inventory,
+            orders=self.orders,
+            payments=self.payments,
+            users=self.users,
+            recommendations=self.recommendations,
+            images=self.images,
+            analytics=self.analytics,
+            mail=self.mail,
+            warehouse=self.warehouse,
+            page_views=self.views,
+        )
+        self.v2 = GatewayServiceV2(self.catalog, self.inventory, self.orders, self.users, self.views)
 
     async def problems(self) -> list[str]:
         return (await self.v1.get_books()).problems
@@ -158,6 +243,10 @@ def running_shop(data: Path, *arguments: str, **environ: str) -> Iterator[Runnin
     variables = {
         **os.environ,
         "SHOP_DATA": str(data),
+        "SHOP_SMTP": "127.0.0.1:9",  # where nobody listens
+        "POLYWIRE__WIRES__TASKS": f"sqlite:{data / 'bus.db'}",
+        "POLYWIRE__WIRES__EVENTS": f"sqlite:{data / 'bus.db'}",
+        "POLYWIRE__WIRES__SCHEDULE": f"sqlite:{data / 'schedule.db'}",
         "POLYWIRE__SERVICES__GATEWAY__LISTEN": f"127.0.0.1:{port}",
         **environ,
     }

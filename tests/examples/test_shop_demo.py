@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import os
+import re
 import signal
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
+from aftermath import Aftermath, what_differs
 from customers import Outcome, Report
 from demo import differences
-from shop.api_v1 import Books
+from shop.api_v1 import BackOffice, Books
+from shop.backoffice import Activity, BasketCount, MailCount, ParcelCount, PictureCount
 from shop.contracts import Balance, StockCount, Tally
 from shop_support import SHOP
 
@@ -26,6 +31,10 @@ def test_the_demo_ends_by_itself_with_books_that_balance(how: tuple[str, ...]) -
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.endswith("The books balance.\n")
     assert "60 came, 60 left;" in done.stdout
+    placed = re.search(r"= (\d+) placed", done.stdout)
+    assert placed is not None
+    assert f"\nletters     {placed[1]} sent, {placed[1]} in the postbox\n" in done.stdout
+    assert f" in {placed[1]} orders\n" in done.stdout
     assert done.stderr == ""
 
 
@@ -96,4 +105,46 @@ def test_every_difference_is_a_sentence() -> None:
         "Requests failed that should not have: 2 x unavailable.",
         "Customers count 2 orders declined, the shop 1.",
         "Customers spent 4.00 EUR, the shop earned 5.00 EUR.",
+    ]
+
+
+def aftermath(orders: int = 0, *, cancelled: int = 0, letters: int | None = None) -> Aftermath:
+    """Of so many orders for two units of two products and 5 EUR each."""
+    stay = orders - cancelled
+    return Aftermath(
+        office=BackOffice(
+            mails=MailCount(sent=orders),
+            parcels=ParcelCount(packed=stay, unpacked=cancelled, units=stay * 2),
+            pictures=PictureCount(made=0),
+            baskets=BasketCount(orders=orders, pairs=orders),
+        ),
+        activity=Activity(views=orders * 2, top=[], days=[], orders=stay, revenue_cents=stay * 500),
+        letters=Counter(f"Your order ord-{number}" for number in range(orders if letters is None else letters)),
+        no_pictures=0,
+    )
+
+
+def two_orders() -> Report:
+    """One of which is sent back."""
+    return Report(spent_cents=500, units=2, cancelled=1, order_ids=["ord-0", "ord-1"], pairs=2, viewed=4)
+
+
+def test_nothing_is_wrong_where_the_back_office_has_done_all_that_follows() -> None:
+    assert what_differs(aftermath(), aftermath(2, cancelled=1), two_orders()) == []
+
+
+def test_everything_that_does_not_follow_is_a_sentence() -> None:
+    report = two_orders()
+    report.pictures = {"SKU-1", "SKU-2"}
+    after = dataclasses.replace(aftermath(1, letters=1), no_pictures=1)
+    after.letters["Your order ord-0"] = 2
+    assert what_differs(aftermath(), after, report) == [
+        "There should be 2 letters sent, and there are 1.",
+        "There should be 1 parcels unpacked, and there are 0.",
+        "There should be 4 products looked at, and there are 2.",
+        "There should be 2 orders to learn from, and there are 1.",
+        "There should be 2 pairs of products bought together, and there are 1.",
+        "1 of 2 customers got no letter about their order.",
+        "1 of 2 customers got more than one letter about their order.",
+        "1 of 2 pictures that were asked for were not made.",
     ]

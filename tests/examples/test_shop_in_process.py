@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 from customers import Outcome, Report, crowd
+from shop.analytics import app as analytics
 from shop.api_v1 import GatewayV1, NewOrder
+from shop.backoffice import Mail
 from shop.contracts import (
     Balance,
     Charge,
@@ -29,11 +31,14 @@ from shop.contracts import (
     reason_of,
 )
 from shop.gateway import app as gateway
+from shop.images import app as images
 from shop.inventory import app as inventory
+from shop.mail import app as mail
 from shop.orders import app as orders
 from shop.payments import app as payments
 from shop.users import app as users
-from shop_support import BARGAIN, GOOD_CARD
+from shop.warehouse import app as warehouse
+from shop_support import BARGAIN, GOOD_CARD, LetterBox
 
 from polywire.errors import FailedPrecondition, InvalidArgument, Unavailable
 from polywire.testing.system import System, system
@@ -46,8 +51,11 @@ def _databases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @contextlib.asynccontextmanager
 async def the_shop(replace: dict[type, object] | None = None) -> AsyncIterator[System]:
-    apps = (gateway, inventory, orders, users) if replace else (gateway, inventory, orders, payments, users)
-    async with system(*apps, replace=replace) as running:
+    """With *replace*, payments or something else of the test in place of the real ones; letters are never sent."""
+    fakes = {Mail: LetterBox(), **(replace or {})}
+    everything = (gateway, inventory, orders, payments, users, mail, images, warehouse, analytics)
+    replaced = {app for app in everything if set(app.contracts) & set(fakes)}
+    async with system(*(app for app in everything if app not in replaced), replace=fakes) as running:
         yield running
 
 

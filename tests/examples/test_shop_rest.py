@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import time
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
@@ -13,6 +15,8 @@ from shop_support import BAD_CARD, BARGAIN, GOOD_CARD, RunningShop, running_shop
 from polywire.contract import service_of
 
 Test = TypeVar("Test", bound=Callable[..., None])
+SOON = 20.0
+"""Seconds within which what follows from a request is done."""
 CHECKED: set[str] = set()
 """Verb and path of the routes that a test here has been to."""
 
@@ -207,6 +211,88 @@ def test_the_books_balance(shop: RunningShop) -> None:
     assert books.body["problems"] == []
     stock = books.body["stock"]
     assert stock["initial"] == stock["on_hand"] + stock["reserved"] + stock["sold"]
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + SOON
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@route("GET /api/v1/products/{product_id}/recommendations")
+def test_what_was_bought_together_is_recommended(shop: RunningShop) -> None:
+    before = shop.curl("GET", "/api/v1/products/SKU-301/recommendations")
+    assert (before.status, before.body) == (200, {"items": []})
+    items = [{"product_id": product_id, "quantity": 1} for product_id in ("SKU-301", "SKU-302")]
+    assert shop.curl("POST", "/api/v1/orders", {**order_of(), "items": items}).status == 201
+    until(lambda: shop.curl("GET", "/api/v1/products/SKU-301/recommendations").body["items"] != [])
+    other = shop.curl("GET", "/api/v1/products/SKU-302").body
+    assert shop.curl("GET", "/api/v1/products/SKU-301/recommendations").body["items"] == [
+        {"product_id": "SKU-302", "name": other["name"], "price_cents": other["price_cents"], "orders": 1}
+    ]
+    missing = shop.curl("GET", "/api/v1/products/SKU-1/recommendations")
+    assert (missing.status, missing.error["message"]) == (404, "There is no product 'SKU-1'.")
+
+
+@route("POST /api/v1/products/{product_id}/thumbnail")
+@route("GET /api/v1/products/{product_id}/thumbnail")
+def test_a_thumbnail_is_asked_for_and_there_a_moment_later(shop: RunningShop) -> None:
+    path = "/api/v1/products/SKU-400/thumbnail"
+    missing = shop.curl("GET", f"{path}?width=32")
+    assert missing.status == 404
+    assert missing.error["message"] == "There is no picture of 'SKU-400' that is 32 pixels wide (yet)."
+    asked = shop.curl("POST", path, {"width": 32})
+    assert asked.status == 202
+    assert (asked.body["product_id"], asked.body["width"]) == ("SKU-400", 32)
+    until(lambda: shop.curl("GET", f"{path}?width=32").status == 200)
+    made = shop.curl("GET", f"{path}?width=32").body
+    assert base64.b64decode(made["png"]).startswith(b"\x89PNG\r\n\x1a\n")
+    assert shop.curl("GET", f"{path}?width=33").status == 404
+    assert shop.curl("POST", path, {"width": 1000}).error["field"] == "width"
+    assert shop.curl("POST", "/api/v1/products/SKU-1/thumbnail", {}).status == 404
+
+
+@route("GET /api/v1/analytics")
+def test_the_statistics_have_views_and_revenue_by_day(shop: RunningShop) -> None:
+    def activity() -> Any:
+        answer = shop.curl("GET", "/api/v1/analytics")
+        assert answer.status == 200
+        return answer.body
+
+    def views() -> int:
+        return sum(top["views"] for top in activity()["top"] if top["product_id"] == "SKU-777")
+
+    for _ in range(12):
+        shop.curl("GET", "/api/v1/products/SKU-777")
+    until(lambda: views() == 12)
+    before = activity()
+    order = shop.curl("POST", "/api/v1/orders", order_of()).body
+    until(lambda: activity()["orders"] == before["orders"] + 1)
+    after = activity()
+    assert after["revenue_cents"] == before["revenue_cents"] + order["total_cents"]
+    assert order["placed_at"].startswith(after["days"][0]["day"])
+    assert after["orders"] == sum(day["orders"] for day in after["days"])
+
+
+@route("GET /api/v1/backoffice")
+def test_the_back_office_packs_what_was_ordered(shop: RunningShop) -> None:
+    def office() -> Any:
+        answer = shop.curl("GET", "/api/v1/backoffice")
+        assert answer.status == 200
+        return answer.body
+
+    def settled() -> bool:
+        return bool(office()["parcels"]["packed"] == shop.curl("GET", "/api/v1/analytics").body["orders"])
+
+    until(settled)
+    before = office()
+    order = shop.curl("POST", "/api/v1/orders", order_of(quantity=3)).body
+    until(lambda: office()["parcels"]["units"] == before["parcels"]["units"] + 3)
+    shop.curl("DELETE", f"/api/v1/orders/{order['order_id']}")
+    until(lambda: office()["parcels"]["unpacked"] == before["parcels"]["unpacked"] + 1)
+    assert office()["parcels"]["packed"] == before["parcels"]["packed"]
+    assert office()["mails"] == {"sent": 0}  # there is no mail server, so letters wait
 
 
 @route("GET /api/v2/products")

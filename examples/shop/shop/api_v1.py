@@ -6,6 +6,7 @@ from typing import Annotated
 
 from polywire import Contract, Field, Message, delete, get, patch, post, put, rpc
 from polywire.contract.pagination import Page
+from shop.backoffice import Activity, BasketCount, MailCount, ParcelCount, PictureCount, Thumb, Width
 from shop.contracts import (
     Balance,
     Card,
@@ -49,6 +50,31 @@ class NewOrder(Message):
     """Of the customer's own making: the same key again is answered with the same order."""
 
 
+class NewThumb(Message):
+    product_id: str
+    width: Width = 64
+
+
+class ThumbAsked(Message):
+    product_id: str
+    width: int
+    task_id: str
+    """By which the log speaks of it."""
+
+
+class Companion(Message):
+    product_id: str
+    name: str
+    price_cents: int
+    orders: int
+    """In which both products were."""
+
+
+class CompanionList(Message):
+    items: list[Companion]
+    """The most frequent first, five at most."""
+
+
 class OrderPage(Page):
     items: list[Order]
 
@@ -72,6 +98,15 @@ class Books(Message):
     """Sentences; empty where the books balance."""
 
 
+class BackOffice(Message):
+    """How much was done of what follows from orders: it comes some moments after them."""
+
+    mails: MailCount
+    parcels: ParcelCount
+    pictures: PictureCount
+    baskets: BasketCount
+
+
 class GatewayV1(Contract, package="shop.v1", name="Gateway", prefix="/api/v1"):
     """Browse, buy, and look after orders and customers."""
 
@@ -82,6 +117,21 @@ class GatewayV1(Contract, package="shop.v1", name="Gateway", prefix="/api/v1"):
     @rpc(get("/products/{product_id}"), idempotent=True, timeout=3.0)
     async def get_product(self, query: ProductQuery) -> ProductDetail:
         """With what is in stock right now."""
+        raise NotImplementedError
+
+    @rpc(get("/products/{product_id}/recommendations"), idempotent=True, timeout=3.0)
+    async def list_recommendations(self, query: ProductQuery) -> CompanionList:
+        """What others bought together with it."""
+        raise NotImplementedError
+
+    @rpc(post("/products/{product_id}/thumbnail", status=202), idempotent=True, timeout=3.0)
+    async def order_thumbnail(self, request: NewThumb) -> ThumbAsked:
+        """Have a picture made, which takes a moment."""
+        raise NotImplementedError
+
+    @rpc(get("/products/{product_id}/thumbnail"), idempotent=True, timeout=3.0)
+    async def get_thumbnail(self, query: NewThumb) -> Thumb:
+        """NotFound where none was asked for, or it is not done yet."""
         raise NotImplementedError
 
     @rpc(
@@ -124,4 +174,13 @@ class GatewayV1(Contract, package="shop.v1", name="Gateway", prefix="/api/v1"):
 
     @rpc(get("/books"), idempotent=True, timeout=5.0)
     async def get_books(self) -> Books:
+        raise NotImplementedError
+
+    @rpc(get("/analytics"), idempotent=True, timeout=5.0)
+    async def get_analytics(self) -> Activity:
+        """What was looked at and what was sold, a second later."""
+        raise NotImplementedError
+
+    @rpc(get("/backoffice"), idempotent=True, timeout=5.0)
+    async def get_backoffice(self) -> BackOffice:
         raise NotImplementedError

@@ -304,6 +304,8 @@ class PlaceOrder(Message):
     user_id: str
     items: Annotated[list[Item], Field(min_length=1, max_length=50)]
     card: Card
+    email: Email | None = None
+    """Where the confirmation goes; without one, none is sent."""
 
 
 class OrderState(StrEnum):

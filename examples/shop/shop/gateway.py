@@ -5,13 +5,28 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from decimal import Decimal
 
-from polywire import App, calling
+from polywire import App, Bus, Clock, calling, enqueue
 from polywire.contract.pagination import page_of
 from shop import api_v2
-from shop.api_v1 import Books, GatewayV1, NewOrder, OrderPage, ProductDetail, ProductPage, UserReplacement
+from shop.api_v1 import (
+    BackOffice,
+    Books,
+    Companion,
+    CompanionList,
+    GatewayV1,
+    NewOrder,
+    NewThumb,
+    OrderPage,
+    ProductDetail,
+    ProductPage,
+    ThumbAsked,
+    UserReplacement,
+)
 from shop.api_v2 import GatewayV2
+from shop.backoffice import Activity, Analytics, Images, Mail, Recommendations, Resize, Thumb, Warehouse
 from shop.contracts import (
     Balance,
     Catalog,
@@ -36,20 +51,52 @@ from shop.contracts import (
     UserQuery,
     Users,
 )
+from shop.money import euros
+from shop.views import PageViews
 
 app = App("gateway")
+
+
+@app.resource
+async def page_views(bus: Bus, clock: Clock) -> AsyncIterator[PageViews]:
+    views = PageViews(bus, clock)
+    telling = asyncio.create_task(views.keep_telling())
+    try:
+        yield views
+    finally:
+        telling.cancel()
+        with suppress(asyncio.CancelledError):
+            await telling
+        await views.tell()
 
 
 @app.service
 class GatewayServiceV1(GatewayV1):
     def __init__(
-        self, catalog: Catalog, inventory: Inventory, orders: Orders, payments: Payments, users: Users
+        self,
+        catalog: Catalog,
+        inventory: Inventory,
+        orders: Orders,
+        payments: Payments,
+        users: Users,
+        recommendations: Recommendations,
+        images: Images,
+        analytics: Analytics,
+        mail: Mail,
+        warehouse: Warehouse,
+        page_views: PageViews,
     ) -> None:
         self._catalog = catalog
         self._inventory = inventory
         self._orders = orders
         self._payments = payments
         self._users = users
+        self._recommendations = recommendations
+        self._images = images
+        self._analytics = analytics
+        self._mail = mail
+        self._warehouse = warehouse
+        self._page_views = page_views
 
     async def list_products(self, search: ProductSearch) -> ProductPage:
         found = await self._catalog.find_products(search)
@@ -60,6 +107,7 @@ class GatewayServiceV1(GatewayV1):
             self._catalog.get_product(query),
             self._inventory.check_stock(StockQuery(product_id=query.product_id)),
         )
+        self._page_views.seen(product.product_id)
         return ProductDetail(
             product_id=product.product_id,
             name=product.name,
@@ -70,9 +118,34 @@ class GatewayServiceV1(GatewayV1):
             units=stock.quantity,
         )
 
+    async def list_recommendations(self, query: ProductQuery) -> CompanionList:
+        _, found = await asyncio.gather(self._catalog.get_product(query), self._recommendations.recommend(query))
+        products = await asyncio.gather(
+            *(self._catalog.get_product(ProductQuery(product_id=one.product_id)) for one in found.companions)
+        )
+        return CompanionList(
+            items=[
+                Companion(
+                    product_id=product.product_id,
+                    name=product.name,
+                    price_cents=product.price_cents,
+                    orders=one.orders,
+                )
+                for product, one in zip(products, found.companions, strict=True)
+            ]
+        )
+
+    async def order_thumbnail(self, request: NewThumb) -> ThumbAsked:
+        await self._catalog.get_product(ProductQuery(product_id=request.product_id))
+        asked = await enqueue(self._images.resize, Resize(product_id=request.product_id, width=request.width))
+        return ThumbAsked(product_id=request.product_id, width=request.width, task_id=asked.id)
+
+    async def get_thumbnail(self, query: NewThumb) -> Thumb:
+        return await self._images.find_thumb(Resize(product_id=query.product_id, width=query.width))
+
     async def place_order(self, order: NewOrder) -> Order:
-        await self._users.get_user(UserQuery(user_id=order.user_id))  # NotFound before anything is reserved
-        return await place(self._orders, order.idempotency_key, order.user_id, order.items, order.card)
+        customer = await self._users.get_user(UserQuery(user_id=order.user_id))  # NotFound before anything is reserved
+        return await place(self._orders, order.idempotency_key, customer, order.items, order.card)
 
     async def get_order(self, query: OrderId) -> Order:
         return await self._orders.get_order(query)
@@ -113,14 +186,29 @@ class GatewayServiceV1(GatewayV1):
             problems=audit(stock, tally, balance, unfinished),
         )
 
+    async def get_analytics(self) -> Activity:
+        return await self._analytics.get_activity()
+
+    async def get_backoffice(self) -> BackOffice:
+        mails, parcels, pictures, baskets = await asyncio.gather(
+            self._mail.count_mails(),
+            self._warehouse.count_parcels(),
+            self._images.count_pictures(),
+            self._recommendations.count_baskets(),
+        )
+        return BackOffice(mails=mails, parcels=parcels, pictures=pictures, baskets=baskets)
+
 
 @app.service
 class GatewayServiceV2(GatewayV2):
-    def __init__(self, catalog: Catalog, inventory: Inventory, orders: Orders, users: Users) -> None:
+    def __init__(
+        self, catalog: Catalog, inventory: Inventory, orders: Orders, users: Users, page_views: PageViews
+    ) -> None:
         self._catalog = catalog
         self._inventory = inventory
         self._orders = orders
         self._users = users
+        self._page_views = page_views
 
     async def list_products(self, search: api_v2.ProductSearch) -> api_v2.ProductList:
         found = await self._catalog.find_products(
@@ -137,12 +225,13 @@ class GatewayServiceV2(GatewayV2):
             self._catalog.get_product(ProductQuery(product_id=query.product_id)),
             self._inventory.check_stock(StockQuery(product_id=query.product_id)),
         )
+        self._page_views.seen(product.product_id)
         return api_v2.ProductInStock(product=_product_v2(product), units=stock.quantity)
 
     async def place_order(self, order: api_v2.NewOrder) -> api_v2.Order:
         customer = await self._users.get_user(UserQuery(user_id=order.user_id))
         items = [Item(product_id=item.product_id, quantity=item.quantity) for item in order.items]
-        placed = await place(self._orders, order.idempotency_key, order.user_id, items, order.card)
+        placed = await place(self._orders, order.idempotency_key, customer, items, order.card)
         return _order_v2(placed, customer)
 
     async def get_order(self, query: api_v2.OrderId) -> api_v2.Order:
@@ -155,12 +244,20 @@ class GatewayServiceV2(GatewayV2):
         return _order_v2(order, await self._users.get_user(UserQuery(user_id=order.user_id)))
 
 
-async def place(orders: Orders, key: str | None, user_id: str, items: list[Item], card: str) -> Order:
+async def place(orders: Orders, key: str | None, customer: User, items: list[Item], card: str) -> Order:
     """Place an order under the customer's key, or one made up here: with it, asking again cannot order twice, so the
     call is safe to retry although it is not declared idempotent."""
     key = (key or str(uuid.uuid4())).strip('"')
     with calling(idempotency_key=key):
-        return await orders.place(PlaceOrder(key=f"{user_id}/{key}", user_id=user_id, items=items, card=card))
+        return await orders.place(
+            PlaceOrder(
+                key=f"{customer.user_id}/{key}",
+                user_id=customer.user_id,
+                items=items,
+                card=card,
+                email=customer.email,
+            )
+        )
 
 
 def audit(stock: StockCount, tally: Tally, balance: Balance, unfinished: int) -> list[str]:
@@ -184,10 +281,6 @@ def audit(stock: StockCount, tally: Tally, balance: Balance, unfinished: int) ->
     if balance.charges - balance.refunds != confirmed:
         problems.append(f"{balance.charges - balance.refunds} charges were kept, for {confirmed} confirmed orders.")
     return problems
-
-
-def euros(cents: int) -> str:
-    return f"{Decimal(cents) / 100:,.2f} EUR"
 
 
 async def _one(user: NewUser) -> AsyncIterator[NewUser]:

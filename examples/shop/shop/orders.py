@@ -6,6 +6,8 @@
 Until its row says confirmed an order promises nothing, and whatever was done for it is undone: refund and release can
 be called for things that never happened, and then see to it that they never will. So an answer that was lost, a service
 that was down or this process being killed half-way leave nothing behind once everyone is up again.
+
+The rest of the shop is told of each step as an event, and the customer by a letter.
 """
 
 from __future__ import annotations
@@ -19,9 +21,21 @@ from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 
-from polywire import App, CallError, DeadlineExceeded, FailedPrecondition, InvalidArgument, NotFound, Unavailable
+from polywire import (
+    App,
+    Bus,
+    CallError,
+    DeadlineExceeded,
+    DeliveryError,
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+    Unavailable,
+    calling,
+)
 from polywire.clock import SYSTEM_CLOCK, Clock
 from polywire.errors import DO_NOT_RETRY
+from shop.backoffice import Confirmation, Mail
 from shop.contracts import (
     Charge,
     ChargeId,
@@ -44,6 +58,7 @@ from shop.contracts import (
     refused,
 )
 from shop.database import Database, Row, open_database
+from shop.events import OrderCancelled, OrderConfirmed, OrderCreated, OrderEvent, OrderPaid
 
 app = App("orders")
 log = logging.getLogger("shop.orders")
@@ -51,6 +66,8 @@ log = logging.getLogger("shop.orders")
 ABANDONED_AFTER = 6.0
 """Seconds. `place` is stopped at its deadline, 5 s: what is pending for longer was left behind when a process died."""
 SWEEP_EVERY = 1.0
+TELL_WITHIN = 0.5
+"""Seconds for each thing that is told. A bus that hangs makes an order slower by two seconds, and no more."""
 OUTCOMES: Mapping[str, OrderState] = {
     Reason.OUT_OF_STOCK: OrderState.OUT_OF_STOCK,
     Reason.CARD_DECLINED: OrderState.DECLINED,
@@ -139,6 +156,11 @@ class Ledger:
         )  # fmt: skip
         return moved == 1
 
+    def fate(self, order_id: str) -> tuple[OrderState, str]:
+        """What becomes of an order that was given up, and why."""
+        row = self._database.all("SELECT outcome, reason FROM orders WHERE order_id = ?", order_id)[0]
+        return OrderState(row["outcome"]), row["reason"]
+
     def undone(self, order_id: str) -> None:
         self._database.run("UPDATE orders SET state = outcome WHERE order_id = ? AND state = 'undoing'", order_id)
 
@@ -188,25 +210,79 @@ def _fingerprint(request: PlaceOrder) -> str:
     return json.dumps([request.user_id, request.card[-4:], [[i.product_id, i.quantity] for i in request.items]])
 
 
+class News:
+    """Tells the rest of the shop how an order goes on.
+
+    It is told after it was written, and there is no outbox yet: where this process is killed in between, or the bus
+    cannot be reached in time, the order stands and nobody hears of it. The log then has it.
+    """
+
+    def __init__(self, bus: Bus, mail: Mail) -> None:
+        self._bus = bus
+        self._mail = mail
+
+    async def created(self, order: Order) -> None:
+        await self._try(OrderCreated(order_id=order.order_id, user_id=order.user_id, placed_at=order.placed_at))
+
+    async def paid(self, order_id: str, amount_cents: int) -> None:
+        await self._try(OrderPaid(order_id=order_id, amount_cents=amount_cents))
+
+    async def confirmed(self, order: Order, email: str | None) -> None:
+        await self._try(
+            OrderConfirmed(
+                order_id=order.order_id,
+                user_id=order.user_id,
+                placed_at=order.placed_at,
+                lines=order.lines,
+                total_cents=order.total_cents,
+            )
+        )
+        if email is not None:
+            await self._write_to(email, order)
+
+    async def cancelled(self, order_id: str, outcome: OrderState, reason: str) -> None:
+        """Raises DeliveryError where it could not be told."""
+        with calling(timeout=TELL_WITHIN):
+            await self._bus.publish(OrderCancelled(order_id=order_id, outcome=outcome, reason=reason))
+
+    async def _try(self, event: OrderEvent) -> None:
+        try:
+            with calling(timeout=TELL_WITHIN):
+                await self._bus.publish(event)
+        except DeliveryError as trouble:
+            log.error("order %s goes on, but not everybody knows: %s", event.order_id, trouble)
+
+    async def _write_to(self, email: str, order: Order) -> None:
+        letter = Confirmation(order_id=order.order_id, email=email, lines=order.lines, total_cents=order.total_cents)
+        try:
+            with calling(timeout=TELL_WITHIN):
+                await self._mail.send_confirmation(letter)
+        except DeliveryError as trouble:
+            log.error("order %s is confirmed, but its customer gets no letter: %s", order.order_id, trouble)
+
+
 class Undo:
     """Gives back what was done for an order: at once where that works, and otherwise again until it does."""
 
-    def __init__(self, ledger: Ledger, inventory: Inventory, payments: Payments) -> None:
+    def __init__(self, ledger: Ledger, inventory: Inventory, payments: Payments, news: News) -> None:
         self._ledger = ledger
         self._inventory = inventory
         self._payments = payments
+        self._news = news
         self._wake = asyncio.Event()
 
     async def order(self, order_id: str) -> None:
-        """Raises CallError where a service did not answer; the order then stays `undoing`."""
+        """Raises CallError where a service did not answer, DeliveryError where the end could not be told; the order
+        then stays `undoing`. So the end is told at least once: before it is written, and again after a crash."""
         await self._payments.refund(ChargeId(charge_id=order_id))
         await self._inventory.release(ReservationId(reservation_id=order_id))
+        await self._news.cancelled(order_id, *self._ledger.fate(order_id))
         self._ledger.undone(order_id)
 
     async def now_or_later(self, order_id: str) -> None:
         try:
             await self.order(order_id)
-        except CallError as trouble:
+        except (CallError, DeliveryError) as trouble:
             log.warning("order %s will be undone later: %s", order_id, trouble)
 
     def soon(self) -> None:
@@ -218,7 +294,7 @@ class Undo:
         for order_id in self._ledger.to_undo():
             try:
                 await self.order(order_id)
-            except (Unavailable, DeadlineExceeded) as error:
+            except (Unavailable, DeadlineExceeded, DeliveryError) as error:
                 # The others would meet the same fate now; all of them come round again.
                 log.warning("order %s could not be undone yet: %s", order_id, error)
                 return
@@ -245,8 +321,13 @@ def ledger(clock: Clock) -> Iterator[Ledger]:
 
 
 @app.resource
-async def undo(ledger: Ledger, inventory: Inventory, payments: Payments) -> AsyncIterator[Undo]:
-    undo = Undo(ledger, inventory, payments)
+def news(bus: Bus, mail: Mail) -> News:
+    return News(bus, mail)
+
+
+@app.resource
+async def undo(ledger: Ledger, inventory: Inventory, payments: Payments, news: News) -> AsyncIterator[Undo]:
+    undo = Undo(ledger, inventory, payments, news)
     sweeping = asyncio.create_task(undo.keep_sweeping())
     try:
         yield undo
@@ -258,17 +339,19 @@ async def undo(ledger: Ledger, inventory: Inventory, payments: Payments) -> Asyn
 
 @app.service
 class OrderService(Orders):
-    def __init__(self, inventory: Inventory, payments: Payments, ledger: Ledger, undo: Undo) -> None:
+    def __init__(self, inventory: Inventory, payments: Payments, ledger: Ledger, undo: Undo, news: News) -> None:
         self._inventory = inventory
         self._payments = payments
         self._ledger = ledger
         self._undo = undo
+        self._news = news
 
     async def place(self, request: PlaceOrder) -> Order:
         order_id = self._ledger.begin(request)
         if order_id is None:
             return _answer_again(self._ledger.by_key(request))
         try:
+            await self._news.created(self._ledger.get(order_id))
             await self._carry_out(order_id, request)
         except CallError as error:
             outcome = OUTCOMES.get(reason_of(error), OrderState.FAILED)
@@ -282,13 +365,16 @@ class OrderService(Orders):
             self._ledger.give_up(order_id, OrderState.FAILED, "The order took too long.")
             self._undo.soon()
             raise
-        return self._ledger.get(order_id)
+        order = self._ledger.get(order_id)
+        await self._news.confirmed(order, request.email)
+        return order
 
     async def _carry_out(self, order_id: str, request: PlaceOrder) -> None:
         """The order's own id is that of its reservation and of its charge: trying again finds what was done."""
         reservation = await self._inventory.reserve(Reserve(reservation_id=order_id, items=request.items))
         total = self._ledger.write_lines(order_id, reservation)
         await self._payments.charge(Charge(charge_id=order_id, amount_cents=total, card=request.card))
+        await self._news.paid(order_id, total)
         await self._inventory.commit(ReservationId(reservation_id=order_id))
         if not self._ledger.confirm(order_id):
             raise Unavailable(f"Order {order_id} took so long that it was given up.")
