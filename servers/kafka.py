@@ -75,6 +75,7 @@ class Kafka(Server):
         self._users = dict(users or {})
         self._ports: dict[str, int] = {}
         self._broker: subprocess.Popen[bytes] | None = None
+        self._directory = Path()
 
     @classmethod
     def missing(cls) -> str | None:
@@ -92,6 +93,7 @@ class Kafka(Server):
 
     def start(self, directory: Path) -> str:
         directory.mkdir(parents=True, exist_ok=True)
+        self._directory = directory
         self._ports = ports(directory, "broker", "controller", "secure")
         self._configure(directory)
         log = directory / "server.log"
@@ -102,6 +104,10 @@ class Kafka(Server):
         wait_until_ready(self, log)
         self.url = f"kafka://127.0.0.1:{self._ports['broker']}"
         return self.url
+
+    def start_again(self) -> str:
+        """Where it was before."""
+        return self.start(self._directory)
 
     def secure_url(self, user: str) -> str:
         return f"kafkas://{user}:{self._users[user]}@localhost:{self._ports['secure']}"

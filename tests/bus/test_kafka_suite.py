@@ -1,57 +1,35 @@
-"""The suite of event logs on a real Kafka, by both protocols of its groups."""
+"""The suite of event logs on a real Kafka: all of it by the new protocol of groups, what a protocol decides by both."""
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
-from typing import Any, ClassVar
-
 import pytest
-from confluent_kafka import Producer
-from servers.kafka import Kafka
-
-from polywire.bus.core import GroupSpec, TopicSpec
-from polywire.testing.logs import LogSuite
+from kafka_support import KafkaSuite, only
 
 pytestmark = pytest.mark.slow
 
 
-class KafkaSuite(LogSuite):
-    patience = 20.0
-    moment = 0.3
-    options: ClassVar[str]
-    address: ClassVar[str] = ""
-
-    def url(self) -> str:
-        return f"{self.address}?commit_interval=0.05&{self.options}"
-
-    async def put_raw(self, backend: Any, topic: str, data: bytes) -> None:
-        """As one who knows CloudEvents, but not well."""
-        producer = Producer({"bootstrap.servers": self.address.removeprefix("kafka://")})
-        producer.produce(topic, data, headers={"ce_specversion": "1.0"})
-        assert await asyncio.to_thread(producer.flush, 10) == 0
-
-
-class TestKafkaByItsNewProtocol(KafkaSuite):
-    options = "group_protocol=consumer"
-
+class TestKafka(KafkaSuite):
     @pytest.fixture(autouse=True)
     def _address(self, kafka_url: str) -> None:
         type(self).address = kafka_url
 
 
-@pytest.fixture(scope="class")
-def own_kafka(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kafka]:
-    """One that may be killed: the others' tests do not see it."""
-    server = Kafka()
-    server.start(tmp_path_factory.mktemp("kafka"))
-    yield server
-    server.kill()
-
-
+@only(
+    "a_group_goes_on_where_it_was",
+    "a_member_can_be_closed_twice",
+    "a_member_killed_before_done_loses_no_event",
+    "a_member_that_leaves_leaves_its_partitions_to_the_others",
+    "a_new_group_may_begin_with_what_comes",
+    "a_running_group_is_told_where_to_go_on_or_the_seek_is_refused",
+    "an_event_that_kills_its_worker_is_a_suspect",
+    "done_of_an_older_epoch_is_ignored",
+    "every_retry_counts_an_attempt",
+    "only_what_was_done_without_a_gap_is_not_read_again",
+    "revoking_is_awaited_before_a_partition_goes_to_another_member",
+    "two_members_share_the_partitions",
+)
 class TestKafkaByTheClassicProtocol(KafkaSuite):
-    options = "group_protocol=classic&session_timeout=1"
+    options = "group_protocol=classic&session_timeout=2"
 
     @pytest.fixture(autouse=True)
     def _address(self, kafka_url: str) -> None:

@@ -183,8 +183,8 @@ class Lane:
             self.watermark = first + 1
 
     def mark(self) -> Mark:
-        """What is to be committed now."""
-        return self._as_mark(self.watermark)
+        """What is to be committed now. What was committed as handed out stays so: it may be at any moment."""
+        return self._as_mark(max(self.watermark, self._covered))
 
     def last_mark(self) -> Mark:
         """What is to be committed when it is given up in order: nothing was lost by that."""
