@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from shop_support import running_shop
 IMPORT = 0.080
 """Seconds more than starting Python."""
 FIRST_ANSWER = 3.0
+"""On a machine that has nothing else to do."""
 ATTEMPTS = 5
 
 
@@ -42,7 +44,8 @@ def test_importing_polywire_is_quick(names: str) -> None:
 @pytest.mark.slow
 def test_the_shop_answers_soon_after_it_was_started(tmp_path: Path) -> None:
     took: list[float] = []
-    while len(took) < 3 and min(took, default=FIRST_ANSWER) >= FIRST_ANSWER:
+    allowed = FIRST_ANSWER
+    while len(took) < 3 and min(took, default=allowed) >= allowed:
         data = tmp_path / str(len(took))
         data.mkdir()
         started = time.monotonic()
@@ -50,4 +53,6 @@ def test_the_shop_answers_soon_after_it_was_started(tmp_path: Path) -> None:
             assert shop.curl("GET", "/api/v1/products?limit=1").status == 200
             took.append(time.monotonic() - started)
             assert shop.stop() == 0
-    assert min(took) < FIRST_ANSWER
+        # Where others wait for the processors as well, each of our processes gets its share of them alone.
+        allowed = FIRST_ANSWER * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
+    assert min(took) < allowed

@@ -114,8 +114,9 @@ async def test_the_certificate_of_grpcio_is_its_caller(files: Files) -> None:
         for certificate in (None, files.forged):
             async with grpc.aio.secure_channel(address, grpcio_credentials(files, certificate)) as channel:
                 with pytest.raises(grpc.aio.AioRpcError) as refused:
-                    await generated()[1].RigStub(channel).Echo(generated()[0].Item(), timeout=SOON)
-                assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
+                    await generated()[1].RigStub(channel).Echo(generated()[0].Item(), timeout=5.0)
+                # The second one where it had not given up trying by then.
+                assert refused.value.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
     assert [(call.caller, call.principal) for call in service.calls] == [("orders.internal", "ann")]
 
 

@@ -761,7 +761,7 @@ class WireSuite:
             await anext(stream)
             await served.cut()
             try:
-                async with asyncio.timeout(SOON):
+                async with asyncio.timeout(4 * SOON):  # what the sockets hold is read first
                     async for _ in stream:
                         pass
             except (Unavailable, Cancelled) as error:
