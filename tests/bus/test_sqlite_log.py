@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from sqlite_processes_support import first_starts_out_of_order, lines, process, stopper
 
 from polywire.bus.backend.sqlite_events import shares
-from polywire.bus.backend.sqlite_log import SqliteLog, SqliteLogConsumer
+from polywire.bus.backend.sqlite_log import SqliteLog
+from polywire.bus.backend.sqlite_reader import SqliteLogConsumer
 from polywire.bus.core import Bury, Envelope, GroupSpec, Record, RetryAfter, TopicSpec, new_id
 from polywire.clock import SYSTEM_CLOCK, Clock
 from polywire.errors import MessageRefused, SetupError

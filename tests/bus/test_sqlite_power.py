@@ -12,7 +12,8 @@ import apsw
 import pytest
 from sqlite_disk_support import Disk
 
-from polywire.bus.backend.sqlite import SqliteConsumer, SqliteQueue
+from polywire.bus.backend.sqlite import SqliteQueue
+from polywire.bus.backend.sqlite_consumer import SqliteConsumer
 from polywire.bus.backend.sqlite_file import FileOptions
 from polywire.bus.backend.sqlite_log import SqliteLog
 from polywire.bus.core import Ack, Bury, Delivery, Envelope, QueueSpec, Settlement, TopicSpec, unpack
@@ -173,9 +174,11 @@ def test_two_thousand_power_cuts_lose_nothing_confirmed(tmp_path: Path) -> None:
 
 
 def test_without_waiting_for_the_disk_the_same_cuts_do_lose_messages(tmp_path: Path) -> None:
-    """The control: these tests would notice."""
-    _, lost = run(tmp_path, range(5), "NORMAL")
-    assert any(line.endswith("sent") for line in lost)
-    assert any(line.endswith("appended") for line in lost)
-    assert any(line.endswith("buried") for line in lost)
-    assert any(line.endswith("again") for line in lost)
+    """The control: these tests would notice. Which cut loses what is a matter of luck; most lose something."""
+    kinds = {"sent", "appended", "buried", "again"}
+    for seed in range(100):
+        _, lost = run(tmp_path, [seed], "NORMAL")
+        kinds -= {line.rpartition(" ")[2] for line in lost}
+        if not kinds:
+            return
+    raise AssertionError(f"nothing of these kinds was lost: {kinds}")

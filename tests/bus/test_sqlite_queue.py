@@ -13,8 +13,9 @@ import apsw
 import pytest
 from sqlite_disk_support import Disk
 
-from polywire.bus.backend import sqlite, sqlite_file, sqlite_messages
-from polywire.bus.backend.sqlite import SqliteConsumer, SqliteQueue
+from polywire.bus.backend import sqlite_file, sqlite_messages, sqlite_sending
+from polywire.bus.backend.sqlite import SqliteQueue
+from polywire.bus.backend.sqlite_consumer import SqliteConsumer
 from polywire.bus.backend.sqlite_file import FileOptions, Transaction
 from polywire.bus.backend.sqlite_lock import FileLock
 from polywire.bus.core import Ack, Bury, Delivery, Envelope, QueueSpec, Release, RetryAfter, Settlement, new_id
@@ -291,7 +292,7 @@ async def test_a_text_that_is_no_unicode_is_refused_alone(tmp_path: Path) -> Non
 
 
 async def test_senders_wait_for_room_and_are_refused_in_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sqlite, "MAX_PENDING", 5)
+    monkeypatch.setattr(sqlite_sending, "MAX_PENDING", 5)
     async with opened(tmp_path) as queue:
         results = await asyncio.gather(*(queue.send("work", [made()], timeout=10) for _ in range(50)))
         assert results == [[None]] * 50
