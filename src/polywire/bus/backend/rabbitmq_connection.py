@@ -11,6 +11,7 @@ import ssl
 import struct
 import threading
 import time
+from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -57,6 +58,8 @@ PUBLISH_TIMEOUT = 30.0
 CONNECT_TIMEOUT = 10.0
 HEARTBEAT = 20
 """Seconds; the broker gives up a silent machine after two of them."""
+GRACE = 0.1
+"""Seconds between the last acknowledgement on a channel and its end."""
 BACKOFF = (0.1, 5.0)
 """Seconds: the first wait before connecting again, and the longest."""
 
@@ -215,11 +218,19 @@ class Line:
         except asyncio.CancelledError:
             work.close()
             raise
-        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self.loop))
+        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(_in_turn(work), self.loop))
 
     async def close(self) -> None:
         self.loop.call_soon_threadsafe(self.loop.stop)
         await asyncio.to_thread(self._thread.join)
+
+
+async def _in_turn(work: Coroutine[Any, Any, T]) -> T:
+    """What *work* was told to hand back is handed back before its result."""
+    try:
+        return await work
+    finally:
+        await asyncio.sleep(0)
 
 
 def _new_loop() -> asyncio.AbstractEventLoop:
@@ -357,10 +368,26 @@ class _Partial:
 _ACKNOWLEDGEMENT = struct.Struct(">BHIIQBB")
 
 
-def acknowledgements(tags: Iterable[tuple[int, int]]) -> bytes:
-    """The frames for channel numbers and delivery tags."""
-    pack = _ACKNOWLEDGEMENT.pack
-    return b"".join([pack(1, channel, 13, 0x003C0050, tag, 0, 0xCE) for channel, tag in tags])
+def acknowledgement(channel: int, tag: int, *, multiple: bool) -> bytes:
+    return _ACKNOWLEDGEMENT.pack(1, channel, 13, 0x003C0050, tag, multiple, 0xCE)
+
+
+class Tags:
+    """Delivery tags of one channel: which are settled, and how to say so in few words."""
+
+    def __init__(self) -> None:
+        self._all_up_to = 0
+        self._beyond: set[int] = set()
+
+    def settled(self, tags: Iterable[int]) -> tuple[int, list[int]]:
+        """The highest of *tags* up to which now all are settled (0 where there is none), and the rest of *tags*."""
+        new = sorted(tags)
+        self._beyond.update(new)
+        while self._all_up_to + 1 in self._beyond:
+            self._all_up_to += 1
+            self._beyond.discard(self._all_up_to)
+        covered = bisect_right(new, self._all_up_to)
+        return (new[covered - 1] if covered else 0), new[covered:]
 
 
 def _returned(buffer: bytes, at: int) -> _Partial:
@@ -549,6 +576,8 @@ class Asking:
     def __init__(self, channel: Channel) -> None:
         self.channel = channel
         self._waiting: asyncio.Future[Any] | None = None
+        self._tags = Tags()
+        self._acknowledged = -GRACE
         self.refused: str | None = None
         channel.add_on_close_callback(self._closed)
 
@@ -561,6 +590,23 @@ class Asking:
         method(callback=lambda frame: _answer(answer, frame), **arguments)
         return await answer
 
+    def acknowledge(self, tags: Iterable[int]) -> None:
+        """Messages that came over this channel; as many as possible in one, which is one command to the queue."""
+        up_to, rest = self._tags.settled(tags)
+        number = self.channel.channel_number
+        data = [acknowledgement(number, up_to, multiple=True)] if up_to else []
+        data += [acknowledgement(number, tag, multiple=False) for tag in rest]
+        connection = self.channel.connection
+        if isinstance(connection, Connection):
+            connection.write(b"".join(data))
+        self._acknowledged = time.monotonic()
+
+    def give_back(self, tags: Iterable[int]) -> None:
+        """To the queue, which puts them at its end."""
+        for tag in tags:
+            self._tags.settled([tag])
+            self.channel.basic_nack(tag, requeue=True)
+
     def close(self) -> None:
         if self.channel.is_open:
             self.channel.close()
@@ -569,6 +615,9 @@ class Asking:
         """Close it, and wait until the broker has put back what was not acknowledged."""
         if self.channel.is_closed:
             return
+        # A channel that has more than 32 commands under way to a quorum queue keeps the next ones back for a moment,
+        # and forgets them when it is closed: what was acknowledged would come again.
+        await asyncio.sleep(max(0.0, self._acknowledged + GRACE - time.monotonic()))
         gone: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.channel.add_on_close_callback(lambda _channel, _error: _answer(gone, None))
         self.close()

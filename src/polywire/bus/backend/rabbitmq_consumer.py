@@ -20,7 +20,6 @@ from polywire.bus.backend.rabbitmq_connection import (
     Incoming,
     Line,
     Refused,
-    acknowledgements,
     channel_of,
 )
 from polywire.bus.backend.rabbitmq_dead import dead_message
@@ -462,22 +461,13 @@ class RabbitConsumer:
         if self._membership is not None:
             await self._membership.closed()
 
-    def _acknowledge_there(self, tags: Sequence[tuple[Source, int, int]]) -> None:
-        connection: Any = None
-        frames: list[tuple[int, int]] = []
-        for source, generation, tag in tags:
-            asking = source.asking
-            if generation == source.generation and asking is not None and asking.channel.is_open:
-                connection = asking.channel.connection
-                frames.append((asking.channel.channel_number, tag))
-        if connection is not None:
-            connection.write(acknowledgements(frames))
+    def _acknowledge_there(self, holds: Sequence[tuple[Source, int, int]]) -> None:
+        for asking, tags in _by_channel(holds):
+            asking.acknowledge(tags)
 
-    def _give_back_there(self, tags: Sequence[tuple[Source, int, int]]) -> None:
-        for source, generation, tag in tags:
-            asking = source.asking
-            if generation == source.generation and asking is not None and asking.channel.is_open:
-                asking.channel.basic_nack(tag, requeue=True)
+    def _give_back_there(self, holds: Sequence[tuple[Source, int, int]]) -> None:
+        for asking, tags in _by_channel(holds):
+            asking.give_back(tags)
 
     def _channel_closed(
         self, connection: Connection, source: Source, generation: int, channel: Channel, error: BaseException
@@ -514,6 +504,16 @@ class RabbitConsumer:
             for keeper in self._keepers:
                 keeper.cancel()
         self._arrival.set()
+
+
+def _by_channel(holds: Sequence[tuple[Source, int, int]]) -> list[tuple[Asking, list[int]]]:
+    """Delivery tags by the open channels that they came over."""
+    found: dict[Asking, list[int]] = {}
+    for source, generation, tag in holds:
+        asking = source.asking
+        if asking is not None and generation == source.generation and asking.channel.is_open:
+            found.setdefault(asking, []).append(tag)
+    return list(found.items())
 
 
 def _running(hold: Hold) -> Entry:

@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import Sequence
 
-from polywire.bus.backend.rabbitmq_connection import Asking, Client, Incoming, Refused, acknowledgements
+from polywire.bus.backend.rabbitmq_connection import Asking, Client, Incoming, Refused
 from polywire.errors import BackendLost
 
 MOST = 20_000
@@ -95,9 +95,7 @@ class Reading:
         asking = self._asking
         if asking is None or not asking.channel.is_open:
             raise BackendLost(f"Nothing was removed from {self._queue!r}: the connection to RabbitMQ broke.")
-        number = asking.channel.channel_number
-        connection = await self._client.publisher.link.usable(PATIENCE)
-        connection.write(acknowledgements([(number, message.tag) for message in messages]))
+        asking.acknowledge([message.tag for message in messages])
         self._removed += len(messages)
 
     async def _close(self) -> None:
