@@ -83,8 +83,9 @@ class RabbitMQ(Server):
                 f"ssl_options.certfile = {self._certificate}",
                 f"ssl_options.keyfile = {self._certificate}",
                 "ssl_options.verify = verify_peer",
-                "ssl_options.fail_if_no_peer_cert = false",
             ]
+            if "fail_if_no_peer_cert" not in self._config:
+                lines.append("ssl_options.fail_if_no_peer_cert = false")
         (directory / "rabbitmq.conf").write_text("\n".join([*lines, self._config]) + "\n")
         (directory / "enabled_plugins").write_text("[].\n")
         (directory / "rabbitmq-env.conf").write_text("")
