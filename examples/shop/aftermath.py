@@ -13,7 +13,7 @@ from shop.api_v1 import BackOffice, GatewayV1, NewThumb
 from shop.backoffice import Activity
 from shop.money import euros
 
-from polywire import NotFound
+from polywire import DeadlineExceeded, NotFound, Unavailable
 
 QUIET = 0.3
 """Seconds without any change, after which nothing more is expected."""
@@ -54,14 +54,24 @@ async def _has_picture(shop: GatewayV1, product_id: str) -> bool:
 async def quiet(
     see: Callable[[], Awaitable[Aftermath]], done: Callable[[Aftermath], bool], within: float = 20.0
 ) -> Aftermath:
-    """What *see* sees once it is *done* and no longer changes, or as it is after *within* seconds."""
+    """What *see* sees once it is *done* and no longer changes, or as it is after *within* seconds.
+
+    Raises CallError where a service does not answer by then.
+    """
     deadline = time.monotonic() + within
-    seen = await see()
+    before: Aftermath | None = None
     while True:
+        late = time.monotonic() > deadline
+        try:
+            seen = await see()
+        except (Unavailable, DeadlineExceeded):
+            if late:
+                raise
+        else:
+            if late or (seen == before and done(seen)):
+                return seen
+            before = seen
         await asyncio.sleep(QUIET)
-        before, seen = seen, await see()
-        if (seen == before and done(seen)) or time.monotonic() > deadline:
-            return seen
 
 
 def what_differs(before: Aftermath, after: Aftermath, report: Report) -> list[str]:

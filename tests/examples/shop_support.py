@@ -104,7 +104,7 @@ class HandMade:
             "payments": Database(":memory:", payments.create_tables),
             "orders": Database(":memory:", orders.create_tables),
             "users": Database(":memory:", users.create_tables, users.invite_customers),
-            "images": Database(":memory:", images.create_tables, threads=True),
+            "images": Database(":memory:", images.create_tables),
             "warehouse": Database(":memory:", warehouse.create_tables),
             "analytics": Database(":memory:", analytics.create_activity),
             "recommendations": Database(":memory:", analytics.create_baskets),

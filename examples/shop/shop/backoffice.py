@@ -57,8 +57,8 @@ class PictureCount(Message):
 class Images(Contract, package="shop.v1"):
     """Pictures of the goods, in sizes that fit."""
 
-    # One at a time: it keeps a core busy.
-    @task(concurrency=1, timeout=30.0, retry=Retry(attempts=3))
+    # It keeps a core busy, so processes of its own do it.
+    @task(runs_in="process", timeout=30.0, retry=Retry(attempts=3))
     async def resize(self, request: Resize) -> Thumb:
         """Shrink a product's photograph, and keep what comes of it."""
         raise NotImplementedError

@@ -31,7 +31,7 @@ def create_tables(database: Database) -> None:
 
 @app.resource
 def database() -> Iterator[Database]:
-    with open_database("images", create_tables, threads=True) as database:
+    with open_database("images", create_tables) as database:
         yield database
 
 
@@ -40,8 +40,7 @@ class ImageService(Images):
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    # A plain function: it runs in a thread, so that the service still answers.
-    def resize(self, request: Resize) -> Thumb:  # type: ignore[override]
+    async def resize(self, request: Resize) -> Thumb:
         """Doing it twice makes the same picture."""
         png = png_of(shrunk(photograph(request.product_id), request.width))
         self._database.run("INSERT OR REPLACE INTO thumbs VALUES (?, ?, ?)", request.product_id, request.width, png)

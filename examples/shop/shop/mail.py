@@ -7,7 +7,7 @@ import smtplib
 from collections.abc import Iterator
 from email.message import EmailMessage
 
-from polywire import App, Reject
+from polywire import App, Reject, RetryLater
 from shop.backoffice import Confirmation, Mail, MailCount
 from shop.database import Database, open_database
 from shop.money import euros
@@ -50,9 +50,14 @@ class MailService(Mail):
             _send(_letter(mail))
         except smtplib.SMTPRecipientsRefused as refused:
             code, text = refused.recipients[mail.email]
-            if code >= 500:  # for good; anything else is worth another attempt
-                raise Reject(f"{mail.email} gets no mail: {code} {text.decode(errors='replace')}") from refused
-            raise
+            answer = f"{code} {text.decode(errors='replace')}"
+            if code >= 500:
+                raise Reject(f"{mail.email!r} gets no mail: {answer}") from refused
+            raise RetryLater(f"{mail.email!r} gets no mail now: {answer}") from refused
+        except OSError as trouble:  # of smtplib, too
+            raise RetryLater(
+                f"the mail server {':'.join(map(str, smtp_server()))} did not take it: {trouble}"
+            ) from trouble
         self._database.run("INSERT OR IGNORE INTO mails VALUES (?, ?)", mail.order_id, mail.email)
 
     async def count_mails(self) -> MailCount:
