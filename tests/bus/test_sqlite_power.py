@@ -167,6 +167,7 @@ def test_a_hundred_power_cuts_lose_nothing_confirmed(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_two_thousand_power_cuts_lose_nothing_confirmed(tmp_path: Path) -> None:
     cuts, lost = run(tmp_path, range(5, 5 + RUNS), "FULL")
     assert lost == []

@@ -158,6 +158,7 @@ async def test_nothing_is_lost_when_a_process_goes_on_that_was_stopped_in_a_tran
         assert len(lines(log)) == 1500
 
 
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("kills", [8, pytest.param(50, marks=pytest.mark.slow)])
 async def test_killed_workers_lose_nothing_and_keep_the_order_of_keys(tmp_path: Path, kills: int) -> None:
     """done + dead + pending = confirmed; of each key, the first handling of each message is in order."""
