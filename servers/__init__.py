@@ -12,6 +12,7 @@ from servers.base import Server
 
 SERVERS = {
     "rabbitmq": ("servers.rabbitmq", "RabbitMQ"),
+    "rabbitmq4": ("servers.rabbitmq", "RabbitMQ4"),
     "kafka": ("servers.kafka", "Kafka"),
 }
 """Name -> module and class."""

@@ -15,11 +15,13 @@ from servers.keeper import ROOT, ensure, running, stop
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m servers", description=__doc__)
     parser.add_argument("action", choices=["install", "start", "stop", "status"])
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(SERVERS)}; all where none is named")
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help=f"of {', '.join(SERVERS)}; all that tests require where none is named"
+    )
     parser.add_argument("--directory", type=Path, default=ROOT / ".polywire" / "servers", help="where their data is")
     asked = parser.parse_args(arguments)
     act = {"install": _install, "start": _start, "stop": _stop, "status": _status}[asked.action]
-    names = asked.names or list(SERVERS)
+    names = asked.names or [name for name in SERVERS if not find(name).optional]
     if unknown := [name for name in names if name not in SERVERS]:
         parser.error(f"{', '.join(unknown)}: no server of this project. Choose from: {', '.join(SERVERS)}.")
     if asked.action == "install":  # One after the other: they share the package manager's lock.

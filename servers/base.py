@@ -33,6 +33,8 @@ class Server:
     """
 
     name: ClassVar[str]
+    optional: ClassVar[bool] = False
+    """Only installed and started where it is named, and never required."""
     url: str = ""
     directory: Path
 

@@ -1,4 +1,4 @@
-"""RabbitMQ, as Debian packages it (3.10 in Debian 12)."""
+"""RabbitMQ, as Debian packages it: 3.10 in Debian 12, and 4.0 from a tree of Debian 13 beside it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import signal
 import subprocess
 from pathlib import Path
 
-from servers.base import Server, answers, apt_install, end, ports, spawn, wait_until_ready
+from servers.base import Server, ServerError, answers, apt_install, cache, end, ports, spawn, wait_until_ready
 
 SCRIPT = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
 """Not the wrapper in /usr/sbin, which changes the user and the paths."""
@@ -48,8 +48,10 @@ class RabbitMQ(Server):
         self._configure(directory)
         log = directory / "server.log"
         if self._epmd is None or self._epmd.poll() is not None:
-            self._epmd = spawn(["epmd", "-address", "127.0.0.1", "-port", str(self._ports["epmd"])], log=log)
-        self._node = spawn(self._command(directory), log=log, environment=self._environment(directory))
+            epmd = ["epmd", "-address", "127.0.0.1", "-port", str(self._ports["epmd"])]
+            self._epmd = spawn(self._command(directory, epmd), log=log)
+        environment = self._environment(self._inside(directory))
+        self._node = spawn(self._command(directory, [str(SCRIPT)]), log=log, environment=environment)
         wait_until_ready(self, log)
         self.url = f"amqp://guest:guest@127.0.0.1:{self._ports['amqp']}/"
         if self._certificate:
@@ -71,8 +73,13 @@ class RabbitMQ(Server):
     def running(self) -> bool:
         return self._node is not None and self._node.poll() is None
 
-    def _command(self, directory: Path) -> list[str]:
-        return [str(SCRIPT)]
+    def _command(self, directory: Path, program: list[str]) -> list[str]:
+        """How *program* is run with *directory*."""
+        return program
+
+    def _inside(self, directory: Path) -> Path:
+        """What *directory* is called where the programs run."""
+        return directory
 
     def _configure(self, directory: Path) -> None:
         lines = [f"listeners.tcp.1 = 127.0.0.1:{self._ports['amqp']}", "disk_free_limit.absolute = 50MB"]
@@ -112,3 +119,52 @@ class RabbitMQ(Server):
             # Makes the script exec the VM, so that a signal reaches it.
             "RUNNING_UNDER_SYSTEMD": "1",
         }
+
+
+class RabbitMQ4(RabbitMQ):
+    """RabbitMQ 4.0 of Debian 13, in a directory tree of its own that it sees as its root. Needs root itself."""
+
+    name = "rabbitmq4"
+    optional = True
+    SUITE = "trixie"
+    MIRROR = "http://deb.debian.org/debian"
+
+    @classmethod
+    def tree(cls) -> Path:
+        return cache() / cls.SUITE
+
+    @classmethod
+    def missing(cls) -> str | None:
+        if os.geteuid() != 0:
+            return "root (it runs in a chroot), which"
+        return None if (cls.tree() / "complete").exists() else f"RabbitMQ in a tree of Debian's {cls.SUITE}"
+
+    @classmethod
+    def install(cls) -> None:
+        if cls.missing() is None:
+            return
+        if shutil.which("debootstrap") is None:
+            apt_install("debootstrap")
+        tree = cls.tree()
+        shutil.rmtree(tree, ignore_errors=True)
+        tree.parent.mkdir(parents=True, exist_ok=True)
+        command = ["debootstrap", "--variant=minbase", "--include=rabbitmq-server", cls.SUITE, str(tree), cls.MIRROR]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            text = (done.stdout + done.stderr).strip()[-2000:]
+            raise ServerError(f"{cls.name} was not installed: `{' '.join(command)}` failed:\n{text}")
+        (tree / "etc/hosts").write_text("127.0.0.1 localhost\n")
+        (tree / "srv/server").mkdir(parents=True)
+        (tree / "complete").touch()
+
+    def _command(self, directory: Path, program: list[str]) -> list[str]:
+        # In a mount namespace of its own: nothing has to be unmounted, however it ends.
+        tree = self.tree()
+        script = (
+            f"mount --bind {directory} {tree}/srv/server && mount --bind /dev {tree}/dev && "
+            f'mount -t proc proc {tree}/proc && exec chroot {tree} "$@"'
+        )
+        return ["unshare", "--mount", "sh", "-c", script, "sh", *program]
+
+    def _inside(self, directory: Path) -> Path:
+        return Path("/srv/server")

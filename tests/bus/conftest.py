@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 
 import pytest
@@ -9,8 +10,11 @@ import pytest
 
 @pytest.fixture
 def rabbitmq_url(server_url: Callable[[str], str]) -> str:
-    """Of the run's RabbitMQ, shared by all tests: use names of your own. Skips where it is not installed."""
-    return server_url("rabbitmq")
+    """Of the run's RabbitMQ, shared by all tests: use names of your own. Skips where it is not installed.
+
+    POLYWIRE_TEST_RABBITMQ names another one: rabbitmq4.
+    """
+    return server_url(os.environ.get("POLYWIRE_TEST_RABBITMQ", "rabbitmq"))
 
 
 @pytest.fixture

@@ -112,6 +112,7 @@ async def test_messages_are_persistent_and_readable_for_others(rabbitmq_url: str
             sent.type,
             "application/json",
         )
+        seen.headers.pop("x-delivery-count", None)  # The broker's own: 3.10 has it at the first delivery, 4.0 has not.
         assert seen.headers == {
             "cloudEvents:specversion": "1.0",
             "cloudEvents:id": sent.id,
@@ -119,7 +120,6 @@ async def test_messages_are_persistent_and_readable_for_others(rabbitmq_url: str
             "cloudEvents:type": sent.type,
             "cloudEvents:time": "2023-11-14T22:13:20.250000Z",
             "tenant": "a",
-            "x-delivery-count": 0,
         }
 
 

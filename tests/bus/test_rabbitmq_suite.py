@@ -1,8 +1,8 @@
-"""RabbitMQ passes the public suite of task queues, against a real server."""
+"""RabbitMQ passes the public suite of task queues, against real servers: 3.10, and 4.0 where it is installed."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pytest
 from rabbitmq_support import cut_connections, delete, plain_channel, properties
@@ -36,3 +36,9 @@ class TestRabbitQueue(QueueSuite):
         assert isinstance(backend, RabbitQueue)
         for spec in queues:
             await delete(backend, spec)
+
+
+class TestRabbitQueueOn4(TestRabbitQueue):
+    @pytest.fixture(autouse=True)
+    def _server(self, server_url: Callable[[str], str]) -> None:
+        self.server = server_url("rabbitmq4")

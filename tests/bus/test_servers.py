@@ -111,7 +111,7 @@ def test_an_unknown_server_is_refused_with_the_choices() -> None:
 
 def test_a_server_that_cannot_start_shows_the_end_of_its_log(tmp_path: Path) -> None:
     class Broken(RabbitMQ):
-        def _command(self, directory: Path) -> list[str]:
+        def _command(self, directory: Path, program: list[str]) -> list[str]:
             return ["sh", "-c", "echo no such luck; exit 3"]
 
     broken = Broken()
