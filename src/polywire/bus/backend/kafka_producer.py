@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
@@ -25,6 +26,8 @@ POLL = 0.001
 """Seconds between two looks at what librdkafka has to say, while messages are on their way. Not in a thread of its own:
 each report would then wait for the interpreter's lock, which costs 6 to 15 µs more per message than all the rest."""
 IDLE_POLL = 0.1
+REPLACE = 1.0
+"""Seconds until a client that ended for good is replaced."""
 SWEEP = 0.05
 """Seconds between two looks at which senders have waited too long: a timer each would cost more than the sending."""
 CHECK_AGAIN = 0.5
@@ -44,7 +47,6 @@ _REFUSALS = {
     KafkaError.INVALID_TIMESTAMP: "the broker does not take its timestamp",
     KafkaError.UNSUPPORTED_FOR_MESSAGE_FORMAT: "the topic's format is too old for it",
     KafkaError.TOPIC_EXCEPTION: "the broker does not take the name of the topic",
-    KafkaError._PURGE_QUEUE: "the backend was closed",
 }
 """After these the message is certainly not in the log. After every other error it may be."""
 _UNKNOWN_TOPIC = {KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC, KafkaError._UNKNOWN_PARTITION}
@@ -130,7 +132,11 @@ class Producer:
         self._blocked = False
         self._sweeper: Timer | None = None
         self._closed = False
-        self._client = self._connect()
+        self._client: Client | None = self._connect()
+        self._again = 0.0
+        """When a client that ended may be replaced, on the loop's clock."""
+        self._ended = "the backend was closed"
+        """Why what was not sent yet was given up, where librdkafka says no more than that."""
         self._retired: list[Client] = []
         """Of which some messages have not been reported yet."""
         self._poller = self._loop.call_later(IDLE_POLL, self._poll)
@@ -144,14 +150,34 @@ class Producer:
 
     def _poll(self) -> None:
         """Hear what became of messages, and of the connection."""
-        self._client.poll(0)
-        for retired in self._retired:
-            retired.poll(0)
+        for client in [self._client, *self._retired] if self._client else list(self._retired):
+            try:
+                client.poll(0)
+            except KafkaException as error:
+                if client is self._client:
+                    self._retire(client, error.args[0])
         self._retired = [retired for retired in self._retired if len(retired)]
         if self._reports:
             self._settle()
+        elif self._blocked and self._usable() is not None:
+            self._go_on()
         self._poller = self._loop.call_later(POLL if self._open else IDLE_POLL, self._poll)
         self._polls_often = bool(self._open)
+
+    def _retire(self, client: Client, error: KafkaError) -> None:
+        """librdkafka's idempotent producer ends for good where it cannot tell any more what was sent, or may not."""
+        LOGGER.warning("Kafka's producer is replaced after an error: %s", self._address.without_secrets(error.str()))
+        self._ended = _REFUSALS.get(error.code(), f"Kafka's producer ended, {_reason(error)}")
+        client.purge()
+        self._retired.append(client)
+        self._client = None
+        self._again = self._loop.time() + REPLACE
+
+    def _usable(self) -> Client | None:
+        """A client; None for a moment after one ended, so that an error that comes back does not make us busy."""
+        if self._client is None and self._loop.time() >= self._again:
+            self._client = self._connect()
+        return self._client
 
     def _poll_often(self) -> None:
         self._poller.cancel()
@@ -203,7 +229,11 @@ class Producer:
                 self._queue.popleft()
 
     def _produce(self, batch: _Batch) -> None:
-        produce = self._client.produce
+        client = self._usable()
+        if client is None:
+            self._blocked = True
+            return
+        produce = client.produce
         while batch.next < len(batch.outgoing):
             index = batch.next
             _, key, value, headers = batch.outgoing[index]
@@ -213,6 +243,10 @@ class Producer:
                 self._blocked = True
                 return
             except KafkaException as error:
+                if error.args[0].code() == KafkaError._FATAL:
+                    self._retire(client, error.args[0])
+                    self._blocked = True
+                    return
                 self._failed(batch, index, error.args[0])
             batch.next = index + 1
 
@@ -232,6 +266,9 @@ class Producer:
                 batch.settle(index, None)
             else:
                 self._failed(batch, index, error)
+        self._go_on()
+
+    def _go_on(self) -> None:
         self._blocked = False
         if self._queue:
             self._pump()
@@ -241,20 +278,14 @@ class Producer:
         if code in _UNKNOWN_TOPIC:
             self._topics.discard(batch.topic)
             batch.settle(index, undeclared(batch.outgoing[index][0], f"topic {batch.topic!r}"))
+        elif code == KafkaError._PURGE_QUEUE:
+            batch.settle(index, _refused(batch, index, self._ended))
+        elif code == KafkaError._PURGE_INFLIGHT:
+            batch.settle(index, _unknown(batch, index, self._ended))
         elif code in _REFUSALS:
             batch.settle(index, _refused(batch, index, _REFUSALS[code]))
         else:
             batch.settle(index, _unknown(batch, index, self._address.without_secrets(_reason(error))))
-        if error.fatal() or code == KafkaError._FATAL:
-            self._renew(error)
-
-    def _renew(self, error: KafkaError) -> None:
-        """librdkafka's idempotent producer ends for good where it cannot tell any more what was sent."""
-        if not self._closed:
-            LOGGER.warning("Kafka's producer is replaced after an error: %s", self._address.without_secrets(str(error)))
-            self._client.purge()
-            self._retired.append(self._client)
-            self._client = self._connect()
 
     def _sweep(self) -> None:
         self._sweeper = None
@@ -326,13 +357,15 @@ class Producer:
         self._queue.clear()
         self._poller.cancel()
         # Not here: to end a client takes a while.
-        await asyncio.to_thread(_end, [self._client, *self._retired])
+        await asyncio.to_thread(_end, [client for client in (self._client, *self._retired) if client is not None])
 
 
 def _end(clients: Sequence[Client]) -> None:
     for client in clients:
         client.purge()
-        client.flush(1.0)
+        # It raises what ended it, if anything did; there is nobody left to be told.
+        with contextlib.suppress(KafkaException):
+            client.flush(1.0)
 
 
 def _settings(address: Address, trouble: Callable[[KafkaError], None]) -> dict[str, Any]:
