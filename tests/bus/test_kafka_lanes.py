@@ -183,7 +183,8 @@ def after_crash(made: Lane, *, reach: int = 20) -> Lane:
     return lane(again, arrived=range(again.offset, 100), limit=10)
 
 
-def commit(made: Lane, mark: Mark) -> None:
+def commit(made: Lane, mark: Mark | None) -> None:
+    assert mark is not None
     made.covered(mark)
     made.committed = mark
 
@@ -204,7 +205,7 @@ def test_the_first_batch_goes_only_after_a_commit_and_later_ones_at_once() -> No
 
 def test_what_was_handed_out_by_a_dead_member_comes_one_at_a_time_and_counts_as_lost() -> None:
     made = lane(arrived=range(30), limit=3)
-    commit(made, made.cover() or Mark(0))
+    commit(made, made.cover())
     made.take(3, 0.0)
     again = after_crash(made)
     mark = again.cover()
@@ -214,11 +215,11 @@ def test_what_was_handed_out_by_a_dead_member_comes_one_at_a_time_and_counts_as_
     assert (record.at, record.lost, record.attempt) == (0, 1, 2)
     assert again.cover() is None
     again.finish(0)
-    commit(again, again.cover() or Mark(0))
+    commit(again, again.cover())
     (record,) = again.take(10, 0.0)
     assert (record.at, record.lost) == (1, 1)
     again.finish(1)
-    commit(again, again.cover() or Mark(0))
+    commit(again, again.cover())
     again.finish(again.take(10, 0.0)[0].at)
     # No suspects any more, but as far as the dead one may have got each batch is noted before it goes.
     assert again.take(10, 0.0) == []
@@ -264,7 +265,7 @@ def test_what_a_dead_member_held_behind_a_slow_one_goes_beside_it_after_a_while(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     made = lane(Mark(0, True, 0, 1, 5, 20), arrived=range(10))
-    commit(made, made.cover() or Mark(0))
+    commit(made, made.cover())
     made.take(10, 0.0)
     assert made.cover() is None
     now = time.monotonic()
@@ -274,7 +275,7 @@ def test_what_a_dead_member_held_behind_a_slow_one_goes_beside_it_after_a_while(
 
 def test_who_leaves_in_order_costs_nobody_anything() -> None:
     made = lane(arrived=range(30), limit=3)
-    commit(made, made.cover() or Mark(0))
+    commit(made, made.cover())
     made.take(3, 0.0)
     made.finish(0)
     last = made.last_mark()
@@ -307,7 +308,7 @@ def retries(mark: Mark | None = None, *, due: tuple[float, ...], limit: int = 10
 
 def test_retries_go_when_they_are_due_the_earliest_first() -> None:
     made = retries(due=(30.0, 10.0, 20.0))
-    commit(made, made.cover() or Mark(0))
+    commit(made, made.cover())
     assert made.take(10, 9.9) == []
     assert made.next_due() == 10.0
     (record,) = made.take(10, 10.0)
@@ -324,13 +325,13 @@ def test_retries_go_when_they_are_due_the_earliest_first() -> None:
 
 def test_retries_of_a_dead_member_go_in_their_order_and_one_at_a_time() -> None:
     made = retries(Mark(0, True, 0, 1, 2, 50), due=(10.0, 5.0, 1.0))
-    commit(made, made.cover() or Mark(0))
+    commit(made, made.cover())
     assert made.take(10, 9.0) == []
     assert made.cover() is None
     (record,) = made.take(10, 10.0)
     assert (record.at, record.lost, record.attempt) == (0, 2, 4)
     made.finish(0)
-    commit(made, made.cover() or Mark(0))
+    commit(made, made.cover())
     assert offsets(made.take(10, 10.0)) == [1]
 
 

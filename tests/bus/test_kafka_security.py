@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trustme
@@ -29,6 +30,8 @@ from polywire.errors import BackendLost, BackendUnreachable, MessageRefused
 pytestmark = pytest.mark.slow
 
 SOON = 30.0
+Kind: Any = ResourceType
+May: Any = AclOperation
 USERS = {"alice": "alices-s3cret", "bob": "bobs-s3cret"}
 
 
@@ -42,27 +45,20 @@ class Secured:
     def url(self, user: str, *options: str) -> str:
         return "?".join([self.server.secure_url(user), "&".join([f"ca_file={self.ca}", *options])])
 
-    def allow(self, user: str, *rights: tuple[ResourceType, str, AclOperation]) -> None:
+    def allow(self, user: str, *rights: tuple[Any, str, Any]) -> None:
         admin = AdminClient({"bootstrap.servers": self.server.url.removeprefix("kafka://")})
-        bindings = [
-            AclBinding(kind, name, ResourcePatternType.PREFIXED, f"User:{user}", "*", may, AclPermissionType.ALLOW)
-            for kind, name, may in rights
-        ]
+        binding: Any = AclBinding
+        prefixed, allow = ResourcePatternType.PREFIXED, AclPermissionType.ALLOW
+        bindings = [binding(kind, name, prefixed, f"User:{user}", "*", may, allow) for kind, name, may in rights]
         for binding, future in admin.create_acls(bindings).items():
             future.result()
             self._wait_for(admin, binding)
 
     def _wait_for(self, admin: AdminClient, binding: AclBinding) -> None:
         """The controller has it; until the broker goes by it."""
-        wanted = AclBindingFilter(
-            binding.restype,
-            binding.name,
-            binding.resource_pattern_type,
-            binding.principal,
-            None,
-            binding.operation,
-            binding.permission_type,
-        )
+        like: Any = AclBindingFilter
+        kind, name, pattern, who = binding.restype, binding.name, binding.resource_pattern_type, binding.principal
+        wanted = like(kind, name, pattern, who, None, binding.operation, binding.permission_type)
         give_up = time.monotonic() + SOON
         while not admin.describe_acls(wanted).result():
             assert time.monotonic() < give_up
@@ -95,8 +91,8 @@ async def test_who_has_rights_sends_and_receives_over_tls(secured: Secured, mech
         topic = await declared(open_, "billing")
     secured.allow(
         "alice",
-        (ResourceType.TOPIC, topic, AclOperation.ALL),
-        (ResourceType.GROUP, "billing", AclOperation.ALL),
+        (Kind.TOPIC, topic, May.ALL),
+        (Kind.GROUP, "billing", May.ALL),
     )
     async with opened(secured.url("alice", f"sasl={mechanism}")) as log:
         assert await log.append(topic, [event("1")]) == [None]
@@ -141,7 +137,7 @@ async def test_who_may_not_write_is_refused(secured: Secured) -> None:
 async def test_who_may_see_a_topic_but_not_write_to_it_is_refused_by_the_broker(secured: Secured) -> None:
     async with opened(secured.server.url) as open_:
         topic = await declared(open_, "billing")
-        secured.allow("bob", (ResourceType.TOPIC, topic, AclOperation.DESCRIBE))
+        secured.allow("bob", (Kind.TOPIC, topic, May.DESCRIBE))
         async with opened(secured.url("bob")) as log:
             sent = event()
             (error,) = await log.append(topic, [sent])
@@ -152,7 +148,7 @@ async def test_who_may_see_a_topic_but_not_write_to_it_is_refused_by_the_broker(
             )
             # It is for the moment: with the right to write elsewhere it is about the topic.
             other = await declared(open_)
-            secured.allow("bob", (ResourceType.TOPIC, other, AclOperation.ALL))
+            secured.allow("bob", (Kind.TOPIC, other, May.ALL))
             assert await log.append(other, [event()]) == [None]
             (error,) = await log.append(topic, [sent])
             assert type(error) is MessageRefused
@@ -164,7 +160,7 @@ async def test_who_may_see_a_topic_but_not_write_to_it_is_refused_by_the_broker(
 async def test_who_may_not_join_a_group_hears_of_it(secured: Secured) -> None:
     async with opened(secured.server.url) as open_:
         topic = await declared(open_, "private")
-    secured.allow("bob", (ResourceType.TOPIC, topic, AclOperation.ALL))
+    secured.allow("bob", (Kind.TOPIC, topic, May.ALL))
     async with opened(secured.url("bob", "group_protocol=classic")) as log:
         consumer = await log.consumer([topic], "private", limit=10)
         with pytest.raises(BackendLost) as raised:

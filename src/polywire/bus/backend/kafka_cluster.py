@@ -35,10 +35,17 @@ ASKING = 10.0
 """Seconds for one question."""
 VISIBLE = 15.0
 """Seconds until a new topic can be used everywhere."""
+AGAIN = 0.1
+"""Seconds between two questions where the first was asked too early."""
 READ_AT_ONCE = 500
 GROUPS_AT_ONCE = 50
 
 _GONE = {KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC}
+_SOON = {
+    KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
+    KafkaError.COORDINATOR_NOT_AVAILABLE,
+    KafkaError.NOT_COORDINATOR,
+}
 _NO_GROUP = {KafkaError.GROUP_ID_NOT_FOUND}
 
 
@@ -132,9 +139,10 @@ class Cluster:
         places = [TopicPartition(topic, number) for number in range(partitions)]
         with self._translated(f"the offsets of the group {group!r}"):
             request = [ConsumerGroupTopicPartitions(group, places)]
-            asked = self._admin.list_consumer_group_offsets(request, request_timeout=ASKING)
             try:
-                found = await answer(asked[group])
+                found = await _patiently(
+                    lambda: self._admin.list_consumer_group_offsets(request, request_timeout=ASKING)[group]
+                )
             except KafkaException as error:
                 if error.args[0].code() not in _NO_GROUP:
                     raise
@@ -149,7 +157,9 @@ class Cluster:
         with self._translated(f"for other offsets of the group {group!r}"):
             request = [ConsumerGroupTopicPartitions(group, places)]
             try:
-                done = await answer(self._admin.alter_consumer_group_offsets(request, request_timeout=ASKING)[group])
+                done = await _patiently(
+                    lambda: self._admin.alter_consumer_group_offsets(request, request_timeout=ASKING)[group]
+                )
             except KafkaException as error:
                 if error.args[0].code() not in (KafkaError.NON_EMPTY_GROUP, KafkaError.UNKNOWN_MEMBER_ID):
                     raise
@@ -164,9 +174,10 @@ class Cluster:
     async def members(self, group: str) -> tuple[int, str]:
         """How many the group has, and the kind of its protocol, `classic` or `consumer`."""
         with self._translated(f"the members of the group {group!r}"):
-            asked = self._admin.describe_consumer_groups([group], request_timeout=ASKING)
             try:
-                found = await answer(asked[group])
+                found = await _patiently(
+                    lambda: self._admin.describe_consumer_groups([group], request_timeout=ASKING)[group]
+                )
             except KafkaException as error:
                 if error.args[0].code() not in _NO_GROUP:
                     raise
@@ -177,7 +188,7 @@ class Cluster:
     async def groups(self) -> list[str]:
         """Ids of all groups that the cluster knows."""
         with self._translated("the groups"):
-            listed = await answer(self._admin.list_consumer_groups(request_timeout=ASKING))
+            listed = await _patiently(lambda: self._admin.list_consumer_groups(request_timeout=ASKING))
         return sorted(each.group_id for each in listed.valid or ())
 
     async def committing(self, topic: str, partitions: int) -> list[str]:
@@ -277,8 +288,8 @@ class Cluster:
         try:
             yield
         except KafkaException as error:
-            text = self._address.without_secrets(str(error.args[0].str()))
-            reason = f"Kafka says {text!r}"
+            text = self._address.without_secrets(error.args[0].str())
+            reason = f"Kafka says {text!r} ({error.args[0].name()})"
             raise BackendUnreachable(f"Kafka at '{self._address}' was not asked {_about(what)}: {reason}.") from error
         except TimeoutError:
             raise BackendUnreachable(
@@ -304,6 +315,18 @@ def _sort(message: Any, missing: dict[int, int | None], found: list[Message]) ->
             missing[partition] = left - 1
             if left <= 1:
                 del missing[partition]
+
+
+async def _patiently(ask: Callable[[], concurrent.futures.Future[T]]) -> T:
+    """The answer, asked for again while the group's coordinator is just starting."""
+    give_up = time.monotonic() + ASKING
+    while True:
+        try:
+            return await answer(ask())
+        except KafkaException as error:
+            if error.args[0].code() not in _SOON or time.monotonic() > give_up:
+                raise
+        await asyncio.sleep(AGAIN)
 
 
 async def answer(future: concurrent.futures.Future[T]) -> T:
