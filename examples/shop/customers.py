@@ -187,13 +187,15 @@ class Customer:
         await self._ask(self._shop.list_orders(OrdersOf(user_id=user.user_id, limit=5)))
         if self._dice.random() < 0.12:
             await self._look()
-            failed = self._report.failures.total()
-            await self._ask(self._shop.cancel_order(OrderId(order_id=order.order_id)))
-            if self._report.failures.total() == failed:
+            if await self._ask(self._sent_back(order)):
                 self._report.cancelled += 1
                 self._report.spent_cents -= order.total_cents
                 self._report.units -= _units(order)
                 self._report.news.append(f"{user.name} sent everything back")
+
+    async def _sent_back(self, order: Order) -> bool:
+        await self._shop.cancel_order(OrderId(order_id=order.order_id))
+        return True
 
     async def _ask(self, call: Awaitable[Answer]) -> Answer | None:
         started = time.perf_counter()

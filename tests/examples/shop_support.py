@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -34,6 +35,7 @@ from polywire.testing import ManualClock
 from shop import analytics, images, inventory, orders, payments, users, warehouse
 
 SHOP = Path(__file__).parents[2] / "examples" / "shop"
+POLYWIRE = Path(sys.executable).with_name("polywire")
 GOOD_CARD = "4242424242424242"
 BAD_CARD = "4000000000000002"
 BARGAIN = "SKU-117"
@@ -192,8 +194,9 @@ class Answer:
 class RunningShop:
     """The shop as `polywire up` runs it."""
 
-    def __init__(self, up: subprocess.Popen[bytes], port: int, log: Path) -> None:
+    def __init__(self, up: subprocess.Popen[bytes], port: int, log: Path, variables: dict[str, str]) -> None:
         self.up = up
+        self.variables = variables
         self.port = port
         self.address = f"http://127.0.0.1:{port}"
         self.log_file = log
@@ -219,6 +222,16 @@ class RunningShop:
         return Answer(
             status=int(first.split()[1]), headers={name.lower(): value.strip() for name, _, value in fields}, text=text
         )
+
+    def address_of(self, service: str) -> str:
+        found = re.search(rf"{service} listens on (\S+)", self.log)
+        assert found is not None, self.log
+        return found[1]
+
+    def polywire(self, *arguments: str) -> str:
+        """What a command of polywire says about this shop."""
+        command = [str(POLYWIRE), *arguments, "--system", str(SHOP / "polywire.toml")]
+        return subprocess.run(command, env=self.variables, capture_output=True, check=True, text=True).stdout
 
     def pid_of(self, service: str) -> int:
         """The process of one service: the one that has its database open."""
@@ -250,7 +263,7 @@ def running_shop(data: Path, *arguments: str, **environ: str) -> Iterator[Runnin
         "POLYWIRE__SERVICES__GATEWAY__LISTEN": f"127.0.0.1:{port}",
         **environ,
     }
-    command = [str(Path(sys.executable).with_name("polywire")), "up", str(SHOP / "polywire.toml")]
+    command = [str(POLYWIRE), "up", str(SHOP / "polywire.toml")]
     log = data / "shop.log"
     with (
         log.open("wb") as output,
@@ -258,7 +271,7 @@ def running_shop(data: Path, *arguments: str, **environ: str) -> Iterator[Runnin
             [*command, *arguments], env=variables, stdout=output, stderr=output, start_new_session=True
         ) as up,
     ):
-        shop = RunningShop(up, port, log)
+        shop = RunningShop(up, port, log, variables)
         try:
             _wait_until_it_answers(shop)
             yield shop

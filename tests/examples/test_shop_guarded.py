@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 
 import pytest
@@ -22,18 +21,12 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningShop]:
         yield running
 
 
-def address_of(shop: RunningShop, service: str) -> str:
-    found = re.search(rf"{service} listens on (\S+)", shop.log)
-    assert found is not None, shop.log
-    return found[1]
-
-
 def test_strangers_can_buy_at_the_gateway(shop: RunningShop) -> None:
     assert shop.curl("POST", "/api/v1/orders", ORDER).status == 201
 
 
 async def test_strangers_cannot_ask_for_a_refund(shop: RunningShop) -> None:
-    async with connect(Payments, address_of(shop, "payments")) as till:
+    async with connect(Payments, shop.address_of("payments")) as till:
         with pytest.raises(Unauthenticated) as refusal:
             await till.refund(ChargeId(charge_id="ord-1"))
     assert str(refusal.value) == (
@@ -43,17 +36,19 @@ async def test_strangers_cannot_ask_for_a_refund(shop: RunningShop) -> None:
 
 
 async def test_a_wrong_token_is_refused_and_the_right_one_is_taken(shop: RunningShop) -> None:
-    async with connect(Payments, address_of(shop, "payments"), token="wrong") as till:
+    async with connect(Payments, shop.address_of("payments"), token="wrong") as till:
         with pytest.raises(Unauthenticated) as refusal:
             await till.get_balance()
     assert str(refusal.value) == "shop.v1.Payments/GetBalance was refused: the credentials are not valid here."
-    async with connect(Payments, address_of(shop, "payments"), token="o-secret") as till:
+    async with connect(Payments, shop.address_of("payments"), token="o-secret") as till:
         assert (await till.get_balance()).charges >= 0
 
 
 def test_curl_without_a_token_is_unauthorized(shop: RunningShop) -> None:
     path = "/shop.v1.Inventory/CheckStock"
-    inventory = RunningShop(shop.up, int(address_of(shop, "inventory").rpartition(":")[2]), shop.log_file)
+    inventory = RunningShop(
+        shop.up, int(shop.address_of("inventory").rpartition(":")[2]), shop.log_file, shop.variables
+    )
     answer = inventory.curl("POST", path, {"productId": "SKU-123"})
     assert (answer.status, answer.body["code"]) == (401, "unauthenticated")
     answer = inventory.curl("POST", path, {"productId": "SKU-123"}, authorization="Bearer g-secret")

@@ -9,9 +9,12 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from aftermath import Aftermath, look, quiet, what_differs
 from customers import Outcome, Report, crowd
 from demo import quiet_books
+from postbox import open_postbox
 from shop.api_v1 import GatewayV1
+from shop.backoffice import Recommendations
 from shop.contracts import OrderState
 from shop_support import RunningShop, running_shop
 
@@ -35,6 +38,58 @@ async def test_a_service_killed_under_load_leaves_books_that_balance(tmp_path: P
     assert report.outcomes[Outcome.PLACED] > 0
     sold = books.orders.by_state.get(OrderState.CONFIRMED, 0) + books.orders.by_state.get(OrderState.CANCELLED, 0)
     assert report.outcomes[Outcome.PLACED] <= sold
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", ["mail", "warehouse", "analytics", "images"])
+async def test_a_service_of_the_back_office_killed_under_load_does_all_that_follows_nevertheless(
+    tmp_path: Path, victim: str
+) -> None:
+    report = Report()
+    async with open_postbox() as (postbox, smtp):
+        with running_shop(tmp_path, SHOP_SMTP=smtp) as shop:
+            async with connect(GatewayV1, shop.address) as client:
+
+                async def see() -> Aftermath:
+                    return await look(client, postbox.subjects, report)
+
+                before = await quiet(see, lambda _: True)
+                async with asyncio.TaskGroup() as tasks:
+                    tasks.create_task(crowd(client, report, customers=200, seed=5, over=4.0, patience=0.3))
+                    tasks.create_task(kill_under_load(shop, victim, report))
+                after = await quiet(see, lambda now: not differs(before, now, report), within=60.0)
+    assert differs(before, after, report) == []
+    assert len(report.order_ids) > 50
+    assert set(report.failures) <= {"unavailable"}
+
+
+def differs(before: Aftermath, after: Aftermath, report: Report) -> list[str]:
+    """A letter that was sent when its writer was killed may be sent again: the mail server had it, nobody noted it."""
+    unwanted = " customers got more than one letter about their order."
+    return [problem for problem in what_differs(before, after, report) if not problem.endswith(unwanted)]
+
+
+@pytest.mark.slow
+async def test_recommendations_are_rebuilt_by_a_replay(tmp_path: Path) -> None:
+    report = Report()
+    with running_shop(tmp_path) as shop:
+        async with connect(GatewayV1, shop.address) as client:
+            await crowd(client, report, customers=60, seed=5, over=0.5, patience=0.0)
+        async with connect(Recommendations, shop.address_of("analytics")) as advice:
+            assert await pairs_of(advice, len(report.order_ids)) == report.pairs > 0
+            assert (await advice.forget()).orders == 0
+            await asyncio.to_thread(shop.polywire, "bus", "replay", "shop.orders/recommendations", "--from", "earliest")
+            assert await pairs_of(advice, len(report.order_ids)) == report.pairs
+
+
+async def pairs_of(advice: Recommendations, orders: int) -> int:
+    """How many there are once so many orders were counted."""
+    async with asyncio.timeout(30):
+        while True:
+            counted = await advice.count_baskets()
+            if counted.orders == orders:
+                return counted.pairs
+            await asyncio.sleep(0.05)
 
 
 @pytest.mark.slow
