@@ -25,7 +25,8 @@ async def work(url: str, name: str, path: str) -> None:
         for delivery in deliveries:
             if delivery in held:
                 await asyncio.sleep(random.random() * 0.01)
-                os.write(file, f"{delivery.envelope.id} {delivery.attempt} {delivery.lost}\n".encode())
+                line = f"{delivery.envelope.id} {delivery.attempt} {delivery.lost} {os.getpid()}\n"
+                os.write(file, line.encode())
                 await consumer.settle([Settlement(delivery, outcome(delivery))])
 
 

@@ -112,8 +112,9 @@ async def test_messages_are_persistent_and_readable_for_others(rabbitmq_url: str
             sent.type,
             "application/json",
         )
-        seen.headers.pop("x-delivery-count", None)  # The broker's own: 3.10 has it at the first delivery, 4.0 has not.
-        assert seen.headers == {
+        # The broker's own: 3.10 has it at the first delivery, 4.0 has not.
+        headers = {name: value for name, value in (seen.headers or {}).items() if name != "x-delivery-count"}
+        assert headers == {
             "cloudEvents:specversion": "1.0",
             "cloudEvents:id": sent.id,
             "cloudEvents:source": "tests",

@@ -68,10 +68,10 @@ def workers(url: str, name: str, log: Path) -> Iterator[list[subprocess.Popen[by
             worker.wait()
 
 
-def starts(log: Path) -> list[tuple[str, int, int]]:
-    """Id, attempt and lost of every handler that got to its end."""
+def starts(log: Path) -> list[tuple[str, int, int, int]]:
+    """Id, attempt, lost and process of every handler that got to its end."""
     lines = [line.split() for line in log.read_text().splitlines()] if log.exists() else []
-    return [(identifier, int(attempt), int(lost)) for identifier, attempt, lost in lines]
+    return [(identifier, int(attempt), int(lost), int(pid)) for identifier, attempt, lost, pid in lines]
 
 
 async def all_dead(queue: RabbitQueue, name: str) -> list[DeadLetter]:
@@ -84,14 +84,13 @@ async def test_fifty_killed_workers_lose_nothing_and_the_accounts_close(rabbitmq
         with workers(rabbitmq_url, name, log) as running:
             sending = asyncio.create_task(sent.keep_sending(queue, name))
             for kill in range(KILLS):
-                seen = len(starts(log))
+                victim = kill % WORKERS
 
-                async def something_was_done(seen: int = seen) -> bool:
-                    return len(starts(log)) > seen
+                async def it_works(pid: int = running[victim].pid) -> bool:
+                    return any(by == pid for _, _, _, by in starts(log))
 
-                await until(something_was_done, f"work between kills {kill} and {kill + 1}", seconds=60)
-                await asyncio.sleep(dice.random() * 0.1)
-                victim = dice.randrange(WORKERS)
+                await until(it_works, f"work of the worker to be killed as number {kill + 1}", seconds=60)
+                await asyncio.sleep(dice.random() * 0.05)
                 running[victim].kill()
                 running[victim].wait()
                 running[victim] = start_worker(rabbitmq_url, name, log)
@@ -100,7 +99,7 @@ async def test_fifty_killed_workers_lose_nothing_and_the_accounts_close(rabbitmq
             assert len(sent.unknown) <= 5
 
             async def all_accounted_for() -> bool:
-                ended = {identifier for identifier, _, _ in starts(log)}
+                ended = {identifier for identifier, *_ in starts(log)}
                 missing = sent.confirmed - ended
                 return missing <= {letter.envelope.id for letter in await all_dead(queue, name)} if missing else True
 
@@ -114,15 +113,15 @@ async def is_empty(queue: RabbitQueue, name: str) -> bool:
     return (await queue.stats(name)).ready == 0
 
 
-def check_accounts(sent: Sent, done: list[tuple[str, int, int]], dead: list[DeadLetter]) -> None:
-    ended = {identifier for identifier, _, _ in done}
+def check_accounts(sent: Sent, done: list[tuple[str, int, int, int]], dead: list[DeadLetter]) -> None:
+    ended = {identifier for identifier, *_ in done}
     buried = {letter.envelope.id for letter in dead}
     assert sent.confirmed <= ended | buried
     assert ended | buried <= sent.confirmed | sent.unknown
     # Nobody kills a message's worker on purpose: nearly all end at the first or second attempt.
-    assert max(lost for _, _, lost in done) < 3
+    assert max(lost for _, _, lost, _ in done) < 3
     assert {letter.reason for letter in dead} <= {"rejected", "worker_lost"}
-    lost = Counter(attempt for _, attempt, _ in done)
+    lost = Counter(attempt for _, attempt, *_ in done)
     assert lost[1] > lost[3] * 10
 
 
@@ -141,15 +140,10 @@ async def test_a_broker_killed_under_load_loses_nothing_that_was_confirmed(
         sending = asyncio.create_task(sent.keep_sending(queue, name))
         receiving = asyncio.create_task(keep_receiving(queue, name, got))
         for _ in range(2):
-            before = len(got)
-
-            async def flows(before: int = before) -> bool:
-                return len(got) > before + 100
-
-            await until(flows, "messages", seconds=60)
+            await until_more(got, 100)
             await asyncio.to_thread(server.kill)
             await asyncio.to_thread(server.restart)
-        await until(flows, "messages after the last restart", seconds=60)
+        await until_more(got, 100)
         sending.cancel()
 
         async def all_there() -> bool:
@@ -164,6 +158,15 @@ async def test_a_broker_killed_under_load_loses_nothing_that_was_confirmed(
         await queue.close()
         server.kill()
         server.stop()
+
+
+async def until_more(got: set[str], count: int) -> None:
+    enough = len(got) + count
+
+    async def flows() -> bool:
+        return len(got) >= enough
+
+    await until(flows, f"{count} more messages", seconds=60)
 
 
 async def keep_receiving(queue: RabbitQueue, name: str, got: set[str]) -> None:
