@@ -3,6 +3,7 @@
 make demo                               stays up afterwards and says what to try
 make demo ARGS=--once                   ends by itself; exit status 1 if anything does not add up
 make demo ARGS='--once --profile http'  the same calls between the services over REST instead of gRPC
+make demo ARGS='--once --profile production'    tasks on RabbitMQ and events on Kafka, which it starts for itself
 """
 
 from __future__ import annotations
@@ -17,13 +18,14 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from aftermath import Aftermath, look, quiet, told, what_differs
 from customers import BARGAIN, Outcome, Report, crowd, tell
 from postbox import open_postbox
+from production import NotAvailable, servers_of_production
 from shop.api_v1 import Books, GatewayV1
 from shop.contracts import OrderState, ProductSearch
 from shop.database import data_directory
@@ -33,6 +35,7 @@ from polywire import CallError, DeadlineExceeded, Unavailable, connect
 
 HERE = Path(__file__).parent
 POLYWIRE = Path(sys.executable).with_name("polywire")
+PRODUCTION = "production"
 START_WITHIN = 30.0
 STOP_WITHIN = 30.0
 
@@ -77,7 +80,9 @@ def _free_port() -> int:
 
 
 @contextlib.asynccontextmanager
-async def running_shop(options: Options, data: Path, smtp: str) -> AsyncIterator[asyncio.subprocess.Process]:
+async def running_shop(
+    options: Options, data: Path, variables: Mapping[str, str]
+) -> AsyncIterator[asyncio.subprocess.Process]:
     """`polywire up`, with what it logs in a file. Raises NotRunning where it ends other than by being told to."""
     log = data / "shop.log"
     command = [str(POLYWIRE), "up", str(HERE / "polywire.toml")]
@@ -86,8 +91,7 @@ async def running_shop(options: Options, data: Path, smtp: str) -> AsyncIterator
     environment = {
         **os.environ,
         "SHOP_DATA": str(data),
-        "SHOP_SMTP": smtp,
-        **bus_of(options, data),
+        **variables,
         "POLYWIRE__SERVICES__GATEWAY__LISTEN": f"127.0.0.1:{options.port}",
     }
     with log.open("wb") as output:
@@ -111,10 +115,16 @@ async def running_shop(options: Options, data: Path, smtp: str) -> AsyncIterator
         raise NotRunning(f"The shop stopped with status {status} instead of 0.\n{_tail(log)}")
 
 
-def bus_of(options: Options, data: Path) -> dict[str, str]:
-    """Where the shop's tasks and events travel, as variables: on files beside its databases."""
+@contextlib.contextmanager
+def bus_of(options: Options, data: Path) -> Iterator[dict[str, str]]:
+    """Where the shop's tasks and events travel, as variables: on files beside its databases, or on servers."""
     bus, schedule = (f"sqlite:{data.absolute() / name}" for name in ("bus.db", "schedule.db"))
-    return {"POLYWIRE__WIRES__TASKS": bus, "POLYWIRE__WIRES__EVENTS": bus, "POLYWIRE__WIRES__SCHEDULE": schedule}
+    variables = {"POLYWIRE__WIRES__SCHEDULE": schedule}
+    if options.profile == PRODUCTION:
+        with servers_of_production(data / "servers") as urls:
+            yield {**variables, **urls}
+    else:
+        yield {**variables, "POLYWIRE__WIRES__TASKS": bus, "POLYWIRE__WIRES__EVENTS": bus}
 
 
 def _tail(log: Path) -> str:
@@ -239,14 +249,14 @@ and watch the calls between the services: tail -f {os.path.relpath(data / "shop.
     )
 
 
-async def visit(options: Options, data: Path) -> list[str]:
+async def visit(options: Options, data: Path, bus: Mapping[str, str]) -> list[str]:
     """Open the shop, let the customers in, and close it, with --once or by Ctrl-C. Returns what went wrong."""
     address = f"http://127.0.0.1:{options.port}"
     how = "in one process" if options.in_process else "as nine processes"
     print(f"Opening the shop {how}, databases in {data} ...", flush=True)
     async with (
         open_postbox() as (postbox, smtp),
-        running_shop(options, data, smtp) as system,
+        running_shop(options, data, {**bus, "SHOP_SMTP": smtp}) as system,
         connect(GatewayV1, address) as shop,
     ):
         seconds = await first_answer(shop, options.port, system)
@@ -296,8 +306,11 @@ def main() -> int:
             else:
                 data = data_directory()
                 data.mkdir(parents=True, exist_ok=True)
-            return 1 if asyncio.run(visit(options, data)) else 0
-    except (NotRunning, CallError) as error:
+            if options.profile == PRODUCTION:
+                print("Starting RabbitMQ and Kafka ...", flush=True)
+            bus = stack.enter_context(bus_of(options, data))
+            return 1 if asyncio.run(visit(options, data, bus)) else 0
+    except (NotRunning, NotAvailable, CallError) as error:
         print(error, file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -228,17 +228,15 @@ class News:
         await self._try(OrderPaid(order_id=order_id, amount_cents=amount_cents))
 
     async def confirmed(self, order: Order, email: str | None) -> None:
-        await self._try(
-            OrderConfirmed(
-                order_id=order.order_id,
-                user_id=order.user_id,
-                placed_at=order.placed_at,
-                lines=order.lines,
-                total_cents=order.total_cents,
-            )
+        event = OrderConfirmed(
+            order_id=order.order_id,
+            user_id=order.user_id,
+            placed_at=order.placed_at,
+            lines=order.lines,
+            total_cents=order.total_cents,
         )
-        if email is not None:
-            await self._write_to(email, order)
+        letters = [] if email is None else [self._write_to(email, order)]
+        await asyncio.gather(self._try(event), *letters)
 
     async def cancelled(self, order_id: str, outcome: OrderState, reason: str) -> None:
         """Raises DeliveryError where it could not be told."""
