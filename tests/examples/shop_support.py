@@ -108,7 +108,7 @@ class HandMade:
             "users": Database(":memory:", users.create_tables, users.invite_customers),
             "images": Database(":memory:", images.create_tables),
             "warehouse": Database(":memory:", warehouse.create_tables),
-            "analytics": Database(":memory:", analytics.create_activity),
+            "analytics": Database(":memory:", analytics.create_activity, analytics.create_reports),
             "recommendations": Database(":memory:", analytics.create_baskets),
         }
         self.bus = Listening()
@@ -116,7 +116,7 @@ class HandMade:
         self.views = PageViews(self.bus, self.clock)
         self.images = ImageService(self.databases["images"])
         self.warehouse = WarehouseService(self.databases["warehouse"])
-        self.analytics = AnalyticsService(self.databases["analytics"])
+        self.analytics = AnalyticsService(self.databases["analytics"], self.clock)
         self.recommendations = RecommendationService(self.databases["recommendations"])
         self.catalog = CatalogService(self.databases["inventory"])
         self.inventory = InventoryService(self.databases["inventory"], self.clock)

@@ -13,6 +13,7 @@ from email import message_from_bytes
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from aiosmtpd.controller import Controller
 from shop.analytics import app as analytics
@@ -201,6 +202,28 @@ async def test_what_is_told_twice_counts_once() -> None:
         assert (await shop.client(Warehouse).count_parcels()).unpacked == 1
         activity = await shop.client(Analytics).get_activity()
         assert (activity.orders, activity.revenue_cents, activity.days[0].orders) == (0, 0, 0)
+
+
+async def test_at_night_a_report_of_the_day_is_written_and_stays_as_it_is() -> None:
+    clock = ManualClock()  # it is 22:13:20
+    async with system(*BEHIND, clock=clock) as shop:
+        books = shop.client(Analytics)
+        today = datetime.fromtimestamp(clock.time(), UTC)
+        evening = msgspec.structs.replace(CONFIRMED, placed_at=today)
+        await shop.bus.publish(evening)
+        await all_done(shop, clock)
+        assert (await books.list_reports()).items == []
+        await clock.advance(2 * 3600)
+        await all_done(shop, clock)
+        reports = (await books.list_reports()).items
+        assert [(report.day, report.orders, report.revenue_cents) for report in reports] == [("2023-11-14", 1, 1000)]
+        assert reports[0].written_at.isoformat(timespec="minutes") == "2023-11-15T00:05+00:00"
+        await shop.bus.publish(CANCELLED)
+        await all_done(shop, clock)
+        await clock.advance(24 * 3600)
+        await all_done(shop, clock)
+        assert (await books.list_reports()).items == reports
+        assert len(shop.enqueued(Analytics.close_days)) == 2
 
 
 async def test_a_cancellation_that_comes_before_its_confirmation_counts() -> None:

@@ -275,6 +275,12 @@ def test_the_statistics_have_views_and_revenue_by_day(shop: RunningShop) -> None
     assert after["orders"] == sum(day["orders"] for day in after["days"])
 
 
+@route("GET /api/v1/reports")
+def test_a_shop_that_opened_today_has_no_report_of_a_day_that_is_over(shop: RunningShop) -> None:
+    answer = shop.curl("GET", "/api/v1/reports")
+    assert (answer.status, answer.body) == (200, {"items": []})
+
+
 @route("GET /api/v1/backoffice")
 def test_the_back_office_packs_what_was_ordered(shop: RunningShop) -> None:
     def office() -> Any:

@@ -1,1 +1,1 @@
-"""A shop made of five services that talk to each other through polywire."""
+"""A shop made of nine services that talk to each other through polywire."""

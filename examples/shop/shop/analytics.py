@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from datetime import UTC
+from datetime import UTC, datetime
 from itertools import permutations
 from typing import Annotated
 
-from polywire import App, Batch, subscribe
+from polywire import App, Batch, Clock, subscribe
 from shop.backoffice import (
     Activity,
     Analytics,
@@ -15,6 +15,8 @@ from shop.backoffice import (
     Companion,
     Companions,
     Day,
+    NightlyReport,
+    NightlyReports,
     ProductViews,
     Recommendations,
 )
@@ -41,9 +43,16 @@ def create_activity(database: Database) -> None:
         CREATE TABLE days (day TEXT PRIMARY KEY, orders INTEGER NOT NULL, cents INTEGER NOT NULL) WITHOUT ROWID""")
 
 
+def create_reports(database: Database) -> None:
+    database.run("""
+        CREATE TABLE reports (
+            day TEXT PRIMARY KEY, orders INTEGER NOT NULL, cents INTEGER NOT NULL, written_at REAL NOT NULL
+        ) WITHOUT ROWID""")
+
+
 @app.resource
 def activity() -> Iterator[Annotated[Database, "activity"]]:
-    with open_database("analytics", create_activity) as database:
+    with open_database("analytics", create_activity, create_reports) as database:
         yield database
 
 
@@ -52,8 +61,9 @@ class AnalyticsService(Analytics):
     """Live aggregates. An event and its share in them are written in one transaction, so telling it twice counts once;
     a batch is one transaction, so a hundred views cost little more than one."""
 
-    def __init__(self, database: Annotated[Database, "activity"]) -> None:
+    def __init__(self, database: Annotated[Database, "activity"], clock: Clock) -> None:
         self._database = database
+        self._clock = clock
 
     @subscribe(PageView, group="analytics", batch=Batch(500, wait=0.2))
     async def count_views(self, views: Sequence[PageView]) -> None:
@@ -110,6 +120,27 @@ class AnalyticsService(Analytics):
             days=[Day(day=row["day"], orders=row["orders"], revenue_cents=row["cents"]) for row in days],
             orders=orders,
             revenue_cents=cents,
+        )
+
+    async def close_days(self) -> None:
+        now = self._clock.time()
+        today = datetime.fromtimestamp(now, UTC).date().isoformat()
+        self._database.run(
+            "INSERT OR IGNORE INTO reports SELECT day, orders, cents, ? FROM days WHERE day < ?", now, today
+        )
+
+    async def list_reports(self) -> NightlyReports:
+        rows = self._database.all("SELECT * FROM reports ORDER BY day DESC LIMIT 30")
+        return NightlyReports(
+            items=[
+                NightlyReport(
+                    day=row["day"],
+                    orders=row["orders"],
+                    revenue_cents=row["cents"],
+                    written_at=datetime.fromtimestamp(row["written_at"], UTC),
+                )
+                for row in rows
+            ]
         )
 
 

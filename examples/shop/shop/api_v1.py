@@ -6,7 +6,7 @@ from typing import Annotated
 
 from polywire import Contract, Field, Message, delete, get, patch, post, put, rpc
 from polywire.contract.pagination import Page
-from shop.backoffice import Activity, BasketCount, MailCount, ParcelCount, PictureCount, Thumb, Width
+from shop.backoffice import Activity, BasketCount, MailCount, NightlyReports, ParcelCount, PictureCount, Thumb, Width
 from shop.contracts import (
     Balance,
     Card,
@@ -179,6 +179,11 @@ class GatewayV1(Contract, package="shop.v1", name="Gateway", prefix="/api/v1"):
     @rpc(get("/analytics"), idempotent=True, timeout=5.0)
     async def get_analytics(self) -> Activity:
         """What was looked at and what was sold, a second later."""
+        raise NotImplementedError
+
+    @rpc(get("/reports"), idempotent=True, timeout=5.0)
+    async def list_reports(self) -> NightlyReports:
+        """What was sold on the days that are over."""
         raise NotImplementedError
 
     @rpc(get("/backoffice"), idempotent=True, timeout=5.0)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Annotated
 
-from polywire import Contract, Field, Message, Retry, rpc, task
+from polywire import Contract, Cron, Field, Message, Retry, rpc, task
 from shop.contracts import Email, OrderLine, ProductQuery
 
 
@@ -114,11 +115,35 @@ class Activity(Message):
     revenue_cents: int
 
 
+class NightlyReport(Message):
+    """A day as it was known when it was over; what is cancelled later does not change it."""
+
+    day: str
+    orders: int
+    revenue_cents: int
+    written_at: datetime
+
+
+class NightlyReports(Message):
+    items: list[NightlyReport]
+    """The latest first, thirty at most."""
+
+
 class Analytics(Contract, package="shop.v1"):
     """What is going on, a second later."""
 
     @rpc(idempotent=True, timeout=2.0)
     async def get_activity(self) -> Activity:
+        raise NotImplementedError
+
+    # Five minutes for what was sold at midnight to be heard of; one night makes up for all in which nobody was there.
+    @task(schedule=Cron("5 0 * * *", zone="UTC", missed="once"))
+    async def close_days(self) -> None:
+        """Write the reports of all days that are over and have none."""
+        raise NotImplementedError
+
+    @rpc(idempotent=True, timeout=2.0)
+    async def list_reports(self) -> NightlyReports:
         raise NotImplementedError
 
 

@@ -26,7 +26,7 @@ from shop.api_v1 import (
     UserReplacement,
 )
 from shop.api_v2 import GatewayV2
-from shop.backoffice import Activity, Analytics, Images, Mail, Recommendations, Resize, Thumb, Warehouse
+from shop.backoffice import Activity, Analytics, Images, Mail, NightlyReports, Recommendations, Resize, Thumb, Warehouse
 from shop.contracts import (
     Balance,
     Catalog,
@@ -188,6 +188,9 @@ class GatewayServiceV1(GatewayV1):
 
     async def get_analytics(self) -> Activity:
         return await self._analytics.get_activity()
+
+    async def list_reports(self) -> NightlyReports:
+        return await self._analytics.list_reports()
 
     async def get_backoffice(self) -> BackOffice:
         mails, parcels, pictures, baskets = await asyncio.gather(

@@ -67,7 +67,7 @@ ABANDONED_AFTER = 6.0
 """Seconds. `place` is stopped at its deadline, 5 s: what is pending for longer was left behind when a process died."""
 SWEEP_EVERY = 1.0
 TELL_WITHIN = 0.5
-"""Seconds for each thing that is told. A bus that hangs makes an order slower by two seconds, and no more."""
+"""Seconds for each thing that is told, three times for an order: a bus that hangs makes it about two seconds slower."""
 OUTCOMES: Mapping[str, OrderState] = {
     Reason.OUT_OF_STOCK: OrderState.OUT_OF_STOCK,
     Reason.CARD_DECLINED: OrderState.DECLINED,
