@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
+import sqlite3
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,9 +19,11 @@ from postbox import open_postbox
 from shop.api_v1 import GatewayV1
 from shop.backoffice import Recommendations
 from shop.contracts import OrderState
-from shop_support import RunningShop, running_shop
+from shop_support import GOOD_CARD, RunningShop, running_shop
 
 from polywire import connect
+
+ORDER = {"user_id": "U-1", "items": [{"product_id": "SKU-123", "quantity": 1}], "card": GOOD_CARD}
 
 
 @pytest.mark.slow
@@ -67,6 +72,32 @@ def differs(before: Aftermath, after: Aftermath, report: Report) -> list[str]:
     """A letter that was sent when its writer was killed may be sent again: the mail server had it, nobody noted it."""
     unwanted = " customers got more than one letter about their order."
     return [problem for problem in what_differs(before, after, report) if not problem.endswith(unwanted)]
+
+
+@pytest.mark.slow
+def test_orders_and_pages_go_on_while_the_bus_hangs(tmp_path: Path) -> None:
+    with running_shop(tmp_path) as shop:
+        shop.curl("POST", "/api/v1/orders", ORDER)
+        with holding(tmp_path / "bus.db"):
+            assert shop.curl("GET", "/api/v1/products/SKU-123").status == 200
+            placed = shop.curl("POST", "/api/v1/orders", ORDER)
+            assert (placed.status, placed.body["state"]) == (201, "confirmed")
+        assert shop.curl("GET", "/api/v1/books").body["problems"] == []
+        assert f"order {placed.body['order_id']} goes on, but not everybody knows: " in shop.log
+        later = (shop.curl("POST", "/api/v1/orders", ORDER).body["order_id"] for _ in range(20))
+        assert any(f"order {order_id} goes on" not in shop.log for order_id in later)
+
+
+@contextlib.contextmanager
+def holding(file: Path) -> Iterator[None]:
+    """Nobody else can write into this database."""
+    connection = sqlite3.connect(file, isolation_level=None, timeout=10.0)
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+    finally:
+        connection.execute("ROLLBACK")
+        connection.close()
 
 
 @pytest.mark.slow
