@@ -38,8 +38,8 @@ group.initial.rebalance.delay.ms=0
 group.min.session.timeout.ms=1000
 group.consumer.min.session.timeout.ms=1000
 group.consumer.session.timeout.ms=3000
-group.consumer.min.heartbeat.interval.ms=300
-group.consumer.heartbeat.interval.ms=500
+group.consumer.min.heartbeat.interval.ms=100
+group.consumer.heartbeat.interval.ms=200
 broker.session.timeout.ms=3000
 broker.heartbeat.interval.ms=500
 """

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import random
+import signal
 import sys
 import time
 from asyncio.subprocess import PIPE, Process
@@ -130,6 +132,27 @@ async def test_a_broker_killed_under_load_loses_nothing_that_was_confirmed(own_k
         await until(lambda: sum(len(set(n)) for n in seen.values()) == appending.count, "all is received")
         handling.cancel()
         check_order(seen, appending.confirmed)
+
+
+async def test_an_event_that_nobody_confirms_is_perhaps_sent(own_kafka: Kafka) -> None:
+    async with opened(f"{own_kafka.url}?{QUICK}") as log:
+        topic = await declared(log)
+        assert await log.append(topic, [event("0")]) == [None]
+        sent = event("1")
+        os.kill(own_kafka.pid, signal.SIGSTOP)
+        try:
+            (error,) = await log.append(topic, [sent], timeout=0.5)
+        finally:
+            os.kill(own_kafka.pid, signal.SIGCONT)
+        assert isinstance(error, PublishUnknown)
+        assert error.id == sent.id
+        assert str(error) == (
+            f"The message {sent.id!r} was perhaps sent to the topic {topic!r}, perhaps not: "
+            f"nobody confirmed it within 0.5 s. Send it again with the same id."
+        )
+        # librdkafka goes on with it: what comes later is behind it, and it is there once.
+        assert await log.append(topic, [event("2")]) == [None]
+        assert [record.envelope.body for record in await log.read(topic, 0, 0, 10)] == [b"0", b"1", b"2"]
 
 
 class Told:

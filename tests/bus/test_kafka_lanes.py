@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from polywire.bus.backend import kafka_lane
-from polywire.bus.backend.kafka_lane import AHEAD, BUFFERED_BYTES, DUE, KafkaRecord, Lane, RetryLane
+from polywire.bus.backend.kafka_lane import AHEAD, BUFFERED, BUFFERED_BYTES, DUE, KafkaRecord, Lane, RetryLane
 from polywire.bus.backend.kafka_marks import Mark, inherited, read
 from polywire.bus.backend.kafka_messages import ORIGIN, headers_of
 from polywire.bus.core import Envelope
@@ -157,9 +157,9 @@ def test_a_lane_does_not_go_on_far_behind_a_record_that_is_not_done() -> None:
 
 
 def test_a_lane_is_full_by_number_or_by_bytes() -> None:
-    made = lane(arrived=range(999))
+    made = lane(arrived=range(BUFFERED - 1))
     assert not made.full
-    made.arrive(message(999), 999)
+    made.arrive(message(BUFFERED - 1), BUFFERED - 1)
     assert made.full
     for _ in range(10):
         for record in go(made):
@@ -194,6 +194,7 @@ def test_the_first_batch_goes_only_after_a_commit_and_later_ones_at_once() -> No
     assert made.take(10, 0.0) == []
     mark = made.cover()
     assert mark == Mark(0, True, 10)
+    assert mark is not None
     assert mark.text == "polywire open=1 started=10 lost=0 suspects=0 guarded=0"
     commit(made, mark)
     assert len(made.take(10, 0.0)) == 10

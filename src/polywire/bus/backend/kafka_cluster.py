@@ -248,8 +248,10 @@ class Cluster:
         with self._reader() as client:
             client.assign([TopicPartition(topic, number, offset) for number, offset in starts.items()])
             while missing:
-                messages = client.consume(READ_AT_ONCE, 0.1)
+                # `consume` waits for as many as it is asked for.
+                messages = client.consume(1, 0.1)
                 if messages:
+                    messages += client.consume(READ_AT_ONCE, 0)
                     last = time.monotonic()
                 elif time.monotonic() - last > ASKING:
                     raise KafkaException(KafkaError(KafkaError._TIMED_OUT))

@@ -17,7 +17,7 @@ from polywire.errors import UndecodableMessage
 
 AHEAD = 1000
 """Records per partition that are read behind one that is not done, where `limit` is not more."""
-BUFFERED = 1000
+BUFFERED = 2000
 """Records per partition that arrived and were not handed out, where `limit` is not more."""
 BUFFERED_BYTES = 8 * 1024 * 1024
 SUSPECT = 1.0

@@ -24,6 +24,8 @@ POLL = 0.1
 """Seconds for which the thread waits for records."""
 SHORT_POLL = 0.005
 """The same, while something may have to be resumed or committed at any moment."""
+WAITS = 10
+"""Times SHORT_POLL for which a full lane is waited for before it is paused."""
 COMMIT_RECORDS = 2000
 """Records done after which a commit does not wait for the interval."""
 ASKING = 5.0
@@ -85,6 +87,7 @@ class Member:
         """Done when it has left the group."""
         self._epochs = 0
         self._next_commit = 0.0
+        self._waits = 0
         self._unanswered = 0
         """Commits under way."""
         self._leaving = False
@@ -130,16 +133,25 @@ class Member:
 
     def _poll(self) -> None:
         """One turn."""
-        messages = self._client.consume(1, SHORT_POLL if self._busy() else POLL)
-        if messages:
+        held_up = self._held_up()
+        self._regulate()
+        if held_up:
+            time.sleep(SHORT_POLL)
+        elif messages := self._client.consume(1, SHORT_POLL if self._busy() else POLL):
             messages += self._client.consume(BATCH, 0)
             self._arrive(messages)
-        self._regulate()
         self._cover()
         now = time.monotonic()
         if now >= self._next_commit or self._urgent():
             self._next_commit = now + self._address.commit_interval
             self._commit()
+
+    def _held_up(self) -> bool:
+        """Whether a lane is full, for a moment only: librdkafka drops what it has of a partition that is paused."""
+        with self._lock:
+            full = any(lane.full and not lane.paused for lane in self.lanes.values())
+        self._waits = self._waits + 1 if full else 0
+        return 0 < self._waits <= WAITS
 
     def _busy(self) -> bool:
         """Whether room, or a hand-out that has to be committed first, can come up at any moment."""
@@ -172,7 +184,7 @@ class Member:
     def _regulate(self) -> None:
         """Pause what is full, resume what is not any more."""
         with self._lock:
-            full = [lane for lane in self.lanes.values() if lane.full and not lane.paused]
+            full = [lane for lane in self.lanes.values() if lane.full and not lane.paused and self._waits > WAITS]
             low = [lane for lane in self.lanes.values() if lane.paused and lane.low]
             for lane in full:
                 lane.paused = True
