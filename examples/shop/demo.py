@@ -68,15 +68,17 @@ class Options:
         if given.seed is None:
             # A shop that stays has seen the customers of seed 1 before, and their orders with them.
             given.seed = 1 if given.once else random.randrange(1_000_000)
-        given.port = given.port or _free_port()
+        given.port = given.port or free_port()
         return cls(**vars(given))
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+def free_port() -> int:
+    """Not one of those that systems give to outgoing connections, which could take it before the shop does."""
+    while True:
+        port = random.randrange(10_000, 15_000)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 @contextlib.asynccontextmanager

@@ -6,7 +6,6 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -16,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from demo import free_port
 from shop.analytics import AnalyticsService, RecommendationService
 from shop.backoffice import Confirmation, Mail, MailCount
 from shop.contracts import Item, Order, OrderState, PlaceOrder
@@ -250,9 +250,7 @@ class RunningShop:
 @contextmanager
 def running_shop(data: Path, *arguments: str, **environ: str) -> Iterator[RunningShop]:
     """`polywire up` with these *arguments*, its gateway on a free port and its databases in *data*."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
+    port = free_port()
     variables = {
         **os.environ,
         "SHOP_DATA": str(data),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import socket
 import struct
 import zlib
 from collections.abc import AsyncIterator, Iterator
@@ -16,6 +15,7 @@ from typing import Any
 import msgspec
 import pytest
 from aiosmtpd.controller import Controller
+from demo import free_port
 from shop.analytics import app as analytics
 from shop.api_v1 import GatewayV1, NewOrder
 from shop.backoffice import (
@@ -96,13 +96,6 @@ def opened(office: PostOffice, port: int = 0) -> Iterator[str]:
         yield f"127.0.0.1:{controller.port}"
     finally:
         controller.stop()
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 async def all_done(shop: System, clock: ManualClock) -> None:
