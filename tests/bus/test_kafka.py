@@ -212,6 +212,7 @@ async def test_a_message_that_the_broker_finds_too_large_is_refused(kafka_url: s
         small = f"{topic}-small"
         for future in admin.create_topics([NewTopic(small, 1, 1, config={"max.message.bytes": "2000"})]).values():
             future.result()
+        await log._there()._visible([small])
         one, large, two = event("1", key="a"), event("x" * 3000, key="a"), event("2", key="a")
         results = [(await log.append(small, [each]))[0] for each in (one, large, two)]
         assert [results[0], results[2]] == [None, None]

@@ -63,31 +63,45 @@ class _Waiting(Exception):
 _WAITING = _Waiting()
 
 
+Results = list[Exception | None]
+
+
 class _Batch:
     """The records of one call, on their way."""
 
-    __slots__ = ("deadline", "future", "left", "next", "outgoing", "results", "timeout", "topic")
+    __slots__ = ("deadline", "future", "left", "next", "open", "outgoing", "results", "timeout", "topic")
 
     def __init__(
-        self, topic: str, outgoing: Sequence[Outgoing], timeout: float, deadline: float, future: asyncio.Future[None]
+        self,
+        topic: str,
+        outgoing: Sequence[Outgoing],
+        timeout: float,
+        deadline: float,
+        future: asyncio.Future[Results],
+        open: set[_Batch],
     ) -> None:
         self.topic = topic
         self.outgoing = outgoing
         self.timeout = timeout
         self.deadline = deadline
         self.future = future
-        self.results: list[Exception | None] = [_WAITING] * len(outgoing)
+        self.open = open
+        """Where it is until all is known."""
+        self.results: Results = [_WAITING] * len(outgoing)
         self.left = len(outgoing)
         """Of which nothing is known yet."""
         self.next = 0
         """The first that librdkafka does not have yet."""
+        open.add(self)
 
     def settle(self, index: int, result: Exception | None) -> None:
         if self.results[index] is _WAITING:
             self.results[index] = result
             self.left -= 1
-            if not self.left and not self.future.done():
-                self.future.set_result(None)
+            if not self.left:
+                self.open.discard(self)
+                if not self.future.done():
+                    self.future.set_result(self.results)
 
     def id(self, index: int) -> str:
         return self.outgoing[index][0].id
@@ -189,14 +203,16 @@ class Producer:
 
     # ---- sending ----------------------------------------------------------------------------------------------------
 
-    async def send(self, topic: str, outgoing: Sequence[Outgoing], timeout: float | None) -> list[Exception | None]:
-        """For each, None once it is durable, or why it is not."""
+    def send(self, topic: str, outgoing: Sequence[Outgoing], timeout: float | None) -> asyncio.Future[Results]:
+        """For each, None once it is durable, or why it is not. Who cancels this lets go of what librdkafka has, and
+        the rest is not sent any more."""
+        future: asyncio.Future[Results] = self._loop.create_future()
         if not outgoing:
-            return []
+            future.set_result([])
+            return future
         patience = self._address.delivery_timeout + 1 if timeout is None else timeout
-        batch = _Batch(topic, outgoing, patience, self._clock.monotonic() + patience, self._loop.create_future())
-        self._open.add(batch)
-        if not self._queue and not self._blocked and topic in self._topics and not self._closed:
+        batch = _Batch(topic, outgoing, patience, self._clock.monotonic() + patience, future, self._open)
+        if topic in self._topics and not self._queue and not self._blocked and not self._closed:
             self._produce(batch)
         if batch.next < len(outgoing):
             self._queue.append(batch)
@@ -205,19 +221,14 @@ class Producer:
             self._sweeper = self._clock.call_later(SWEEP, self._sweep)
         if not self._polls_often:
             self._poll_often()
-        try:
-            await batch.future
-        finally:
-            self._open.discard(batch)
-            if batch.next < len(outgoing):
-                # Cancelled, or too late: what librdkafka does not have yet is not sent any more.
-                batch.next = len(outgoing)
-        return batch.results
+        return future
 
     def _pump(self) -> None:
         """Give librdkafka what it takes, in the order of the calls."""
         while self._queue and not self._blocked:
             batch = self._queue[0]
+            if batch.future.done():
+                batch.next = len(batch.outgoing)  # Cancelled, or too late.
             if self._closed:
                 self._refuse(batch, "the backend was closed")
             elif batch.topic not in self._topics and batch.next < len(batch.outgoing):
@@ -293,8 +304,9 @@ class Producer:
         for batch in [batch for batch in self._open if batch.deadline <= now]:
             self._refuse(batch, f"its turn did not come within {batch.timeout:g} s. Try again later")
             batch.settle_rest(partial(_unknown, batch, reason=f"nobody confirmed it within {batch.timeout:g} s"))
-        while self._queue and self._queue[0].next >= len(self._queue[0].outgoing):
-            self._queue.popleft()
+        for batch in [batch for batch in self._open if batch.future.done()]:
+            self._open.discard(batch)
+        self._queue = deque(batch for batch in self._queue if not batch.future.done())
         if self._open:
             self._sweeper = self._clock.call_later(SWEEP, self._sweep)
 
