@@ -77,6 +77,8 @@ if TYPE_CHECKING:
     from polywire.errors import Unavailable as Unavailable
     from polywire.errors import Unimplemented as Unimplemented
     from polywire.errors import Unknown as Unknown
+    from polywire.interceptor import Intercepted as Intercepted
+    from polywire.interceptor import Interceptor as Interceptor
     from polywire.server import Server as Server
     from polywire.system.app import App as App
     from polywire.system.serving import serve as serve
@@ -100,6 +102,7 @@ _WHERE = {
         "PublishUnknown", "Reject", "ResourceExhausted", "RetryLater", "SetupError", "Unauthenticated",
         "Unavailable", "Unimplemented", "Unknown",
     ),
+    "polywire.interceptor": ("Intercepted", "Interceptor"),
     "polywire.server": ("Server",),
     "polywire.system.app": ("App",),
     "polywire.system.serving": ("serve",),
@@ -133,6 +136,8 @@ __all__ = [
     "Float32",
     "Int32",
     "Int64",
+    "Intercepted",
+    "Interceptor",
     "Internal",
     "InvalidArgument",
     "Message",

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any, TypeVar, cast
 
 from polywire.bus.sending.enqueue import sender_of
 from polywire.bus.sending.sender import Sender
 from polywire.channel import Channel, send_all
-from polywire.contract import Contract, Kind, Message, Rpc, Task, service_of
+from polywire.contract import Contract, Kind, Message, Rpc, Service, Task, service_of
 from polywire.errors import CallError, SetupError
+from polywire.interceptor import Intercepted, Interceptor, around
 from polywire.wire.seam import ClientStream, Outgoing
 
 C = TypeVar("C", bound=Contract)
@@ -105,8 +106,14 @@ class ResponseStream(AsyncIterator[Any]):
                 self._sending.cancel()
 
 
-def client_for(contract: type[C], channel: Channel | None, sender: Sender | None = None) -> C:
-    """A client of *contract*: an object of that type whose methods call over *channel*, and send its tasks by *sender*.
+def client_for(
+    contract: type[C],
+    channel: Channel | None,
+    sender: Sender | None = None,
+    interceptors: Sequence[Interceptor] = (),
+) -> C:
+    """A client of *contract*: an object of that type whose methods call over *channel*, with *interceptors* around
+    the calls, and send its tasks by *sender*.
 
     A contract without rpcs needs no channel, one without tasks no sender; a method whose half is missing raises
     SetupError. Raises ContractError where the contract could not travel.
@@ -119,7 +126,16 @@ def client_for(contract: type[C], channel: Channel | None, sender: Sender | None
         channel = cast(Channel, _NoChannel())
     client.__dict__["_channel"] = channel
     client.__dict__["_sender"] = sender
+    if interceptors and channel is not None:
+        _intercept(client, service_of(contract), channel.target, interceptors)
     return cast(C, client)
+
+
+def _intercept(client: Contract, service: Service, target: str, interceptors: Sequence[Interceptor]) -> None:
+    """Put *interceptors* around the methods that call; those of this client, not of its class."""
+    for rpc in service.rpcs.values():
+        call = Intercepted(rpc=rpc, side="client", target=target)
+        client.__dict__[rpc.attribute] = _named(around(interceptors, call, getattr(client, rpc.attribute)), rpc)
 
 
 class _NoChannel:

@@ -13,6 +13,7 @@ from polywire.clock import SYSTEM_CLOCK, Clock
 from polywire.contract import Contract, service_of
 from polywire.discovery import DnsResolver, Resolver, StaticResolver
 from polywire.errors import SetupError
+from polywire.interceptor import Interceptor
 from polywire.net.address import Address, parse_addresses
 from polywire.net.pool import Pool
 from polywire.net.tls import ClientTls
@@ -35,6 +36,7 @@ async def connect(
     token: str | Callable[[], str] | None = None,
     tls: ClientTls | None = None,
     defaults: CallDefaults | None = None,
+    interceptors: Sequence[Interceptor] = (),
     clock: Clock = SYSTEM_CLOCK,
 ) -> AsyncIterator[C]:
     """A typed client of *contract* at *address*, for as long as the block lasts.
@@ -42,14 +44,15 @@ async def connect(
     *address* is `host:port`, `unix:/path`, `dns:///host:port` or a list of them, with `grpc://`, `grpcs://`,
     `http://` or `https://` before it; that also says which *wire* is meant where none is given (gRPC without a scheme).
     *token* is sent as a bearer token; a function is asked at every call, so that it can change. *tls* is for
-    certificates that the machine does not trust by itself, and for showing one.
+    certificates that the machine does not trust by itself, and for showing one. *interceptors* are around every call,
+    the first one outermost.
 
     Nothing is connected before the first call. Raises SetupError for an address or a contract that cannot work.
     """
     service_of(contract)
     channel = channel_to(address, wire=wire, token=token, tls=tls, defaults=defaults, clock=clock)
     try:
-        yield client_for(contract, channel)
+        yield client_for(contract, channel, interceptors=interceptors)
     finally:
         await channel.close()
 

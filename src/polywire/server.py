@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from hmac import compare_digest
 from typing import Any
 
 from polywire.clock import SYSTEM_CLOCK, Clock
 from polywire.context import Call
+from polywire.interceptor import Interceptor
 from polywire.net.listener import Listener
 from polywire.net.stream import Limits, Receiver, Stream
 from polywire.net.tls import ServerTls
@@ -31,6 +32,8 @@ class Server:
     `/healthz`) is always there and needs no credentials; reflection is there unless *public*. A *public* server asks
     nobody who they are and believes no principal.
 
+    *interceptors* are around every handler of *services*, the first one outermost.
+
     It turns ready by itself once it listens; set `ready` to take it out of its callers' rotation and back.
     """
 
@@ -46,6 +49,7 @@ class Server:
         tls: ServerTls | None = None,
         clock: Clock = SYSTEM_CLOCK,
         access_log: AccessLog | None = None,
+        interceptors: Sequence[Interceptor] = (),
         max_message_bytes: int = MAX_MESSAGE_BYTES,
         stream_idle_timeout: float = STREAM_IDLE_TIMEOUT,
         also_ready: Callable[[], bool] | None = None,
@@ -62,6 +66,7 @@ class Server:
             authenticator=authenticator,
             public=public,
             access_log=access_log,
+            interceptors=interceptors,
             clock=clock,
             max_message_bytes=max_message_bytes,
             stream_idle_timeout=stream_idle_timeout,

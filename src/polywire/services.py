@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 from polywire.clock import SYSTEM_CLOCK, Clock
@@ -21,6 +21,7 @@ from polywire.errors import (
     Unavailable,
     Unimplemented,
 )
+from polywire.interceptor import Intercepted, Interceptor, around
 from polywire.policy.deadline import Deadlines
 from polywire.telemetry.counters import Counters
 from polywire.wire.seam import Handler
@@ -65,6 +66,7 @@ class Services:
         authenticator: Authenticator | None = None,
         public: bool = False,
         access_log: AccessLog | None = None,
+        interceptors: Sequence[Interceptor] = (),
         clock: Clock = SYSTEM_CLOCK,
         max_message_bytes: int = MAX_MESSAGE_BYTES,
         stream_idle_timeout: float = STREAM_IDLE_TIMEOUT,
@@ -77,6 +79,7 @@ class Services:
         self.counters: dict[str, Counters] = {}
         self._authenticator = None if public else authenticator
         self._access_log = access_log
+        self._interceptors = tuple(interceptors)
         self._now = clock.monotonic
         self._running: set[Call] = set()
         self._endless: set[Call] = set()
@@ -121,6 +124,8 @@ class Services:
                 function = getattr(instance, attribute)
                 if getattr(type(instance), attribute) is getattr(contract, attribute):
                     function = _missing(rpc)
+                if self._interceptors and not internal:
+                    function = around(self._interceptors, Intercepted(rpc=rpc, side="server"), function)
                 handler = Handler(rpc, function, service, internal=internal)
                 self._handlers[rpc.path] = handler
                 self._handlers[f"/{service.full_name}/{attribute}"] = handler

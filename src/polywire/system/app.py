@@ -7,13 +7,14 @@ import contextlib
 import inspect
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar, Union
 
 from polywire.contract import Contract, contracts_of, service_of
 from polywire.contract.event import Subscription, subscriptions_of
 from polywire.errors import SetupError
+from polywire.interceptor import Interceptor
 
 S = TypeVar("S", bound=type[Any])
 F = TypeVar("F", bound=Callable[..., Any])
@@ -98,10 +99,21 @@ class App:
 
     Nothing happens before the app is run, by `serve`, `testing.system` or `polywire up`. Then its resources are opened
     in the order of what they need, its services are built, and all is undone in reverse order at the end.
+
+    *interceptors* are around every call that its services answer, *client_interceptors* around every call that they
+    make; the first one is outermost.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(
+        self,
+        name: str,
+        *,
+        interceptors: Sequence[Interceptor] = (),
+        client_interceptors: Sequence[Interceptor] = (),
+    ) -> None:
         self.name = name
+        self.interceptors = tuple(interceptors)
+        self.client_interceptors = tuple(client_interceptors)
         self._services: list[type[Any]] = []
         self._resources: list[Callable[..., Any]] = []
 

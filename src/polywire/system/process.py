@@ -118,7 +118,7 @@ async def processing(
             processes=partial(pool_for, plan, name),
         )
         callable_objects = [each for each in made.services if contracts_of(type(each))]
-        server = _server(plan.system, name, callable_objects, authenticator, access_log(name), consumers)
+        server = _server(plan, name, callable_objects, authenticator, access_log(name), consumers)
         process.servers[name] = server
         return server.services
 
@@ -157,13 +157,14 @@ def _authenticator(system: SystemFile, name: str, tokens: Mapping[str, Callable[
 
 
 def _server(
-    system: SystemFile,
+    plan: Plan,
     name: str,
     objects: list[Any],
     authenticator: Authenticator | None,
     access_log: AccessLog | None,
     consumers: Consumers,
 ) -> Server:
+    system = plan.system
     entry = system.services[name]
     tls = None
     if entry.tls is not None:
@@ -180,6 +181,7 @@ def _server(
         public=entry.public,
         tls=tls,
         access_log=access_log,
+        interceptors=plan.assemblies[name].app.interceptors,
         max_message_bytes=entry.max_message_bytes or MAX_MESSAGE_BYTES,
         stream_idle_timeout=entry.stream_idle_timeout or STREAM_IDLE_TIMEOUT,
         also_ready=lambda: consumers.ready,

@@ -31,6 +31,7 @@ def wiring_of(
         clock=SYSTEM_CLOCK,
         open_remote=partial(remote_endpoints, system, system.services[name]),
         here=here,
+        interceptors=plan.assemblies[name].app.client_interceptors,
     )
 
 

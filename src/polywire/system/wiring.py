@@ -13,6 +13,7 @@ from polywire.clock import SYSTEM_CLOCK, Clock
 from polywire.connecting import RemoteWire
 from polywire.contract import Contract, service_of
 from polywire.errors import SetupError
+from polywire.interceptor import Interceptor
 from polywire.system.file import Wire, Wires
 from polywire.wire.local import LocalWire
 from polywire.wire.seam import Dispatcher, EndpointWire
@@ -46,6 +47,8 @@ class Wiring:
     """Who calls: to others of this process, which see no certificate, that is proof enough."""
     clock: Clock = SYSTEM_CLOCK
     open_remote: Callable[[Target, RemoteWire], Endpoints] | None = None
+    interceptors: Sequence[Interceptor] = ()
+    """Around the calls of its clients, the first one outermost."""
     sender: Sender | None = None
     """What tasks are sent by."""
     here: dict[str, Dispatcher] = field(default_factory=dict)
@@ -64,7 +67,8 @@ class Wiring:
                 f"Nobody implements {full_name}, and a client of it is needed. "
                 f"The system has: {', '.join(sorted(self.targets)) or 'none'}."
             )
-        return client_for(contract, self._channel(target, self.wire_of(full_name)), self.sender)
+        channel = self._channel(target, self.wire_of(full_name))
+        return client_for(contract, channel, self.sender, self.interceptors)
 
     def wire_of(self, contract: str) -> Wire:
         """The wire that calls to *contract* take. Raises SetupError where it cannot get there."""

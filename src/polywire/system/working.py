@@ -45,7 +45,8 @@ async def load(file: str, profile: str, name: str, place: str, addresses: str) -
 
     def make(_name: str, its: Made) -> Dispatcher:
         found.append(its)
-        return Services([one for one in its.services if contracts_of(type(one))])
+        callable_objects = [one for one in its.services if contracts_of(type(one))]
+        return Services(callable_objects, interceptors=made.assemblies[name].app.interceptors)
 
     async with connected_bus(system, {name: made.part(name)}) as bus:
         wiring = wiring_of(made, name, [name], here, tokens_of(system).get(name))

@@ -111,14 +111,18 @@ async def system(
         objects[name] = made.services
         stores[name] = [*stores_among(made.resources), *stores_among(given.values())]
         callable_objects = [one for one in made.services if contracts_of(type(one))]
-        dispatchers.append(Services(callable_objects, clock=clock))
+        interceptors = assemblies[name].app.interceptors if name in assemblies else ()
+        dispatchers.append(Services(callable_objects, interceptors=interceptors, clock=clock))
         return dispatchers[-1]
 
     if fakes:
         wiring.here[FAKES] = make(FAKES, Made(services=list(dict.fromkeys(fakes.values())), resources=[]))
     async with memory_bus(clock) as bus:
         senders = {name: bus.sender(name) for name in (*assemblies, OUTSIDE)}
-        wirings = {name: replaced(wiring, sender=senders[name]) for name in (*assemblies, OUTSIDE)}
+        around = {name: assembly.app.client_interceptors for name, assembly in assemblies.items()}
+        wirings = {
+            name: replaced(wiring, sender=sender, interceptors=around.get(name, ())) for name, sender in senders.items()
+        }
         await bus.declare([part_of(assembly) for assembly in assemblies.values()])
         await bus.declare([part_of_fakes(fakes)])
         with_bus = {name: {**given, BUS: Bus(senders[name])} for name in assemblies}
