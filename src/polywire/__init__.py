@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from polywire import testing as testing
+    from polywire.admission import Authenticator as Authenticator
+    from polywire.admission import allow as allow
     from polywire.bus.sending import Bus as Bus
     from polywire.bus.sending import Receipt as Receipt
     from polywire.bus.sending import enqueue as enqueue
@@ -82,8 +84,10 @@ if TYPE_CHECKING:
     from polywire.server import Server as Server
     from polywire.system.app import App as App
     from polywire.system.serving import serve as serve
+    from polywire.threads import in_thread as in_thread
 
 _WHERE = {
+    "polywire.admission": ("Authenticator", "allow"),
     "polywire.bus.sending": ("Bus", "Receipt", "enqueue", "enqueue_all", "receipt"),
     "polywire.channel": ("CallDefaults",),
     "polywire.clock": ("Clock",),
@@ -106,6 +110,7 @@ _WHERE = {
     "polywire.server": ("Server",),
     "polywire.system.app": ("App",),
     "polywire.system.serving": ("serve",),
+    "polywire.threads": ("in_thread",),
 }  # fmt: skip
 _MODULE_OF = {name: module for module, names in _WHERE.items() for name in names}
 
@@ -114,6 +119,7 @@ __all__ = [
     "Aborted",
     "AlreadyExists",
     "App",
+    "Authenticator",
     "Batch",
     "BatchFailed",
     "Bus",
@@ -166,6 +172,7 @@ __all__ = [
     "Unimplemented",
     "Unknown",
     "Where",
+    "allow",
     "calling",
     "connect",
     "current",
@@ -173,6 +180,7 @@ __all__ = [
     "enqueue",
     "enqueue_all",
     "get",
+    "in_thread",
     "page_of",
     "patch",
     "post",

@@ -105,6 +105,10 @@ class Services:
     def in_flight(self) -> int:
         return len(self._running)
 
+    def method_of(self, task: asyncio.Task[Any]) -> str | None:
+        """The method that *task* runs the handler of; None where it runs none. May be asked by any thread."""
+        return next((call.method for call in tuple(self._running) if call._task is task), None)
+
     def _add(self, instance: object, *, internal: bool) -> None:
         contracts = contracts_of(type(instance))
         if not contracts:

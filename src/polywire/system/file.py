@@ -18,6 +18,7 @@ from polywire.system import environment
 from polywire.system.bus_wires import BackendUrls, bus_wires, schedule_wire
 from polywire.system.positions import positions
 from polywire.system.reading import Settings, Table, did_you_mean, not_a_choice, reason, shown
+from polywire.telemetry.blocking import LIMIT
 
 DEFAULT_FILE = "polywire.toml"
 WIRES = ("connect", "grpc", "http", "local")
@@ -44,6 +45,8 @@ class Timeouts:
     """Between turning not ready and turning new connections away; what a load balancer needs to notice."""
     grace: float = 20.0
     """For the calls under way when the service stops."""
+    blocking: float = LIMIT
+    """That code may block the event loop before it is reported; 0 for never."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -339,7 +342,7 @@ def _limits(table: Table) -> tuple[int | None, float | None, Limits]:
 
 
 def _timeouts(table: Table) -> Timeouts:
-    chosen = {name: table.number(name) for name in ("start", "drain_delay", "grace")}
+    chosen = {name: table.number(name) for name in ("start", "drain_delay", "grace", "blocking")}
     table.done()
     return Timeouts(**{name: value for name, value in chosen.items() if value is not None})
 

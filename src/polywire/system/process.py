@@ -30,6 +30,7 @@ from polywire.system.scheduling import ticker_of
 from polywire.system.tokens import tokens_of
 from polywire.system.wiring import start_order
 from polywire.system.working import pool_for
+from polywire.telemetry.blocking import LoopWatch
 from polywire.wire.seam import Dispatcher
 
 log = logging.getLogger("polywire.system")
@@ -51,6 +52,16 @@ class Process:
         self.consumers: dict[str, Consumers] = {}
         self.addresses: dict[str, str] = {}
         """Where each listens, with the ports that were chosen."""
+
+    def watched(self) -> contextlib.AbstractContextManager[object]:
+        """Have code reported that blocks the event loop, for as long as the block lasts."""
+        limits = [self.plan.system.services[name].timeouts.blocking for name in self.servers]
+        limit = min((limit for limit in limits if limit > 0), default=0.0)
+        return LoopWatch(limit=limit, named=self._method_of) if limit > 0 else contextlib.nullcontext()
+
+    def _method_of(self, task: asyncio.Task[object]) -> str | None:
+        found = (server.services.method_of(task) for server in self.servers.values())
+        return next((method for method in found if method is not None), None)
 
     async def listen(self) -> None:
         """Listen with every server, those that others here call first. Raises SetupError where one cannot; of several
@@ -130,7 +141,8 @@ async def processing(
             try:
                 await process.consume()
                 await process.listen()
-                yield process
+                with process.watched():
+                    yield process
             finally:
                 await process.close()
 

@@ -5,7 +5,7 @@ from polywire.bus.consumer.handling import Handling, event_handling, task_handli
 from polywire.bus.consumer.limits import Alone
 from polywire.bus.consumer.log_runner import LogRunner
 from polywire.bus.consumer.queue_runner import QueueRunner
-from polywire.bus.consumer.threads import Threads
+from polywire.threads import Threads
 
 __all__ = [
     "Alone",

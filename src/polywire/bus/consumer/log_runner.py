@@ -14,7 +14,7 @@ from polywire.bus.consumer.limits import Alone
 from polywire.bus.consumer.parks import Parks
 from polywire.bus.consumer.run import MessageLog, Processes, Runs, Work
 from polywire.bus.consumer.runner import CONCURRENCY, ODD_DELAY, Runner, wake_up
-from polywire.bus.consumer.threads import Threads
+from polywire.threads import Threads
 from polywire.bus.consumer.verdict import clean
 from polywire.bus.core.inbox import Inbox
 from polywire.bus.core.log import EventLog, LogConsumer, Partition, Record

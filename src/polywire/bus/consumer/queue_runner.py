@@ -13,7 +13,7 @@ from polywire.bus.consumer.kinds import Kind
 from polywire.bus.consumer.limits import Alone
 from polywire.bus.consumer.run import MessageLog, Processes, Runs, Work
 from polywire.bus.consumer.runner import CONCURRENCY, ODD_DELAY, Runner
-from polywire.bus.consumer.threads import Threads
+from polywire.threads import Threads
 from polywire.bus.consumer.verdict import ACK, RELEASE, clean
 from polywire.bus.core.inbox import Inbox
 from polywire.bus.core.queue import (

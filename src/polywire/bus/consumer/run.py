@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from polywire.bus.consumer.counters import Counters
 from polywire.bus.consumer.handling import Handling, UnreadableBody
 from polywire.bus.consumer.incoming import Incoming
-from polywire.bus.consumer.threads import Threads
+from polywire.threads import Threads
 from polywire.bus.consumer.verdict import ACK, STRAY_DELAY, TimeLimit, WorkerLost, clean, judge
 from polywire.bus.core.envelope import Envelope
 from polywire.bus.core.inbox import Inbox, UnderWay, _under_way
