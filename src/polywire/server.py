@@ -8,13 +8,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from hmac import compare_digest
 from typing import Any
 
+from polywire.admission import Authenticator
 from polywire.clock import SYSTEM_CLOCK, Clock
 from polywire.context import Call
 from polywire.interceptor import Interceptor
 from polywire.net.listener import Listener
 from polywire.net.stream import Limits, Receiver, Stream
 from polywire.net.tls import ServerTls
-from polywire.services import MAX_MESSAGE_BYTES, STREAM_IDLE_TIMEOUT, AccessLog, Authenticator, Services
+from polywire.services import MAX_MESSAGE_BYTES, STREAM_IDLE_TIMEOUT, AccessLog, Services
 from polywire.wire.grpc.health import HealthService
 from polywire.wire.grpc.protocol import is_grpc
 from polywire.wire.grpc.reflection import reflection_services
@@ -30,7 +31,8 @@ class Server:
 
     *services* are instances of classes that implement contracts. Health (`grpc.health.v1`, and `GET /livez`, `/readyz`,
     `/healthz`) is always there and needs no credentials; reflection is there unless *public*. A *public* server asks
-    nobody who they are and believes no principal.
+    nobody who they are and believes no principal. *authenticator* tells who calls, and *allow* names those who may call
+    anything here at all; None is everybody.
 
     *interceptors* are around every handler of *services*, the first one outermost.
 
@@ -44,6 +46,7 @@ class Server:
         name: str = "",
         limits: Limits | None = None,
         authenticator: Authenticator | None = None,
+        allow: Iterable[str] | None = None,
         public: bool = False,
         reflection: bool | None = None,
         tls: ServerTls | None = None,
@@ -64,6 +67,7 @@ class Server:
             served,
             internal=[self._health, *(reflection_services(served) if reflects else ())],
             authenticator=authenticator,
+            allow=allow,
             public=public,
             access_log=access_log,
             interceptors=interceptors,

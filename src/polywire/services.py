@@ -7,6 +7,8 @@ import logging
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
+from polywire.admission import Admit, Allowed, admission, check_guarded, rules_of
+from polywire.admission import Authenticator as Authenticator
 from polywire.clock import SYSTEM_CLOCK, Clock
 from polywire.context import Call, _current
 from polywire.contract import Rpc, Service, contracts_of, service_of
@@ -33,17 +35,6 @@ MAX_MESSAGE_BYTES = 4 * 1024 * 1024
 STREAM_IDLE_TIMEOUT = 300.0
 
 
-class Authenticator(Protocol):
-    """Turns the credentials of a call into the identity of its caller."""
-
-    def caller_of(self, call: Call) -> str | None:
-        """The service that `call.credentials` or `call.peer_certificate` prove; None where they are missing or wrong.
-
-        Called before every handler, so it must not block; tokens are compared in constant time.
-        """
-        ...
-
-
 class AccessLog(Protocol):
     """Where one line per call goes."""
 
@@ -55,7 +46,8 @@ class Services:
     """The services of one process, ready to be called over any wire. It is the wires' `Dispatcher`.
 
     *services* are instances of classes that implement contracts. Every rpc of those contracts gets a handler; one that
-    the class does not override answers `unimplemented`.
+    the class does not override answers `unimplemented`. *allow* names the callers that may call any of them; None is
+    everybody. See `polywire.allow` for what the classes themselves say.
     """
 
     def __init__(
@@ -64,6 +56,7 @@ class Services:
         *,
         internal: Iterable[object] = (),
         authenticator: Authenticator | None = None,
+        allow: Iterable[str] | None = None,
         public: bool = False,
         access_log: AccessLog | None = None,
         interceptors: Sequence[Interceptor] = (),
@@ -78,6 +71,7 @@ class Services:
         self.deadlines = Deadlines(clock)
         self.counters: dict[str, Counters] = {}
         self._authenticator = None if public else authenticator
+        self._allow = () if allow is None else (Allowed(frozenset(allow)),)
         self._access_log = access_log
         self._interceptors = tuple(interceptors)
         self._now = clock.monotonic
@@ -116,6 +110,7 @@ class Services:
                 f"{type(instance).__qualname__} cannot be served: it implements no contract. "
                 "Derive it from one, `class StockService(Inventory): ...`."
             )
+        check_guarded(type(instance), {name for contract in contracts for name in service_of(contract).rpcs})
         for contract in contracts:
             service = service_of(contract)
             if service.full_name in self._services:
@@ -131,8 +126,20 @@ class Services:
                 if self._interceptors and not internal:
                     function = around(self._interceptors, Intercepted(rpc=rpc, side="server"), function)
                 handler = Handler(rpc, function, service, internal=internal)
+                if not internal:
+                    handler.admit = self._admission(type(instance), rpc)
                 self._handlers[rpc.path] = handler
                 self._handlers[f"/{service.full_name}/{attribute}"] = handler
+
+    def _admission(self, cls: type, rpc: Rpc) -> Admit | None:
+        rules = (*self._allow, *rules_of(cls, rpc.attribute))
+        if self._authenticator is None and any(allowed.names for allowed in rules):
+            raise SetupError(
+                f"{rpc.full_name} is not for everybody to call, but nothing here proves who calls. Serve "
+                f"{cls.__qualname__} with an authenticator (in a system file: `token` of its callers, or `tls` with a "
+                "`ca`) and not as public."
+            )
+        return admission(self._authenticator, rules)
 
     # The three ways to run a handler. Each is the body of one call's task.
 
@@ -159,7 +166,7 @@ class Services:
                 if deadline <= started:
                     raise _too_late(call)
                 slot = self.deadlines.add(deadline, call)
-            if self._authenticator is not None or self._closed or call.ended_by is not None:
+            if handler.admit is not None or self._closed or call.ended_by is not None:
                 self._admit(handler, call)
             if call.principal is not None and call.caller is None:
                 call.principal = None
@@ -271,17 +278,8 @@ class Services:
             raise Cancelled(f"{call.method} was not started: its caller had gone.")
         if self._closed:
             raise Unavailable(f"{call.method} was not started: the service is shutting down.", reached="no")
-        if self._authenticator is None or handler.internal:
-            return
-        caller = self._authenticator.caller_of(call)
-        if caller is None:
-            if call.credentials is None:
-                raise Unauthenticated(
-                    f"{call.method} needs credentials. Send `authorization: Bearer <token>`, in polywire with "
-                    "`token` of the calling service in the system file or `connect(..., token=...)`."
-                )
-            raise Unauthenticated(f"{call.method} was refused: the credentials are not valid here.")
-        call.caller = caller
+        if handler.admit is not None:
+            handler.admit(call)
 
     def _encode(self, call: Call, encode: Callable[[Any], Any], answer: Any) -> Any:
         try:

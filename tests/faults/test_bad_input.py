@@ -333,10 +333,7 @@ async def test_no_token_at_all_is_not_that_of_a_service_that_has_none_yet() -> N
 
 
 async def test_a_missing_token() -> None:
-    text = (
-        f"{WRITE} needs credentials. Send `authorization: Bearer <token>`, in polywire with `token` of the calling "
-        "service in the system file or `connect(..., token=...)`."
-    )
+    text = f"{WRITE} was refused: it needs credentials, and none came."
     async with strangers(authenticator=BearerTokens({"orders": lambda: "s3cret-of-orders"})) as peers:
         assert await peers.grpc(GOOD_PROTO) == ("UNAUTHENTICATED", text)
         assert await everywhere_by_connect(peers, GOOD_JSON, GOOD_PROTO) == (401, "unauthenticated", text)

@@ -278,8 +278,7 @@ async def test_a_deadline_that_cannot_be_kept(wire: str) -> None:
 async def test_a_token_that_is_missing_or_of_nobody(wire: str) -> None:
     async with serving(wire, authenticator=TOKENS) as served:
         assert await said(served.client(Ledger).write(Line(text="a")), Unauthenticated) == (
-            "rules.v1.Ledger/Write needs credentials. Send `authorization: Bearer <token>`, in polywire with `token` "
-            "of the calling service in the system file or `connect(..., token=...)`."
+            "rules.v1.Ledger/Write was refused: it needs credentials, and none came."
         )
         assert await said(served.client(Ledger, "guess").write(Line(text="a")), Unauthenticated) == (
             "rules.v1.Ledger/Write was refused: the credentials are not valid here."

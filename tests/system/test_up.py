@@ -319,8 +319,7 @@ async def test_tokens_prove_who_calls_and_strangers_are_refused(tmp_path: Path) 
         status, output = await said("call", "tiny.v1.Orders/place", "product_id=a", directory=tmp_path)
         assert (status, output.splitlines()[0]) == (
             1,
-            "Error: unauthenticated: tiny.v1.Orders/Place needs credentials. Send `authorization: Bearer <token>`, in "
-            "polywire with `token` of the calling service in the system file or `connect(..., token=...)`.",
+            "Error: unauthenticated: tiny.v1.Orders/Place was refused: it needs credentials, and none came.",
         )
     assert "s3cret" not in "\n".join(running.said)
 

@@ -446,8 +446,7 @@ async def test_credentials_that_are_missing_or_wrong_are_401() -> None:
         401,
         "Unauthorized",
         "unauthenticated",
-        "shop.v1.Shop/Product needs credentials. Send `authorization: Bearer <token>`, in polywire with `token` of the "
-        "calling service in the system file or `connect(..., token=...)`.",
+        "shop.v1.Shop/Product was refused: it needs credentials, and none came.",
     )
 
 

@@ -154,7 +154,7 @@ class EndpointWire(Protocol):
 class Handler:
     """One rpc of one service object, ready to be called."""
 
-    __slots__ = ("function", "internal", "memo", "rpc", "service")
+    __slots__ = ("admit", "function", "internal", "memo", "rpc", "service")
 
     def __init__(self, rpc: Rpc, function: Callable[..., Any], service: Service, *, internal: bool = False) -> None:
         self.rpc = rpc
@@ -163,6 +163,8 @@ class Handler:
         self.internal = internal
         """True for health and reflection: exempt from authentication and from the idle limit, not logged."""
         self.service = service
+        self.admit: Callable[[Call], None] | None = None
+        """Tells who calls and whether they may, or raises; None where nobody is asked."""
         self.memo: Any = None
         """For the server wire's own use."""
 
