@@ -1,0 +1,122 @@
+"""One version of some contracts, out of `.proto` files or of Python: what is compared with another one."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from google.protobuf import descriptor_pb2
+
+from polywire.contract.breaking.described import FileProto, Index, index_of
+from polywire.contract.export import file_descriptors
+from polywire.contract.export_standard import STANDARD
+from polywire.contract.message import Message
+from polywire.contract.rpc import Rpc, Service
+from polywire.contract.schema import EnumSchema, Schema, closure_of, enum_schema_of, enums_of, schema_of
+from polywire.errors import ContractError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Contracts:
+    """What a version promises. A `.proto` file does not say everything that a contract in Python does."""
+
+    index: Index
+    schemas: Mapping[str, Schema] = field(default_factory=dict)
+    """The messages by full name; empty where it comes from `.proto` files."""
+    enums: Mapping[str, EnumSchema] = field(default_factory=dict)
+    rpcs: Mapping[str, Rpc] = field(default_factory=dict)
+    """By full name, `shop.v1.Inventory/CheckStock`."""
+
+    @property
+    def is_python(self) -> bool:
+        """Whether it says which fields JSON has to have, their limits and defaults, and the status of answers."""
+        return bool(self.schemas) or bool(self.rpcs)
+
+
+def contracts_of_files(compiled: descriptor_pb2.FileDescriptorSet, names: Iterable[str]) -> Contracts:
+    """The files *names* among *compiled*, which has what they import as well.
+
+    Raises ContractError for files of an edition, whose features this cannot weigh.
+    """
+    named = set(names)
+    files = [file for file in compiled.file if file.name in named]
+    for file in files:
+        if file.syntax == "editions":
+            edition = descriptor_pb2.Edition.Name(file.edition).removeprefix("EDITION_")
+            raise ContractError(
+                f"{file.name} is written in edition {edition} of protobuf, but only proto3 and proto2 can be compared: "
+                "`buf breaking` knows editions."
+            )
+    return Contracts(index=index_of(files, compiled.file))
+
+
+def contracts_of_services(
+    services: Sequence[Service], messages: Sequence[type[Message]] = (), enums: Sequence[type[enum.Enum]] = ()
+) -> Contracts:
+    """What *services* promise, with *messages* and *enums* besides. Raises ContractError as their export does."""
+    files = file_descriptors(services, messages, enums)
+    index = index_of(files, _standard())
+    rpcs = [rpc for service in services for rpc in service.rpcs.values()]
+    used = [message for rpc in rpcs for message in (rpc.request, rpc.response) if message is not None]
+    reached = closure_of(*used, *messages)
+    found = {schema_of(message).full_name: schema_of(message) for message in reached}
+    return Contracts(
+        index=index,
+        schemas=found,
+        enums=dict(_named_enums(index, [*enums_of(reached), *enums])),
+        rpcs={rpc.full_name: rpc for rpc in rpcs},
+    )
+
+
+def _named_enums(index: Index, found: Sequence[type[enum.Enum]]) -> Iterator[tuple[str, EnumSchema]]:
+    """Enums with the full names that the export gave them."""
+    by_name: dict[str, list[str]] = {}
+    for full_name, placed in index.known_enums.items():
+        by_name.setdefault(placed.name, []).append(full_name)
+    for cls in found:
+        schema = enum_schema_of(cls)
+        for full_name in by_name.get(schema.name, ()):
+            if schema.package is None or full_name == ".".join(part for part in (schema.package, schema.name) if part):
+                yield full_name, schema
+
+
+def _standard() -> Iterator[FileProto]:
+    for described in STANDARD.values():
+        file = FileProto()
+        described.CopyToProto(file)
+        yield file
+
+
+def named_alike(old: Contracts, new: Contracts) -> Contracts:
+    """*old* with the file names of *new*, where the name of a file was free to choose.
+
+    Contracts in Python have no file of their own, and two files that were named one by one are meant to be compared:
+    where a package is in one file on each side, that is taken for the same file.
+    """
+    one_each = len(old.index.files) == len(new.index.files) == 1
+    if old.is_python == new.is_python and not one_each:
+        return old
+    homes = _only_files(new.index)
+    renamed = {}
+    for package, name in _only_files(old.index).items():
+        if package in homes and homes[package] != name and homes[package] not in old.index.files:
+            renamed[name] = homes[package]
+    if one_each and not renamed:
+        renamed = {next(iter(old.index.files)): next(iter(new.index.files))}
+    files, imported = [], []
+    known = [placed.file for placed in [*old.index.known_messages.values(), *old.index.known_enums.values()]]
+    for file in {id(file): file for file in [*old.index.files.values(), *known]}.values():
+        copied = FileProto()
+        copied.CopyFrom(file)
+        copied.name = renamed.get(file.name, file.name)
+        (files if file.name in old.index.files else imported).append(copied)
+    return Contracts(index=index_of(files, imported), schemas=old.schemas, enums=old.enums, rpcs=old.rpcs)
+
+
+def _only_files(index: Index) -> dict[str, str]:
+    """The file of each package that has one only."""
+    names: dict[str, list[str]] = {}
+    for file in index.files.values():
+        names.setdefault(file.package, []).append(file.name)
+    return {package: found[0] for package, found in names.items() if len(found) == 1}
