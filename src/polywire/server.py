@@ -178,10 +178,11 @@ def _names_in(certificate: Mapping[str, Any]) -> list[str]:
 class BearerTokens:
     """Tells services by the bearer tokens that they call with.
 
-    *tokens* has a function for each service that returns its token now, so that tokens change without a restart.
+    *tokens* has a function for each service that returns its token now, or several while one takes the place of the
+    other, so that tokens change without a restart. A token of two services proves neither.
     """
 
-    def __init__(self, tokens: Mapping[str, Callable[[], str]]) -> None:
+    def __init__(self, tokens: Mapping[str, Callable[[], str | Sequence[str]]]) -> None:
         self._tokens = dict(tokens)
 
     def caller_of(self, call: Call) -> str | None:
@@ -189,10 +190,12 @@ class BearerTokens:
         if scheme.lower() != "bearer" or not given:
             return None
         presented = given.strip().encode()
-        found = None
+        found: set[str] = set()
         # All of them are compared, whichever matches, so that the time taken tells nothing.
-        for service, token in self._tokens.items():
-            expected = token().encode()
-            if compare_digest(presented, expected) and expected:
-                found = service
-        return found
+        for service, tokens in self._tokens.items():
+            valid = tokens()
+            for token in (valid,) if isinstance(valid, str) else valid:
+                expected = token.encode()
+                if compare_digest(presented, expected) and expected:
+                    found.add(service)
+        return found.pop() if len(found) == 1 else None

@@ -1,15 +1,80 @@
-"""TLS at the server and at the client: from file names in the settings to an `ssl.SSLContext`."""
+"""TLS at the server and at the client: from file names in the settings to an `ssl.SSLContext` that follows them."""
 
 from __future__ import annotations
 
+import hashlib
+import logging
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
+from polywire.clock import SYSTEM_CLOCK, Clock
 from polywire.errors import SetupError
 
+log = logging.getLogger("polywire.tls")
+
+RECHECK = 1.0
+"""Seconds between two looks at the files of a context: how long one that was replaced may still be used."""
+
 _ALPN = ["h2", "http/1.1"]
+
+
+class LiveContext(ssl.SSLContext):
+    """Gives each new connection what its files hold by then, without a restart.
+
+    The files are looked at when a connection begins, at most every `RECHECK` seconds, and compared by content, for a
+    time of change says nothing of files that are copied with it. New ones are used as a whole or not at all: where they
+    do not fit together, those loaded before stay in use, and the log says why, once. Connections that are open stay as
+    they are.
+    """
+
+    _latest: ssl.SSLContext
+    """The context itself as long as its files are those of the start."""
+
+    def follow(self, build: Callable[[], ssl.SSLContext], files: Iterable[str | Path | None], clock: Clock) -> None:
+        """Make a new context by *build* whenever *files* have changed. *build* raises SetupError for those that are
+        wrong."""
+        self._latest = self
+        self._build = build
+        self._files = [str(file) for file in files if file is not None]
+        self._clock = clock
+        self._seen = self._contents()
+        self._due = clock.monotonic() + RECHECK
+
+    def wrap_bio(self, *arguments: Any, **options: Any) -> ssl.SSLObject:
+        """What asyncio and uvloop call for each connection, on either side."""
+        if self._clock.monotonic() >= self._due:
+            self.look()
+        if self._latest is self:
+            return super().wrap_bio(*arguments, **options)
+        return self._latest.wrap_bio(*arguments, **options)
+
+    def look(self) -> None:
+        """Look at the files now."""
+        self._due = self._clock.monotonic() + RECHECK
+        contents = self._contents()
+        if contents == self._seen:
+            return
+        self._seen = contents
+        try:
+            self._latest = self._build()
+        except SetupError as error:
+            log.error("%s What was loaded before stays in use until the files are right.", error)
+        else:
+            log.info("new connections use what is in %s now", ", ".join(self._files))
+
+    def _contents(self) -> list[bytes | None]:
+        return [_digest(file) for file in self._files]
+
+
+def _digest(file: str) -> bytes | None:
+    try:
+        return hashlib.sha256(Path(file).read_bytes()).digest()
+    except OSError:
+        return None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,9 +88,17 @@ class ServerTls:
     client_ca: str | Path | None = None
     """Who signs the clients' certificates. Giving it makes a certificate compulsory (mTLS)."""
 
-    def context(self) -> ssl.SSLContext:
-        """Build a context. Raises SetupError naming the file at fault."""
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    def context(self, *, clock: Clock = SYSTEM_CLOCK) -> LiveContext:
+        """Build a context that follows its files. Raises SetupError naming the file at fault."""
+        live = LiveContext(ssl.PROTOCOL_TLS_SERVER)
+        live.follow(self._built, (self.certificate, self.key, self.client_ca), clock)
+        self._fill(live)
+        return live
+
+    def _built(self) -> ssl.SSLContext:
+        return self._fill(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER))
+
+    def _fill(self, context: ssl.SSLContext) -> ssl.SSLContext:
         _secure(context)
         context.set_alpn_protocols(_ALPN)
         _load_certificate(context, self.certificate, self.key)
@@ -47,9 +120,21 @@ class ClientTls:
     server_name: str | None = None
     """The name to find in the server's certificate, where it is not the host of the address."""
 
-    def context(self, version: str = "2") -> ssl.SSLContext:
-        """Build a context that offers HTTP *version*, `"2"` or `"1.1"`. Raises SetupError naming the file at fault."""
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    def context(self, version: str = "2", *, clock: Clock = SYSTEM_CLOCK) -> LiveContext:
+        """Build a context that follows its files and offers HTTP *version*, `"2"` or `"1.1"`.
+
+        Raises SetupError naming the file at fault.
+        """
+        live = LiveContext(ssl.PROTOCOL_TLS_CLIENT)
+        build = partial(self._built, version)
+        live.follow(build, (self.ca, self.certificate, self.key), clock)
+        self._fill(live, version)
+        return live
+
+    def _built(self, version: str) -> ssl.SSLContext:
+        return self._fill(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), version)
+
+    def _fill(self, context: ssl.SSLContext, version: str) -> ssl.SSLContext:
         _secure(context)
         context.set_alpn_protocols(["h2"] if version == "2" else ["http/1.1"])
         if self.ca is None:
@@ -102,3 +187,5 @@ def _load(load: Callable[[], None], failure: str) -> None:
     except ssl.SSLError as error:
         reason = error.reason.replace("_", " ").lower() if error.reason else "it is not in PEM form"
         raise SetupError(f"{failure}: {reason}.") from error
+    except OSError as error:  # gone since it was read
+        raise SetupError(f"{failure}: {(error.strerror or str(error)).lower()}.") from error
