@@ -35,6 +35,7 @@ from polywire.wire.seam import (
     fields_from_metadata,
     metadata_from_fields,
     not_in_time,
+    plain_value,
     unknown_method,
 )
 
@@ -169,7 +170,8 @@ class LocalWire:
             clock=self._clock,
         )
         call.attempt = outgoing.attempt
-        call.credentials = outgoing.authorization
+        if outgoing.authorization is not None:
+            call.credentials = plain_value("authorization", outgoing.authorization).decode()
         call.peer_certificate = self._certificate
         call.principal = outgoing.principal
         call.traceparent = outgoing.traceparent

@@ -290,6 +290,16 @@ def _field(pair: tuple[str, MetadataValue]) -> Field:
     return name.encode(), value.encode()
 
 
+def plain_value(name: str, value: str) -> bytes:
+    """What a header of polywire's own carries. Raises InvalidArgument, without the value, for what none can."""
+    if not (value.isascii() and value.isprintable() and value == value.strip()):
+        raise InvalidArgument(
+            f"The {name} of the call was not sent: it has characters other than printable ASCII, or white space around "
+            "it (perhaps the line end of the file that it was read from)."
+        )
+    return value.encode()
+
+
 def decode_binary(value: bytes) -> bytes:
     """A `-bin` value, padded or not. Raises ValueError."""
     value = value.strip()

@@ -24,7 +24,7 @@ from polywire.wire.grpc.route import (
     TRACEPARENT,
     TRACESTATE,
 )
-from polywire.wire.seam import Outgoing, fields_from_metadata
+from polywire.wire.seam import Outgoing, fields_from_metadata, plain_value
 
 USER_AGENT = b"polywire"
 
@@ -90,7 +90,7 @@ class RequestHeaders:
             headers = self._prepared[key] = self._make(key)
             return headers
         if authorization is not None:
-            tail.append((AUTHORIZATION, authorization.encode()))
+            tail.append((AUTHORIZATION, plain_value("authorization", authorization)))
         if ticks:
             tail.append((TIMEOUT, format_timeout(ticks)))
         return self._prepared.get(plain) or self._not_prepared(plain, [])
@@ -108,7 +108,7 @@ class RequestHeaders:
         rpc, ticks, authorization = key
         fields = [*self._first, (b":path", rpc.path.encode()), *self._last]
         if authorization is not None:
-            fields.append((AUTHORIZATION, authorization.encode()))
+            fields.append((AUTHORIZATION, plain_value("authorization", authorization)))
         if ticks:
             fields.append((TIMEOUT, format_timeout(ticks)))
         return Headers(fields)

@@ -8,7 +8,7 @@ from typing import Any
 
 from polywire.clock import Clock
 from polywire.context import NO_METADATA, Metadata
-from polywire.errors import CallError, Cancelled, InvalidArgument, ResourceExhausted
+from polywire.errors import CallError, Cancelled, ResourceExhausted
 from polywire.net.pool import Pool
 from polywire.net.stream import ClientConnection, Field, Head, Stream, StreamClosed
 from polywire.policy.deadline import Deadlines
@@ -21,6 +21,7 @@ from polywire.wire.seam import (
     fields_from_metadata,
     metadata_from_fields,
     not_in_time,
+    plain_value,
     unavailable,
 )
 
@@ -51,7 +52,7 @@ def fields_of(outgoing: Outgoing) -> list[Field]:
     if outgoing.request_id:
         fields.append((_REQUEST_ID, outgoing.request_id.encode()))
     if outgoing.authorization is not None:
-        fields.append((b"authorization", _safe("authorization", outgoing.authorization)))
+        fields.append((b"authorization", plain_value("authorization", outgoing.authorization)))
     if outgoing.traceparent is not None:
         fields.append((b"traceparent", outgoing.traceparent.encode()))
         if outgoing.tracestate is not None:
@@ -59,21 +60,12 @@ def fields_of(outgoing: Outgoing) -> list[Field]:
     if outgoing.baggage is not None:
         fields.append((b"baggage", outgoing.baggage.encode()))
     if outgoing.principal is not None:
-        fields.append((_PRINCIPAL, _safe("principal", outgoing.principal)))
+        fields.append((_PRINCIPAL, plain_value("principal", outgoing.principal)))
     if outgoing.attempt > 1:
         fields.append((_PREVIOUS, b"%d" % (outgoing.attempt - 1)))
     if outgoing.metadata:
         fields += fields_from_metadata(outgoing.metadata)
     return fields
-
-
-def _safe(name: str, value: str) -> bytes:
-    if not (value.isascii() and value.isprintable() and value == value.strip()):
-        raise InvalidArgument(
-            f"The {name} of the call was not sent: it has characters other than printable ASCII, or white space around "
-            "it (perhaps the line end of the file that it was read from)."
-        )
-    return value.encode()
 
 
 def metadata_among(fields: Iterable[Field]) -> Metadata:
