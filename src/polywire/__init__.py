@@ -83,6 +83,8 @@ if TYPE_CHECKING:
     from polywire.interceptor import Interceptor as Interceptor
     from polywire.server import Server as Server
     from polywire.system.app import App as App
+    from polywire.system.outside import OpenBus as OpenBus
+    from polywire.system.outside import open_bus as open_bus
     from polywire.system.serving import serve as serve
     from polywire.threads import in_thread as in_thread
 
@@ -109,6 +111,7 @@ _WHERE = {
     "polywire.interceptor": ("Intercepted", "Interceptor"),
     "polywire.server": ("Server",),
     "polywire.system.app": ("App",),
+    "polywire.system.outside": ("OpenBus", "open_bus"),
     "polywire.system.serving": ("serve",),
     "polywire.threads": ("in_thread",),
 }  # fmt: skip
@@ -151,6 +154,7 @@ __all__ = [
     "Metadata",
     "NobodyListens",
     "NotFound",
+    "OpenBus",
     "OutOfRange",
     "Page",
     "PageQuery",
@@ -181,6 +185,7 @@ __all__ = [
     "enqueue_all",
     "get",
     "in_thread",
+    "open_bus",
     "page_of",
     "patch",
     "post",

@@ -162,7 +162,7 @@ async def test_a_client_without_its_half_says_so() -> None:
         await client_for(Mail, None).send_confirmation(Confirmation(order_id="1"))
     assert str(refused.value) == (
         "shop.v1.Mail/SendConfirmation was not sent: this client has no wire for tasks. Ask for it in the "
-        "constructor of a service: `connect` reaches rpcs alone."
+        "constructor of a service, or of `open_bus`: `connect` reaches rpcs alone."
     )
     with pytest.raises(SetupError) as refused:
         await images_over(sender_over(RecordingQueue())).look(Resize(picture="a"))

@@ -184,8 +184,9 @@ def test_slots_of_killed_processes_are_fired_by_the_others(tmp_path: Path) -> No
     # A slot that was taken and not fired stays with the dead until its time is over: those may be missing yet.
     assert len(slots) == len(set(slots))
     wanted = set(range(min(slots), max(slots) + 1, 50_000))
-    assert len(wanted - set(slots)) <= 3
-    assert asyncio.run(held(path)) == len(wanted - set(slots))
+    missing = len(wanted - set(slots))
+    # Of those three, one that died between firing and saying so holds a slot that was fired.
+    assert missing <= asyncio.run(held(path)) <= 3
 
 
 async def prepare_slots(path: Path) -> None:

@@ -9,8 +9,9 @@ import click
 from polywire.cli.options import log_option, profile_option, system_option
 from polywire.errors import SetupError
 from polywire.net.loop import run
-from polywire.system.file import ServiceEntry, load
+from polywire.system.file import ServiceEntry, Wires, load
 from polywire.system.importing import add_to_path, load_app
+from polywire.system.outside import wires_at
 from polywire.system.plan import Plan, plan
 from polywire.system.process import DEFAULT_LISTEN
 from polywire.system.serving import run_service, standalone
@@ -28,6 +29,9 @@ from polywire.telemetry.access_log import LogFormat
     metavar="CONTRACT=ADDRESS",
     help="Where a contract is that MODULE:APP calls, as grpc://host:port or http://host:port. Repeatable.",
 )
+@click.option("--tasks", metavar="URL", help="What the tasks of MODULE:APP travel on, for example sqlite:bus.db.")
+@click.option("--events", metavar="URL", help="What its events travel on.")
+@click.option("--schedule", metavar="URL", help="Where its schedules and results are kept, sqlite:schedule.db.")
 @system_option
 @profile_option
 @log_option
@@ -35,6 +39,9 @@ def command(
     service: str,
     listen: str | None,
     targets: tuple[str, ...],
+    tasks: str | None,
+    events: str | None,
+    schedule: str | None,
     file: str | None,
     profile: str | None,
     log_format: LogFormat,
@@ -46,11 +53,13 @@ def command(
     \b
         polywire serve inventory
         polywire serve shop.inventory:app --listen 127.0.0.1:8001
+        polywire serve shop.mail:app --tasks amqp://localhost/
     """
     supervised = Supervised.from_environment()
     try:
         if ":" in service:
-            made, name = _app_plan(service, listen, targets)
+            wires = wires_at(tasks=tasks, events=events, schedule=schedule)
+            made, name = _app_plan(service, listen, targets, wires)
         else:
             made, name = _service_plan(service, listen, file, profile), service
         run(run_service(made, name, format=log_format, supervised=supervised))
@@ -68,11 +77,11 @@ def _service_plan(name: str, listen: str | None, file: str | None, profile: str 
     return plan(system, only=[name])
 
 
-def _app_plan(path: str, listen: str | None, targets: tuple[str, ...]) -> tuple[Plan, str]:
+def _app_plan(path: str, listen: str | None, targets: tuple[str, ...], bus: Wires) -> tuple[Plan, str]:
     add_to_path(Path.cwd())
     app = load_app(path)
     entry = ServiceEntry(name=app.name, app=path, listen=(listen or DEFAULT_LISTEN,))
-    return standalone(app, entry, dict(_target(text) for text in targets)), app.name
+    return standalone(app, entry, dict(_target(text) for text in targets), bus), app.name
 
 
 def _target(text: str) -> tuple[str, tuple[str, ...]]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from polywire.bus.backend.opening import EVENTS, TASKS
 from polywire.bus.core.urls import scheme_of
+from polywire.errors import SetupError
 from polywire.system.reading import Table, did_you_mean, shown
 
 
@@ -52,6 +53,12 @@ def bus_wires(table: Table, key: str) -> BackendUrls:
         found = {name: _url(inner, name, key, url) for name, url in value.items()}
         return BackendUrls(default=found.pop("default", None), by_name=found)
     return BackendUrls(default=_url(table, key, key, value))
+
+
+def check_schedule_url(url: str) -> None:
+    """Raises SetupError where nothing of that scheme keeps schedules."""
+    if scheme_of(url) != "sqlite":
+        raise SetupError(f"schedule = {scheme_of(url) + ':...'!r} was not opened. Schedules are kept in 'sqlite:PATH'.")
 
 
 def schedule_wire(table: Table) -> str | None:

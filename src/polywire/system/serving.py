@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from polywire.system.app import App
 from polywire.system.assembly import assemble
 from polywire.system.file import ServiceEntry, SystemFile, Timeouts, Tls, Wire, Wires
 from polywire.system.output import LineOutput
+from polywire.system.outside import wires_at
 from polywire.system.plan import GIVEN, Plan, plan
 from polywire.system.process import MakeMessageLog, processing
 from polywire.system.reading import Settings
@@ -33,6 +35,7 @@ from polywire.telemetry.message_log import MessageLog
 
 log = logging.getLogger("polywire.system")
 
+NO_BUS = Wires()
 Targets = Mapping[type[Contract], str | Sequence[str]]
 """Where the contracts are that an app calls outside of itself: addresses, with grpc:// or http:// before them."""
 
@@ -45,12 +48,18 @@ async def serve(
     targets: Targets | None = None,
     public: bool = False,
     tls: ServerTls | None = None,
+    tasks: str | None = None,
+    events: str | None = None,
+    schedule: str | None = None,
     limits: Limits | None = None,
     drain_delay: float = 0.0,
     grace: float = 20.0,
     access_log: AccessLog | None = None,
 ) -> AsyncIterator[str]:
     """Serve *app* outside of a system for the length of the block, which gets the address with its port.
+
+    *tasks*, *events* and *schedule* are the URLs of what its messages travel on, as `[wires]` of a system file has
+    them; files are looked for in the current directory.
 
     At the end of the block what is under way has *grace* seconds to finish; see `Server.drain`. Signals are left alone;
     `run` minds them. Raises SetupError where the app cannot be started or *address* cannot be listened on.
@@ -64,7 +73,8 @@ async def serve(
         limits=limits or Limits(),
         timeouts=Timeouts(drain_delay=drain_delay, grace=grace),
     )
-    made = standalone(app, entry, _by_name(targets))
+    wires = wires_at(tasks=tasks, events=events, schedule=schedule)
+    made = standalone(app, entry, _by_name(targets), wires)
     async with processing(made, [app.name], access_log=lambda _name: access_log) as process:
         try:
             yield process.addresses[app.name]
@@ -72,13 +82,22 @@ async def serve(
             await process.drain()
 
 
-def run(app: App, address: str, *, targets: Targets | None = None, log_format: LogFormat = "text") -> None:
+def run(
+    app: App,
+    address: str,
+    *,
+    targets: Targets | None = None,
+    tasks: str | None = None,
+    events: str | None = None,
+    schedule: str | None = None,
+    log_format: LogFormat = "text",
+) -> None:
     """Serve *app* as all that this process does, with its logs on standard output, until SIGTERM or SIGINT; then drain.
 
     A second signal ends the process at once. Raises SetupError as `serve` does.
     """
     entry = ServiceEntry(name=app.name, app="", listen=(address,))
-    made = standalone(app, entry, _by_name(targets))
+    made = standalone(app, entry, _by_name(targets), wires_at(tasks=tasks, events=events, schedule=schedule))
     run_loop(run_service(made, app.name, format=log_format, supervised=None))
 
 
@@ -89,8 +108,9 @@ def _by_name(targets: Targets | None) -> dict[str, tuple[str, ...]]:
     }
 
 
-def standalone(app: App, entry: ServiceEntry, targets: Mapping[str, tuple[str, ...]]) -> Plan:
-    """The plan of an app that is a system of its own; *targets* has the addresses of the contracts that it calls."""
+def standalone(app: App, entry: ServiceEntry, targets: Mapping[str, tuple[str, ...]], bus: Wires = NO_BUS) -> Plan:
+    """The plan of an app that is a system of its own; *targets* has the addresses of the contracts that it calls, *bus*
+    what its messages travel on."""
     for contract in assemble(app, given=GIVEN).clients:
         needed = service_of(contract).full_name
         if contract not in app.contracts and needed not in targets:
@@ -109,7 +129,7 @@ def standalone(app: App, entry: ServiceEntry, targets: Mapping[str, tuple[str, .
         file="serve(...)",
         directory=Path.cwd(),
         services=services,
-        wires=Wires(by_contract=wires),
+        wires=replace(bus, by_contract=wires),
         settings=Settings({}, {}, "serve(...)"),
     )
     return plan(system, only=[entry.name], given={entry.name: app})

@@ -41,14 +41,20 @@ def open_events(url: str, *, clock: Clock = SYSTEM_CLOCK) -> EventLog | Fanout:
     return made
 
 
-def _maker(url: str, use: Use) -> Callable[..., Any]:
+def check_url(url: str, use: Use) -> None:
+    """Raises SetupError where nothing of that scheme carries tasks, or events."""
     scheme = url.partition(":")[0].lower()
     table, other = (TASKS, EVENTS) if use == "tasks" else (EVENTS, TASKS)
     if scheme not in table:
         reason = f"{scheme!r} carries no {use}" if scheme in other else f"{scheme!r} is no backend"
         choices = ", ".join(sorted(f"'{name}:'" for name in table))
         raise SetupError(f"{use} = {scheme + ':...'!r} was not opened: {reason}. Choose one of {choices}.")
-    module, name, extra = table[scheme]
+
+
+def _maker(url: str, use: Use) -> Callable[..., Any]:
+    check_url(url, use)
+    scheme = url.partition(":")[0].lower()
+    module, name, extra = (TASKS if use == "tasks" else EVENTS)[scheme]
     try:
         made: Callable[..., Any] = getattr(import_module(module), name)
     except ModuleNotFoundError as error:

@@ -118,7 +118,7 @@ def client_task(method: Callable[..., Any]) -> tuple[Sender, Task] | None:
 
     Raises TypeError where it is an rpc, and SetupError where its client has no wire for tasks.
     """
-    function = getattr(method, "__func__", None)
+    function = getattr(method, "__func__", method)
     declared = getattr(function, "__client_method__", None)
     if declared is None:
         _refuse_rpc(declared_by(method))
@@ -132,7 +132,7 @@ def sender_of(client: Any, task: Task) -> Sender:
     if sender is None:
         raise SetupError(
             f"{task.full_name} was not sent: this client has no wire for tasks. Ask for it in the constructor of a "
-            "service: `connect` reaches rpcs alone."
+            "service, or of `open_bus`: `connect` reaches rpcs alone."
         )
     return sender
 
