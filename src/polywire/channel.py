@@ -113,6 +113,7 @@ class Channel:
         *,
         defaults: CallDefaults | None = None,
         token: Callable[[], str] | None = None,
+        inside: bool = False,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         self.target = target
@@ -124,6 +125,8 @@ class Channel:
         """By the full name of the method."""
         self._counted: dict[Rpc, Counters] = {}
         self._token = token
+        self._inside = inside
+        """The target belongs to the same system, and is told for whom it is called."""
         self._clock = clock
         self.now = clock.monotonic
 
@@ -250,7 +253,7 @@ class Channel:
             outgoing.tracestate = parent.tracestate
         if parent.baggage is not None:
             outgoing.baggage = parent.baggage
-        if parent.principal is not None:
+        if parent.principal is not None and self._inside:
             outgoing.principal = parent.principal
         return outgoing
 

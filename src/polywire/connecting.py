@@ -47,6 +47,8 @@ async def connect(
     certificates that the machine does not trust by itself, and for showing one. *interceptors* are around every call,
     the first one outermost.
 
+    The target counts as a stranger: it is not told the principal of the call under way.
+
     Nothing is connected before the first call. Raises SetupError for an address or a contract that cannot work.
     """
     service_of(contract)
@@ -64,16 +66,20 @@ def channel_to(
     token: str | Callable[[], str] | None = None,
     tls: ClientTls | None = None,
     defaults: CallDefaults | None = None,
+    inside: bool = False,
     clock: Clock = SYSTEM_CLOCK,
 ) -> Channel:
-    """A channel as `connect` makes it, for several contracts at one address; the caller closes it."""
+    """A channel as `connect` makes it, for several contracts at one address; the caller closes it.
+
+    *inside* says that the target belongs to the same system, and may be told the principal of the call under way.
+    """
     addresses = parse_addresses(address)
     chosen = wire or wire_of(addresses)
     secure = tls if tls is not None else ClientTls() if addresses[0].secure else None
     resolver = resolver_of(",".join(map(str, addresses)), addresses)
     endpoints = Endpoints(resolver, partial(open_endpoint, chosen, secure), clock=clock)
     given = token if token is None or callable(token) else partial(str, token)
-    return Channel(str(addresses[0]), endpoints, defaults=defaults, token=given, clock=clock)
+    return Channel(str(addresses[0]), endpoints, defaults=defaults, token=given, inside=inside, clock=clock)
 
 
 def wire_of(addresses: Sequence[Address]) -> RemoteWire:

@@ -121,9 +121,9 @@ class Served:
     def client(self, contract: Any, token: str | None = None) -> Any:
         if self._wire == "local":
             endpoints = Endpoints(StaticResolver(["local"]), lambda _: LocalWire(self._server.services))
-            channel = Channel("rules", endpoints, token=None if token is None else lambda: token)
+            channel = Channel("rules", endpoints, token=None if token is None else lambda: token, inside=True)
         else:
-            channel = channel_to(self.address, wire=cast("RemoteWire", self._wire), token=token)
+            channel = channel_to(self.address, wire=cast("RemoteWire", self._wire), token=token, inside=True)
         self._channels.append(channel)
         return client_for(contract, channel)
 

@@ -15,7 +15,7 @@ from test_grpc_we_call_grpcio import Servicer
 from polywire import Unavailable, connect
 from polywire.channel import Channel, Endpoints
 from polywire.client import client_for
-from polywire.connecting import RemoteWire
+from polywire.connecting import RemoteWire, channel_to
 from polywire.context import Call, _current, current
 from polywire.contract import Contract, Message, get, rpc
 from polywire.discovery import StaticResolver
@@ -215,8 +215,12 @@ async def test_a_caller_is_known_by_its_certificate_and_may_speak_for_a_user(wir
         (["orders", "payments"], files.named, "payments"),
     ):
         async with serving(KnowingService(), tls, authenticator=Certificates(known)) as address, acting_for_ann():
+            channel = channel_to(address, wire=wire, tls=files.client(certificate), inside=True)
+            assert await client_for(Knowing, channel).who() == Who(caller=caller, principal="ann")
+            await channel.close()
+            # What is outside of the system is not told for whom it is called.
             async with connect(Knowing, address, wire=wire, tls=files.client(certificate)) as client:
-                assert await client.who() == Who(caller=caller, principal="ann")
+                assert await client.who() == Who(caller=caller)
             async with connect(Knowing, address, wire=wire, tls=files.client(files.forged)) as client:
                 with pytest.raises(Unavailable):
                     await client.who()
@@ -237,7 +241,7 @@ async def test_a_service_of_the_same_process_is_known_without_one() -> None:
 
     def open_wire(caller: str | None) -> Channel:
         endpoints = Endpoints(StaticResolver(["local"]), lambda _: LocalWire(server.services, caller=caller))
-        return Channel("who", endpoints)
+        return Channel("who", endpoints, inside=True)
 
     async with acting_for_ann():
         assert await client_for(Knowing, open_wire("orders")).who() == Who(caller="orders", principal="ann")

@@ -23,8 +23,8 @@ from polywire.net.loop import run
 from polywire.net.tls import ClientTls
 from polywire.system.file import WIRES, SystemFile, load
 from polywire.system.plan import defaults_of
-from polywire.system.remote import client_tls
 from polywire.system.tokens import TokenSource
+from polywire.system.trust import client_tls
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,21 +18,13 @@ from polywire.system import environment
 from polywire.system.bus_wires import BackendUrls, bus_wires, schedule_wire
 from polywire.system.positions import positions
 from polywire.system.reading import Settings, Table, did_you_mean, not_a_choice, reason, shown
+from polywire.system.trust_keys import Tls as Tls
+from polywire.system.trust_keys import check_allowed, read_shared_tls, read_tls, read_token
 from polywire.telemetry.blocking import LIMIT
 
 DEFAULT_FILE = "polywire.toml"
 WIRES = ("connect", "grpc", "http", "local")
 Wire = Literal["connect", "grpc", "http", "local"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Tls:
-    """How a service proves who it is, in files of PEM form."""
-
-    certificate: str
-    key: str | None = None
-    ca: str | None = None
-    """Who signs the certificates of the system. Giving it makes callers show one of their own (mTLS)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +57,10 @@ class ServiceEntry:
     token: str | None = None
     """Where the token is with which it proves itself to others: `env:NAME` or `file:PATH`."""
     tls: Tls | None = None
+    allow: tuple[str, ...] | None = None
+    """The services that may call it; None is every one that proves who it is, where that is asked at all."""
+    outside: bool = False
+    """It is no part of the system, and is not told for whom it is called."""
     limits: Limits = field(default_factory=Limits)
     max_message_bytes: int | None = None
     stream_idle_timeout: float | None = None
@@ -74,6 +70,16 @@ class ServiceEntry:
     def target(self) -> tuple[str, ...] | None:
         """The addresses that callers use, if any is known."""
         return self.address or self.listen
+
+    @property
+    def secure(self) -> bool:
+        """Whether it is reached over TLS."""
+        return self.tls is not None and self.tls.listen
+
+    @property
+    def asks_for_certificates(self) -> bool:
+        """Whether its callers have to show a certificate."""
+        return self.tls is not None and self.tls.listen and self.tls.ca is not None and not self.public
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -206,16 +212,18 @@ def _system(settings: Settings, profile: str | None) -> SystemFile:
     system = top.table("system", "[system]")
     name = system.text("name")
     version = system.text("version")
+    shared = read_shared_tls(system.table("tls", "[system.tls]"))
     system.done()
     if not name:
         raise settings.error(("system",), 'system.name is missing. Give the system a name: `[system] name = "shop"`.')
     services = top.table("services", "[services]")
-    entries = {key: _service(services.table(key, "a service"), key) for key in services.values}
+    entries = {key: _service(services.table(key, "a service"), key, shared) for key in services.values}
     _refuse_names_alike(settings, list(entries))
     if not entries:
         raise settings.error(
             ("services",), 'there is no service. Add one: `[services.inventory]` with `app = "shop.inventory:app"`.'
         )
+    check_allowed(settings, entries)
     wires = _wires(top.table("wires", "[wires]"))
     calls = _calls(top.table("calls", "[calls]"))
     topics = top.table("topics", "[topics]")
@@ -252,12 +260,14 @@ def _refuse_names_alike(settings: Settings, names: list[str]) -> None:
             )
 
 
-def _service(table: Table, name: str) -> ServiceEntry:
+def _service(table: Table, name: str, shared: Tls | None) -> ServiceEntry:
     app = table.text("app")
     address = _addresses(table, "address")
     serves = table.texts("serves")
     instances = table.integer("instances")
-    tls = _tls(table.table("tls", "[tls]")) if "tls" in table.values else None
+    tls = None
+    if "tls" in table.values or shared is not None:
+        tls = read_tls(table.table("tls", "[tls]"), name, shared or Tls(), runs_here=app is not None)
     table.mention("tls")
     message_bytes, idle, limits = _limits(table.table("limits", "[limits]"))
     entry = ServiceEntry(
@@ -267,8 +277,9 @@ def _service(table: Table, name: str) -> ServiceEntry:
         listen=_addresses(table, "listen", for_listening=True),
         address=address,
         public=bool(table.boolean("public")),
-        token=_token(table),
+        token=read_token(table),
         tls=tls,
+        allow=table.texts("allow"),
         limits=limits,
         max_message_bytes=message_bytes,
         stream_idle_timeout=idle,
@@ -309,24 +320,6 @@ def _addresses(table: Table, key: str, *, for_listening: bool = False) -> tuple[
                 key, f"is {text!r}, which is how clients write it. Write the host and port to bind, or unix:/path."
             )
     return addresses
-
-
-def _token(table: Table) -> str | None:
-    token = table.text("token")
-    if token is not None and not (token.startswith(("env:", "file:")) and token.partition(":")[2]):
-        # Whatever it is, it may be the secret itself: it is not shown.
-        raise table.error(
-            "token", "does not say where the token is. Write 'env:NAME' or 'file:PATH'; secrets stay out of this file."
-        )
-    return token
-
-
-def _tls(table: Table) -> Tls:
-    certificate, key, ca = table.text("certificate"), table.text("key"), table.text("ca")
-    table.done()
-    if certificate is None:
-        raise table.settings.error(table.path, f"{table.name('certificate')} is missing. Name the file in PEM form.")
-    return Tls(certificate=certificate, key=key, ca=ca)
 
 
 def _limits(table: Table) -> tuple[int | None, float | None, Limits]:

@@ -50,8 +50,10 @@ class Plan:
         inside = set(here)
         targets = {}
         for contract, name in self.owners.items():
-            addresses = self.system.services[name].target or ()
-            targets[contract] = Target(name=name, addresses=addresses, here=name in inside)
+            entry = self.system.services[name]
+            targets[contract] = Target(
+                name=name, addresses=entry.target or (), here=name in inside, inside=not entry.outside
+            )
         return targets
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -13,21 +13,19 @@ from polywire.bus.consumer import Alone
 from polywire.bus.consumer.run import MessageLog
 from polywire.bus.sending import Bus
 from polywire.clock import SYSTEM_CLOCK
-from polywire.context import Call
 from polywire.contract import contracts_of
 from polywire.errors import SetupError
-from polywire.net.tls import ServerTls
-from polywire.server import BearerTokens, Certificates, Server
+from polywire.server import Server
 from polywire.services import MAX_MESSAGE_BYTES, STREAM_IDLE_TIMEOUT, AccessLog, Authenticator
 from polywire.system.assembly import Made
 from polywire.system.bus_plan import connected_bus
 from polywire.system.consuming import BUS, Consumers, consumers_of, stores_among
-from polywire.system.file import SystemFile
 from polywire.system.hosting import hosting
 from polywire.system.plan import GIVEN, Plan
 from polywire.system.remote import wiring_of
 from polywire.system.scheduling import ticker_of
 from polywire.system.tokens import tokens_of
+from polywire.system.trust import TrustWatch, allowed_of, authenticator_of, server_tls
 from polywire.system.wiring import start_order
 from polywire.system.working import pool_for
 from polywire.telemetry.blocking import LoopWatch
@@ -117,7 +115,7 @@ async def processing(
     alone = Alone(SYSTEM_CLOCK)
 
     def make(name: str, made: Made) -> Dispatcher:
-        authenticator = _authenticator(plan.system, name, tokens)
+        authenticator = authenticator_of(plan.system, name, tokens)
         consumers = process.consumers[name] = consumers_of(
             made.services,
             bus.backends,
@@ -141,31 +139,10 @@ async def processing(
             try:
                 await process.consume()
                 await process.listen()
-                with process.watched():
+                with TrustWatch(plan.system, names), process.watched():
                     yield process
             finally:
                 await process.close()
-
-
-class _TokensOrCertificates:
-    """Credentials that are given have to be right, whatever the certificate; without any, the certificate counts."""
-
-    def __init__(self, tokens: Authenticator, certificates: Authenticator) -> None:
-        self._tokens = tokens
-        self._certificates = certificates
-
-    def caller_of(self, call: Call) -> str | None:
-        return (self._certificates if call.credentials is None else self._tokens).caller_of(call)
-
-
-def _authenticator(system: SystemFile, name: str, tokens: Mapping[str, Callable[[], str]]) -> Authenticator | None:
-    """How service *name* tells its callers: by their tokens as soon as one has any, by certificates where it asks."""
-    tls = system.services[name].tls
-    by_certificate = Certificates(system.services) if tls is not None and tls.ca is not None else None
-    if not tokens:
-        return by_certificate
-    by_token = BearerTokens(tokens)
-    return by_token if by_certificate is None else _TokensOrCertificates(by_token, by_certificate)
 
 
 def _server(
@@ -178,20 +155,14 @@ def _server(
 ) -> Server:
     system = plan.system
     entry = system.services[name]
-    tls = None
-    if entry.tls is not None:
-        tls = ServerTls(
-            certificate=system.directory / entry.tls.certificate,
-            key=system.path(entry.tls.key),
-            client_ca=system.path(entry.tls.ca),
-        )
     return Server(
         objects,
         name=name,
         limits=entry.limits,
         authenticator=authenticator,
+        allow=allowed_of(entry),
         public=entry.public,
-        tls=tls,
+        tls=server_tls(system, entry),
         access_log=access_log,
         interceptors=plan.assemblies[name].app.interceptors,
         max_message_bytes=entry.max_message_bytes or MAX_MESSAGE_BYTES,

@@ -12,6 +12,7 @@ from polywire.net.address import parse_addresses
 from polywire.net.tls import ClientTls
 from polywire.system.file import ServiceEntry, SystemFile
 from polywire.system.plan import Plan, defaults_of
+from polywire.system.trust import client_tls
 from polywire.system.wiring import Target, Wiring
 from polywire.wire.seam import Dispatcher
 
@@ -41,19 +42,7 @@ def remote_endpoints(system: SystemFile, caller: ServiceEntry, target: Target, w
     tls = client_tls(system, caller, target.name)
     if tls is None and any(place.secure for place in places):
         tls = ClientTls()
+    if tls is not None:
+        tls.context()  # what is wrong with its files is to be known at the start, and not at the first call
     resolver = resolver_of(f"services.{target.name}", places)
     return Endpoints(resolver, partial(open_endpoint, wire, tls), clock=SYSTEM_CLOCK)
-
-
-def client_tls(system: SystemFile, caller: ServiceEntry | None, target: str) -> ClientTls | None:
-    """TLS as the target's entry demands it; the caller shows its own certificate, if it has one."""
-    served = system.services[target].tls
-    if served is None:
-        return None
-    if caller is None or caller.tls is None:
-        return ClientTls(ca=system.path(served.ca))
-    return ClientTls(
-        ca=system.path(served.ca or caller.tls.ca),
-        certificate=system.path(caller.tls.certificate),
-        key=system.path(caller.tls.key),
-    )

@@ -83,7 +83,7 @@ def table(made: Plan, addresses: Mapping[str, str]) -> str:
     """Services, where they are, and what they implement, in columns."""
     rows = [("SERVICE", "URL", "IMPLEMENTS")]
     for name in made.apps:
-        secure = made.system.services[name].tls is not None
+        secure = made.system.services[name].secure
         where = " ".join(urls(addresses[name], secure=secure))
         rows.append((name, where, ", ".join(contract for contract, owner in made.owners.items() if owner == name)))
     widths = [max(len(row[column]) for row in rows) for column in (0, 1)]

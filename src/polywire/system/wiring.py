@@ -30,6 +30,8 @@ class Target:
     """Empty where it can only be reached inside of this process."""
     here: bool = False
     """It runs in this very process."""
+    inside: bool = True
+    """It belongs to the system, and is told for whom it is called."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -91,7 +93,12 @@ class Wiring:
         if channel is None:
             endpoints = self._local(target) if wire == "local" else self._remote(target, wire)
             channel = self._channels[target.name, wire] = Channel(
-                target.name, endpoints, defaults=self.defaults, token=self.token, clock=self.clock
+                target.name,
+                endpoints,
+                defaults=self.defaults,
+                token=self.token,
+                inside=target.inside,
+                clock=self.clock,
             )
         return channel
 

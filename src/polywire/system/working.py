@@ -12,6 +12,7 @@ from polywire.bus.consumer.worker import Loaded
 from polywire.bus.sending import Bus
 from polywire.clock import SYSTEM_CLOCK
 from polywire.contract import contracts_of
+from polywire.server import Certificates
 from polywire.services import Services
 from polywire.system.assembly import Made
 from polywire.system.bus_plan import connected_bus
@@ -46,7 +47,9 @@ async def load(file: str, profile: str, name: str, place: str, addresses: str) -
     def make(_name: str, its: Made) -> Dispatcher:
         found.append(its)
         callable_objects = [one for one in its.services if contracts_of(type(one))]
-        return Services(callable_objects, interceptors=made.assemblies[name].app.interceptors)
+        # Nobody calls in here but the service itself, which is as good as its certificate.
+        itself = Certificates([name])
+        return Services(callable_objects, authenticator=itself, interceptors=made.assemblies[name].app.interceptors)
 
     async with connected_bus(system, {name: made.part(name)}) as bus:
         wiring = wiring_of(made, name, [name], here, tokens_of(system).get(name))

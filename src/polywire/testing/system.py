@@ -14,6 +14,7 @@ from polywire.clock import SYSTEM_CLOCK, Clock
 from polywire.contract import Contract, Event, contracts_of, service_of
 from polywire.durable.store.seam import Store
 from polywire.errors import SetupError
+from polywire.server import Certificates
 from polywire.services import Services
 from polywire.system.app import App, Key
 from polywire.system.assembly import Made, assemble, implemented
@@ -37,15 +38,22 @@ class System:
     """What `testing.system` runs."""
 
     def __init__(self, wiring: Wiring, objects: Mapping[str, list[Any]], bus: MemoryBus, sender: Sender) -> None:
-        self._wiring = wiring
+        self._callers = {OUTSIDE: wiring}
         self._objects = objects
         self._bus = bus
         self.bus = Bus(sender)
         """To publish events as somebody outside of the system would."""
 
-    def client(self, contract: type[C]) -> C:
-        """A client of *contract*, calling as somebody outside of the system would."""
-        return self._wiring.client(contract)
+    def client(self, contract: type[C], *, caller: str = OUTSIDE) -> C:
+        """A client of *contract*, calling as somebody outside of the system would, who is known as *caller*."""
+        wiring = self._callers.get(caller)
+        if wiring is None:
+            wiring = self._callers[caller] = replaced(self._callers[OUTSIDE], caller=caller, _channels={})
+        return wiring.client(contract)
+
+    async def _close(self) -> None:
+        for wiring in self._callers.values():
+            await wiring.close()
 
     def service(self, cls: type[T]) -> T:
         """The object of a service class, to look inside. Raises SetupError where there is none."""
@@ -89,7 +97,8 @@ async def system(
 
     *replace* puts something of the test in the place of a contract's implementation (`{Payments: FakePayments()}`; the
     fake implements the contract) or of a resource (`{Ledger: Ledger(":memory:")}`, or a `Key` where it has a name).
-    Deadlines and retries go by *clock*, and a service or resource that asks for a `Clock` gets it.
+    Deadlines and retries go by *clock*, and a service or resource that asks for a `Clock` gets it. Who calls is known:
+    an app by its name, and a test as `"test"` or what it says.
 
     Raises SetupError where a service needs something that is neither in the apps nor replaced.
     """
@@ -112,7 +121,9 @@ async def system(
         stores[name] = [*stores_among(made.resources), *stores_among(given.values())]
         callable_objects = [one for one in made.services if contracts_of(type(one))]
         interceptors = assemblies[name].app.interceptors if name in assemblies else ()
-        dispatchers.append(Services(callable_objects, interceptors=interceptors, clock=clock))
+        dispatchers.append(
+            Services(callable_objects, authenticator=Certificates(), interceptors=interceptors, clock=clock)
+        )
         return dispatchers[-1]
 
     if fakes:
@@ -121,20 +132,22 @@ async def system(
         senders = {name: bus.sender(name) for name in (*assemblies, OUTSIDE)}
         around = {name: assembly.app.client_interceptors for name, assembly in assemblies.items()}
         wirings = {
-            name: replaced(wiring, sender=sender, interceptors=around.get(name, ())) for name, sender in senders.items()
+            name: replaced(wiring, sender=sender, interceptors=around.get(name, ()), caller=name, _channels={})
+            for name, sender in senders.items()
         }
         await bus.declare([part_of(assembly) for assembly in assemblies.values()])
         await bus.declare([part_of_fakes(fakes)])
         with_bus = {name: {**given, BUS: Bus(senders[name])} for name in assemblies}
         async with hosting(assemblies, {name: wirings[name] for name in assemblies}, make, given=with_bus):
+            made = System(wirings[OUTSIDE], objects, bus, senders[OUTSIDE])
             try:
                 await bus.consume(objects, stores, senders[OUTSIDE])
-                yield System(wirings[OUTSIDE], objects, bus, senders[OUTSIDE])
+                yield made
             finally:
                 await bus.stop()
                 for dispatcher in reversed(dispatchers):
                     await dispatcher.finish(0.0)
-                await wirings[OUTSIDE].close()
+                await made._close()
 
 
 def _sorted(replace: Mapping[Any, object]) -> tuple[dict[type[Contract], object], dict[Key, Any]]:
