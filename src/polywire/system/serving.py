@@ -122,7 +122,7 @@ def standalone(app: App, entry: ServiceEntry, targets: Mapping[str, tuple[str, .
     services = {entry.name: entry}
     wires: dict[str, Wire] = {}
     for name, addresses in targets.items():
-        services[name] = ServiceEntry(name=name, address=addresses, serves=(name,))
+        services[name] = ServiceEntry(name=name, address=addresses, serves=(name,), outside=True)
         wires[name] = wire_of(parse_addresses(addresses))
     system = SystemFile(
         name=app.name,
