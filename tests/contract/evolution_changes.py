@@ -177,7 +177,16 @@ def _typed(name: str, now: str, was: str = "  int64 quantity = 2;") -> Change:
 
 _BOOK = "library/v1/library.proto"
 _ORDERS = "service Orders {\n  rpc Place(Order) returns (Order);\n}\n"
-_STATE = SHOP[SHOP.index("enum State") : SHOP.index("enum Condition")]
+_ITEM = SHOP[SHOP.index("  message Item") : SHOP.index("  string order_id")]
+_OTHER_LANGUAGES = "".join(
+    f"option {option} = {value};\n"
+    for option, value in {
+        **dict.fromkeys(("java_multiple_files", "cc_generic_services", "java_generic_services"), "true"),
+        "py_generic_services": "true",
+        **dict.fromkeys(("java_outer_classname", "csharp_namespace", "objc_class_prefix", "php_class_prefix"), '"S"'),
+        **dict.fromkeys(("php_namespace", "php_metadata_namespace", "ruby_package", "swift_prefix"), '"S"'),
+    }.items()
+)
 
 CHANGES: tuple[Change, ...] = (
     # What must pass.
@@ -328,7 +337,7 @@ CHANGES: tuple[Change, ...] = (
     _edit(
         "a nested message moves out",
         (
-            "  message Item {\n    string product_id = 1;\n    enum Kind {\n      KIND_UNSPECIFIED = 0;\n      KIND_GIFT = 1;\n    }\n    Kind kind = 2;\n  }\n",
+            _ITEM,
             "",
         ),
         ("message Order {", "message Item {\n  string product_id = 1;\n}\nmessage Order {"),
@@ -370,7 +379,7 @@ CHANGES: tuple[Change, ...] = (
         "options of other languages are set",
         (
             "option java_package",
-            'option java_multiple_files = true;\noption java_outer_classname = "S";\noption csharp_namespace = "S";\noption objc_class_prefix = "S";\noption php_class_prefix = "S";\noption php_namespace = "S";\noption php_metadata_namespace = "S";\noption ruby_package = "S";\noption swift_prefix = "S";\noption cc_generic_services = true;\noption java_generic_services = true;\noption py_generic_services = true;\noption java_package',
+            f"{_OTHER_LANGUAGES}option java_package",
         ),
     ),
     _edit("it is optimized for size", ("option java_package", "option optimize_for = CODE_SIZE;\noption java_package")),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from google.protobuf import descriptor_pb2
 
@@ -28,14 +28,19 @@ class Contracts:
     rpcs: Mapping[str, Rpc] = field(default_factory=dict)
     """By full name, `shop.v1.Inventory/CheckStock`."""
 
+    single: bool = False
+    """Whether it is one file that was named by itself, so that its own name says nothing."""
+
     @property
     def is_python(self) -> bool:
         """Whether it says which fields JSON has to have, their limits and defaults, and the status of answers."""
         return bool(self.schemas) or bool(self.rpcs)
 
 
-def contracts_of_files(compiled: descriptor_pb2.FileDescriptorSet, names: Iterable[str]) -> Contracts:
-    """The files *names* among *compiled*, which has what they import as well.
+def contracts_of_files(
+    compiled: descriptor_pb2.FileDescriptorSet, names: Iterable[str], *, single: bool = False
+) -> Contracts:
+    """The files *names* among *compiled*, which has what they import as well. *single*: see `Contracts`.
 
     Raises ContractError for files of an edition, whose features this cannot weigh.
     """
@@ -48,7 +53,7 @@ def contracts_of_files(compiled: descriptor_pb2.FileDescriptorSet, names: Iterab
                 f"{file.name} is written in edition {edition} of protobuf, but only proto3 and proto2 can be compared: "
                 "`buf breaking` knows editions."
             )
-    return Contracts(index=index_of(files, compiled.file))
+    return Contracts(index=index_of(files, compiled.file), single=single)
 
 
 def contracts_of_services(
@@ -94,7 +99,7 @@ def named_alike(old: Contracts, new: Contracts) -> Contracts:
     Contracts in Python have no file of their own, and two files that were named one by one are meant to be compared:
     where a package is in one file on each side, that is taken for the same file.
     """
-    one_each = len(old.index.files) == len(new.index.files) == 1
+    one_each = old.single and new.single
     if old.is_python == new.is_python and not one_each:
         return old
     homes = _only_files(new.index)
@@ -104,14 +109,13 @@ def named_alike(old: Contracts, new: Contracts) -> Contracts:
             renamed[name] = homes[package]
     if one_each and not renamed:
         renamed = {next(iter(old.index.files)): next(iter(new.index.files))}
-    files, imported = [], []
-    known = [placed.file for placed in [*old.index.known_messages.values(), *old.index.known_enums.values()]]
-    for file in {id(file): file for file in [*old.index.files.values(), *known]}.values():
+    files = []
+    for file in old.index.files.values():
         copied = FileProto()
         copied.CopyFrom(file)
         copied.name = renamed.get(file.name, file.name)
-        (files if file.name in old.index.files else imported).append(copied)
-    return Contracts(index=index_of(files, imported), schemas=old.schemas, enums=old.enums, rpcs=old.rpcs)
+        files.append(copied)
+    return replace(old, index=index_of(files, old.index.imported.values()))
 
 
 def _only_files(index: Index) -> dict[str, str]:

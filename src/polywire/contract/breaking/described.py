@@ -45,6 +45,7 @@ class Index:
     """What *files* declare. What they import is there too, for looking up types, but is not compared."""
 
     files: dict[str, FileProto]
+    imported: dict[str, FileProto] = field(default_factory=dict)
     messages: dict[str, Message] = field(default_factory=dict)
     """The entries of maps among them."""
     enums: dict[str, Enum] = field(default_factory=dict)
@@ -75,6 +76,7 @@ def index_of(files: Sequence[FileProto], imported: Iterable[FileProto] = ()) -> 
         _add(index, file)
     for file in imported:
         if file.name not in index.files:
+            index.imported[file.name] = file
             for message in messages_in(file):
                 index.known_messages[message.full_name] = message
             for enum in _enums_in(file):

@@ -57,11 +57,12 @@ def _compare_file(before: FileProto, after: FileProto, new: Index) -> Iterator[F
     was, now = before.syntax or "proto2", after.syntax or "proto2"
     if was != now:
         yield found("FILE_SAME_SYNTAX", after.name, f"The syntax changed from {was} to {now}.", new, after, 12)
+    set_here = {field.name for field, _ in after.options.ListFields()}
     for option, rule in FILE_OPTIONS.items():
         said, says = getattr(before.options, option), getattr(after.options, option)
         if said != says:
             change = f"The option {option} changed from {_spelled(said)} to {_spelled(says)}."
-            path = (8, _OPTIONS[option].number) if after.options.HasField(option) else ()
+            path = (8, _OPTIONS[option].number) if option in set_here else ()
             yield found(rule, after.name, change, new, after, *path)
 
 

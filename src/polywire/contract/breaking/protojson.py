@@ -18,6 +18,7 @@ from polywire.contract.breaking.findings import Finding
 from polywire.contract.breaking.protobuf_messages import json_name
 from polywire.contract.breaking.protobuf_types import kind_of
 from polywire.contract.breaking.wire_rules import WIRE_RULES
+from polywire.contract.export_standard import EMPTY
 
 _SCALARS = {
     **dict.fromkeys(("int32", "uint32", "sint32", "fixed32", "sfixed32"), "a whole number"),
@@ -48,6 +49,9 @@ _WELL_KNOWN = {
     "google.protobuf.StringValue": "text",
     "google.protobuf.BytesValue": "base64",
 }
+
+_OPAQUE = frozenset({*_WELL_KNOWN, EMPTY})
+"""Messages whose fields JSON does not show."""
 
 
 def compare_protojson(old: Index, new: Index) -> Iterator[Finding]:
@@ -84,7 +88,7 @@ class Pairs:
         waiting = [(before.removeprefix("."), after.removeprefix("."))]
         while waiting:
             names = waiting.pop()
-            if names in self._seen or names[0] in _WELL_KNOWN or names[1] in _WELL_KNOWN:
+            if names in self._seen or not _OPAQUE.isdisjoint(names):
                 continue
             self._seen.add(names)
             enums = self._old.known_enums.get(names[0]), self._new.known_enums.get(names[1])
@@ -147,8 +151,8 @@ class _Json:
             change = f"Where {name!r} is not in JSON, that means {said} now."
             yield "PROTOJSON_FIELD_SAME_PRESENCE", change
         others = _excluded(before, self.before), _excluded(after, self.after)
-        kept = {json_name(field) for field in self.before.described.field}
-        if in_oneof[0] != in_oneof[1] or others[0] & others[1] != others[1] & kept:
+        names = [{json_name(field) for field in message.described.field} for message in (self.before, self.after)]
+        if in_oneof[0] != in_oneof[1] or others[0] & names[1] != others[1] & names[0]:
             yield "PROTOJSON_FIELD_SAME_ONEOF", f"{name!r} {_said(others[0])}, and {_said(others[1])} now."
 
 
