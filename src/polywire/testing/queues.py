@@ -770,6 +770,18 @@ class QueueSuite(BusSuite):
             for key in "ab":
                 assert [text for text in texts if text[0] == key] == [f"{key}{n}" for n in range(3)]
 
+    async def test_order_per_key_is_kept_when_a_consumer_is_closed_while_another_one_waits(self) -> None:
+        async with self.queue(keyed=True) as queue:
+            former = await queue.consumer(limit=2)
+            sent = await queue.send("a0", "a1", "a2", "a3", key="a")
+            await queue.receive(former, 1, start=True)
+            other = await queue.again()
+            waiting = asyncio.ensure_future(queue.receive(await other.consumer()))
+            await self.pass_time(0.05)
+            await self.within(former.close(), what="closing")
+            (first,) = await waiting
+            assert first.envelope.id == sent[0].id, "what came later was handed out first"
+
     async def _independent(self, queue: OpenQueue) -> bool:
         """Keys are kept apart one by one, not by lanes."""
         return queue.guarantees.backend in ("memory", "sqlite")

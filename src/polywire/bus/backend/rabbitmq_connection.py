@@ -60,6 +60,8 @@ HEARTBEAT = 20
 """Seconds; the broker gives up a silent machine after two of them."""
 GRACE = 0.1
 """Seconds between the last acknowledgement on a channel and its end."""
+NO_TAG = 2**63 - 1
+"""A delivery tag that no channel comes to."""
 BACKOFF = (0.1, 5.0)
 """Seconds: the first wait before connecting again, and the longest."""
 
@@ -611,8 +613,9 @@ class Asking:
         if self.channel.is_open:
             self.channel.close()
 
-    async def closed(self) -> None:
-        """Close it, and wait until the broker has put back what was not acknowledged."""
+    async def closed(self, *, in_order: bool = False) -> None:
+        """Close it, and wait until the broker has put back what was not acknowledged; *in_order*: before the next
+        consumer of a queue with a single active one gets anything."""
         if self.channel.is_closed:
             return
         # A channel that has more than 32 commands under way to a quorum queue keeps the next ones back for a moment,
@@ -620,7 +623,12 @@ class Asking:
         await asyncio.sleep(max(0.0, self._acknowledged + GRACE - time.monotonic()))
         gone: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.channel.add_on_close_callback(lambda _channel, _error: _answer(gone, None))
-        self.close()
+        if in_order:
+            # The broker cancels the consumers of a channel that is closed, and the next one gets what follows before
+            # anything is put back. What a channel had that breaks is put back first. So break it, by a wrong tag.
+            self.channel.basic_ack(NO_TAG)
+        else:
+            self.close()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(CONNECT_TIMEOUT):
                 await gone

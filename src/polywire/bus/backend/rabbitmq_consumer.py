@@ -442,7 +442,7 @@ class RabbitConsumer:
     async def _resubscribe(self, source: Source) -> None:
         asking = source.asking
         if asking is not None:
-            await asking.closed()
+            await asking.closed(in_order=True)
         await self._subscribe(await self._client.consuming(CONNECT_TIMEOUT), source)
 
     async def _stop_work(self) -> None:
@@ -457,7 +457,7 @@ class RabbitConsumer:
     async def _close_channels(self) -> None:
         for source in self._sources:
             if source.asking is not None:
-                await source.asking.closed()
+                await source.asking.closed(in_order=source.kind is Kind.LANE)
         if self._membership is not None:
             await self._membership.closed()
 
