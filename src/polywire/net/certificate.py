@@ -7,7 +7,6 @@ import binascii
 import calendar
 import re
 import time
-from collections.abc import Iterator
 
 _BLOCK = re.compile(rb"-----BEGIN CERTIFICATE-----(.*?)-----END CERTIFICATE-----", re.DOTALL)
 _UTC_TIME, _GENERALIZED_TIME, _VERSION = 0x17, 0x18, 0xA0
@@ -29,10 +28,10 @@ def ends_of(pem: bytes) -> list[float]:
 
 def _not_after(der: bytes) -> float:
     """Of a certificate as RFC 5280 section 4.1 has it: version, serial, signature, issuer, validity, ..."""
-    (_, certificate) = next(_values(der))
-    (_, signed) = next(_values(certificate))
+    _, certificate = _values(der)[0]
+    _, signed = _values(certificate)[0]
     parts = [value for tag, value in _values(signed) if tag != _VERSION]
-    (_, _), (tag, text) = _values(parts[3])
+    tag, text = _values(parts[3])[1]
     return _seconds(tag, text.decode("ascii"))
 
 
@@ -44,8 +43,9 @@ def _seconds(tag: int, text: str) -> float:
     return float(calendar.timegm(time.strptime(text, "%Y%m%d%H%M%SZ")))
 
 
-def _values(der: bytes) -> Iterator[tuple[int, bytes]]:
+def _values(der: bytes) -> list[tuple[int, bytes]]:
     """The tags and values that stand one after the other in *der*. Raises ValueError where a length cannot be."""
+    values = []
     position = 0
     while position < len(der):
         tag, length = der[position], der[position + 1]
@@ -56,5 +56,6 @@ def _values(der: bytes) -> Iterator[tuple[int, bytes]]:
             position += digits
         if position + length > len(der):
             raise ValueError("a value is longer than what it stands in")
-        yield tag, der[position : position + length]
+        values.append((tag, der[position : position + length]))
         position += length
+    return values

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar, Union
 
+from polywire.admission import check_guarded
 from polywire.contract import Contract, contracts_of, service_of
 from polywire.contract.event import Subscription, subscriptions_of
 from polywire.errors import SetupError
@@ -170,8 +171,10 @@ class App:
 
 def _service(cls: type[Any]) -> ServiceClass:
     label = f"{cls.__module__}:{cls.__qualname__}"
+    contracts = contracts_of(cls)
+    check_guarded(cls, {name for contract in contracts for name in service_of(contract).rpcs})
     needs = () if cls.__init__ is object.__init__ else _needs(label, cls.__init__, skip_first=True)
-    return ServiceClass(cls=cls, contracts=contracts_of(cls), subscriptions=subscriptions_of(cls), needs=needs)
+    return ServiceClass(cls=cls, contracts=contracts, subscriptions=subscriptions_of(cls), needs=needs)
 
 
 def _resource(function: Callable[..., Any]) -> Resource:
