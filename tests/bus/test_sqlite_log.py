@@ -9,6 +9,7 @@ from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import apsw
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -149,6 +150,32 @@ async def test_an_event_that_kills_its_readers_is_buried_at_the_limit(tmp_path: 
         assert (letter.envelope.body, letter.reason, letter.attempts) == (b"poison", "worker_lost", 3)
         assert letter.error == "The worker died 3 times while it handled this event."
         await consumer.close()
+
+
+async def test_events_that_kill_their_readers_take_no_others_along(tmp_path: Path) -> None:
+    """Also none that was read ahead of other partitions each time, and never begun."""
+    async with opened(tmp_path, TopicSpec(name="orders", partitions=6)) as log:
+        for n in range(30):
+            await log.append("orders", [made("poison" if n in (5, 11) else str(n))])
+        output = tmp_path / "reader"
+        for _ in range(20):
+            with process("read", log.path, "orders", str(output), "poison") as reader:
+                await until(lambda: reader.poll() is not None or lag_of(log.path) == 0)
+            if lag_of(log.path) == 0:
+                break
+        assert [letter.envelope.body for letter in await log.dead("orders", "g")] == [b"poison", b"poison"]
+        assert handled([output]) == {str(n) for n in range(30) if n not in (5, 11)} | {"poison"}
+
+
+def lag_of(path: str) -> int:
+    connection = apsw.Connection(path)
+    try:
+        left: int = connection.execute(
+            "SELECT sum(part.next - progress.next) FROM part JOIN progress ON progress.part = part.part"
+        ).get
+        return left
+    finally:
+        connection.close()
 
 
 async def test_a_retried_event_is_not_mistaken_for_one_that_was_retried_before(tmp_path: Path) -> None:

@@ -63,6 +63,12 @@ class Share:
     suspect: int
     suspects_end: int
     lost: int
+    lost_limit: int
+
+    @property
+    def last_chance(self) -> bool:
+        """Whether the next event is buried if one more reader dies while it is under way."""
+        return self.suspect == self.next and self.lost >= self.lost_limit - 1
 
     def lost_at(self, pos: int) -> int:
         """How often a reader died while this event was under way, as far as can be known."""
@@ -201,11 +207,12 @@ def assigned(tx: Transaction, team: TeamRow, owner: int) -> tuple[dict[int, Shar
         (owner, team.n, owner),
     )
     rows = tx.rows(
-        """SELECT p.part, max(p.next, part.first), p.epoch, p.suspect, p.suspects_end, p.lost, p.wanted FROM progress p
-        JOIN part ON part.topic = ? AND part.part = p.part WHERE p.team = ? AND p.owner = ?""",
-        (team.topic.n, team.n, owner),
+        """SELECT p.part, max(p.next, part.first), p.epoch, p.suspect, p.suspects_end, p.lost, q.lost_limit, p.wanted
+        FROM progress p JOIN queue q ON q.n = ? JOIN part ON part.topic = ? AND part.part = p.part
+        WHERE p.team = ? AND p.owner = ?""",
+        (team.queue.n, team.topic.n, team.n, owner),
     )
-    return {row[0]: Share(*row[:6]) for row in rows}, {row[0] for row in rows if row[6] != owner}
+    return {row[0]: Share(*row[:7]) for row in rows}, {row[0] for row in rows if row[7] != owner}
 
 
 def leave(tx: Transaction, team: TeamRow, owner: int) -> None:
@@ -224,11 +231,13 @@ def take_over(tx: Transaction, owner: int) -> None:
         (owner,),
     )
     for team, part, begin, reached, suspect, end, lost, limit in rows:
-        lost = 0 if reached <= begin else lost + 1 if suspect == begin else 1
-        end = max(end, reached)
-        if lost >= limit:
+        lost = lost if suspect == begin else int(suspect < begin < end)
+        if reached > begin:
+            lost, end = lost + 1, max(end, reached)
+        if lost >= limit and reached > begin:
             _bury_lost(tx, team, part, begin, lost)
-            begin, lost = begin + 1, 1
+            begin += 1
+            lost = int(begin < end)
         tx.execute(
             """UPDATE progress SET owner = NULL, next = ?, reached = ?, suspect = ?, suspects_end = ?, lost = ?
             WHERE team = ? AND part = ?""",
@@ -289,13 +298,33 @@ def reached(tx: Transaction, team: int, part: int, owner: int, offset: int) -> N
     tx.execute("UPDATE progress SET reached = ? WHERE team = ? AND part = ? AND owner = ?", (offset, team, part, owner))
 
 
+_OF_PROCESS = """FROM progress p JOIN owner o ON o.n = p.owner JOIN team t ON t.n = p.team JOIN queue q ON q.n = t.queue
+    WHERE o.address = (SELECT address FROM owner WHERE n = ?)"""
+
+
+def has_last_chance(tx: Transaction, owner: int) -> bool:
+    """Whether the process of *owner* has a partition, of whatever group, whose next event has its last chance."""
+    sql = f"SELECT 1 {_OF_PROCESS} AND p.suspect = p.next AND p.lost >= q.lost_limit - 1"  # noqa: S608 - no values
+    return tx.first(sql, (owner,)) is not None
+
+
+def has_any_out(tx: Transaction, owner: int) -> bool:
+    """Whether the process of *owner* has an event in hand that is not committed, of whatever group."""
+    return tx.first(f"SELECT 1 {_OF_PROCESS} AND p.reached > p.next", (owner,)) is not None  # noqa: S608 - no values
+
+
 def commit(tx: Transaction, team: int, owner: int, part: int, epoch: int, next: int) -> None:
     """All before *next* is done, unless the partition is somebody else's by now."""
-    tx.execute(
+    rows = tx.rows(
         """UPDATE progress SET next = ?, reached = max(reached, ?) WHERE team = ? AND part = ? AND owner = ?
-        AND epoch = ?""",
+        AND epoch = ? RETURNING suspect""",
         (next, next, team, part, owner, epoch),
     )
+    if rows and next == rows[0][0] + 1:
+        tx.changed.update(f"g{n}" for (n,) in tx.execute("SELECT n FROM team"))  # what waited for that may go now
+    else:
+        waiting = tx.execute("SELECT DISTINCT team FROM progress WHERE suspect = next AND lost > 1")
+        tx.changed.update(f"g{n}" for (n,) in waiting)
 
 
 def release(tx: Transaction, team: int, owner: int, parts: Sequence[int]) -> None:
