@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from typing import Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 
 class Candidate(Protocol):
@@ -14,7 +14,49 @@ class Candidate(Protocol):
     def usable(self) -> bool: ...
 
 
+class Addressed(Candidate, Protocol):
+    address: str
+
+
 Endpoint = TypeVar("Endpoint", bound=Candidate)
+Picked = TypeVar("Picked", bound=Addressed)
+
+
+class Balancer(Protocol[Picked]):
+    """What `Balance` declares, for the calls to one target. *endpoints* are never empty, and few (hundreds).
+
+    Endpoints that earlier attempts of the same call have *tried*, and those that are not usable, count only where there
+    are no others. *dice* is in [0, 1).
+    """
+
+    def pick(
+        self, endpoints: Sequence[Picked], dice: float, tried: Collection[Picked] = (), key: bytes | None = None
+    ) -> Picked:
+        """The endpoint of the next attempt; *key* is that of its call, where it has one."""
+        ...
+
+
+def eligible(endpoints: Sequence[Endpoint], tried: Collection[Endpoint]) -> Sequence[Endpoint]:
+    """Those of *endpoints* that count: usable and not tried, or at least not tried, or all."""
+    for endpoint in endpoints:
+        if not endpoint.usable or endpoint in tried:
+            break
+    else:
+        return endpoints
+    return (
+        [endpoint for endpoint in endpoints if endpoint.usable and endpoint not in tried]
+        or [endpoint for endpoint in endpoints if endpoint not in tried]
+        or endpoints
+    )
+
+
+class LeastBusy(Generic[Picked]):
+    """Power of two choices with the fewest calls under way."""
+
+    def pick(
+        self, endpoints: Sequence[Picked], dice: float, tried: Collection[Picked] = (), key: bytes | None = None
+    ) -> Picked:
+        return choose(endpoints, dice, tried)
 
 
 def choose(endpoints: Sequence[Endpoint], dice: float, tried: Collection[Endpoint] = ()) -> Endpoint:

@@ -1,0 +1,254 @@
+"""How many calls a service works on at once, and which are turned away beyond that."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable
+
+from polywire.contract.policies import Priority, Shedding
+from polywire.errors import ResourceExhausted
+
+SAMPLES = 128
+"""The last so many calls of a window are looked at."""
+LEARNING = 0.2
+"""How far what calls take without load follows a window in which they took less."""
+STEP = 0.7
+"""The limit comes down to this share of itself at once."""
+HELPED = 0.85
+"""That helped where calls take at most this share of what they took before."""
+SURE = 2
+"""Windows in a row that must show that it did not."""
+STUCK = 5
+"""Windows at the minimum after which what calls take there is what they take."""
+PROBE = 30.0
+"""Seconds after which a limit that holds calls back is looked at by a step down, about."""
+PROBE_SOON = 2.0
+"""The same after a step that did not help: that may have been a mistake."""
+
+
+class Limiter:
+    """The state machine behind a `Shedding`: admits calls up to a limit, and finds the limit by how long they take.
+
+    It belongs to the gradient limits ("Performance Under Load", Netflix 2018; `Gradient2Limit` of
+    Netflix/concurrency-limits; Envoy's adaptive concurrency): the limit grows while calls take hardly longer than
+    without load, and comes down where they take longer. What differs is how the time without load is known. An average
+    over a long time follows an overload that lasts, and then the limit grows without end
+    (Netflix/concurrency-limits#134). The shortest time ever seen makes a dependency that became slow look like load,
+    and then the limit shrinks to nothing. Here that time goes down with what is seen, and up only by an experiment:
+    what calls take because others are before them becomes less in proportion when there are fewer. So the limit walks
+    down in steps for as long as each step helps. A step that does not help is taken back: what calls take then is what
+    they take, whether that is work or the wait for somebody else. The same is done now and then while the limit holds
+    calls back, so that no wrong finding stays.
+
+    A window is judged by its quick calls, those at the tenth percentile: a queue that stands makes every call wait
+    (the insight of CoDel: Nichols and Jacobson, "Controlling Queue Delay", 2012), and a dependency that some methods
+    wait for does not.
+
+    Each call that `admit` took ends by one of `answered`, `cut_short` and `left`. All times are on one monotonic scale
+    in seconds. *seconds* count from when the call arrived, so that waiting for the loop is part of them.
+    """
+
+    def __init__(self, policy: Shedding, *, dice: Callable[[], float] = random.random) -> None:
+        self.policy = policy
+        self.in_flight = 0
+        self.shed = 0
+        """How many calls were turned away in all."""
+        self.usual = 0.0
+        """Seconds that quick calls take without load, 0 while that is not known."""
+        self._dice = dice
+        self._limit = 0.0
+        self._rooms = (0, 0, 0)
+        self._set_limit(policy.limit)
+        self._walk: tuple[float, float] | None = None
+        """While the limit comes down: what it was before the last step, and what calls took then."""
+        self._walking = False
+        self._probing = False
+        self._probe_at = math.inf
+        self._probe_after = PROBE
+        self._in_vain = 0
+        self._at_minimum = 0
+        self._began = -math.inf
+        """When the window did; while it has not, infinity."""
+        self._drain_to = math.inf
+        """After the limit came down: the calls under way as of which it holds,"""
+        self._drain_by = math.inf
+        """and when it is taken to hold, though calls of a higher priority keep their number up."""
+        self._held_since = -math.inf
+        self._samples: list[float] = []
+        self._ended = 0
+        self._cut = 0
+        self._tried = 0
+        self._refused = 0
+        self._peak = 0
+        self._low = 1 << 30
+
+    @property
+    def limit(self) -> int:
+        return self._rooms[Priority.CRITICAL]
+
+    def admit(self, priority: int) -> bool:
+        """Take a call in, or not. Health checks are not asked for."""
+        self._tried += 1
+        in_flight = self.in_flight
+        if in_flight >= self._rooms[priority]:
+            self.shed += 1
+            self._refused += 1
+            return False
+        self.in_flight = in_flight = in_flight + 1
+        if in_flight > self._peak:
+            self._peak = in_flight
+        return True
+
+    def answered(self, now: float, seconds: float) -> None:
+        """A call ended by itself after *seconds*, with an answer or an error of its own."""
+        in_flight = self.in_flight
+        self.in_flight = in_flight - 1
+        if in_flight < self._low:
+            self._low = in_flight
+        if now < self._began:
+            self._wait_until_it_holds(now, seconds)
+            return
+        ended = self._ended
+        self._ended = ended + 1
+        if ended < SAMPLES:
+            self._samples.append(seconds)
+        else:
+            self._samples[ended % SAMPLES] = seconds
+        if ended >= self.policy.window_calls - 1 and now >= self._began + self.policy.window:
+            self._window_ends(now)
+
+    def cut_short(self, now: float, seconds: float) -> None:
+        """A call was ended after *seconds* by its deadline or its caller: it would have taken longer than that."""
+        if seconds > self.usual:
+            self._cut += 1
+            self.answered(now, seconds)
+        else:
+            self.left()
+
+    def left(self) -> None:
+        """A call ended in a way that says nothing of how long calls take."""
+        self.in_flight -= 1
+
+    def refusal(self, method: str) -> ResourceExhausted:
+        """What the caller of *method* is told that was not admitted; when to come again is drawn by chance."""
+        share = self._refused / self._tried if self._tried else 0.0
+        again = self.policy.pushback * (1.0 + 9.0 * share) * (0.5 + self._dice())
+        return ResourceExhausted(
+            f"{method} was not started: the service has as many calls under way as it can answer in time. "
+            f"Try again in {again:.2g} s.",
+            retry_after=again,
+        )
+
+    # ---- windows ----
+
+    def _wait_until_it_holds(self, now: float, seconds: float) -> None:
+        """Begin the window once a call has ended that came when no more calls than now were before it."""
+        if self._held_since == math.inf and (self.in_flight <= self._drain_to or now >= self._drain_by):
+            self._held_since = now
+        if now - seconds >= self._held_since:
+            self._new_window(now)
+
+    def _new_window(self, now: float) -> None:
+        self._began = now
+        self._samples.clear()
+        self._ended = self._cut = self._tried = self._refused = 0
+        self._peak = self._low = self.in_flight
+
+    def _window_ends(self, now: float) -> None:
+        took = sorted(self._samples)[len(self._samples) // 10]
+        if not self.usual or took < self.usual:
+            self.usual += (LEARNING if self.usual else 1.0) * (took - self.usual)
+        before, walking = self._limit, self._walking
+        if self.policy.adaptive:
+            self._adapt(now, took)
+        if self._limit < before or self._walking > walking:
+            self._began = self._held_since = math.inf
+            self._drain_to = self._peak * (self._limit / before if self._refused else 1.0)
+            self._drain_by = now + 1.0 + 4.0 * took
+        else:
+            self._new_window(now)
+
+    # ---- the limit ----
+
+    def _adapt(self, now: float, took: float) -> None:
+        """Move the limit after a window in which quick calls took *took* seconds."""
+        pinned = self._refused > 0 and self._low >= STEP * self._peak - 1
+        slow = took > self.policy.tolerance * self.usual
+        if self._walking:
+            self._walk_on(now, took, pinned=pinned, slow=slow)
+        elif slow and not pinned:
+            # The limit is not what holds calls back, and too far away to tell what would: bring it near.
+            self._set_limit(min(self._limit, 1.2 * self._peak))
+        elif slow or (pinned and now >= self._probe_at):
+            # The first step is judged by a window of calls that all came when the limit was what it is now.
+            self._walking = True
+            self._probing = not slow
+        elif self._refused or self._peak >= self._limit / 2:
+            self._grow(took)
+            if not pinned or self._probe_at == math.inf:
+                self._probe_later(now)
+
+    def _grow(self, took: float) -> None:
+        """By a fifth while calls take hardly longer than without load, by little near the edge."""
+        self._at_minimum = 0
+        near = took > self.usual * (1.0 + self.policy.tolerance) / 2
+        self._set_limit(self._limit + (math.sqrt(self._limit) / 4 if near else max(1.0, self._limit / 5)))
+
+    def _walk_on(self, now: float, took: float, *, pinned: bool, slow: bool) -> None:
+        """Judge the last step, and take the next one or stop."""
+        if not pinned:
+            self._stop()
+        elif self._cut > self._ended / 10 or self._walk is None:
+            # Calls that were cut short would have taken longer, nobody knows how much: no step can be judged by them.
+            self._step_down(took)
+        elif took > HELPED * self._walk[1]:
+            self._in_vain += 1
+            if self._in_vain >= SURE:
+                self._take_back(now, took, self._walk[0])
+        elif slow or self._probing:
+            self._step_down(took)
+        else:
+            self._stop()
+
+    def _step_down(self, took: float) -> None:
+        """Take one step, unless the limit is at its minimum."""
+        self._in_vain = 0
+        if self._limit > self.policy.minimum:
+            self._walk = (self._limit, took)
+            self._set_limit(self._limit * STEP)
+            return
+        self._stop()
+        self._at_minimum += 1
+        if self._at_minimum >= STUCK:
+            self._at_minimum = 0
+            self.usual = took
+
+    def _take_back(self, now: float, took: float, limit: float) -> None:
+        """The last step, from *limit*, did not help: calls take what they take."""
+        if took > self.usual * self.policy.tolerance:
+            self._probe_after = PROBE_SOON
+        self.usual = took
+        self._set_limit(limit)
+        self._stop()
+        self._probe_later(now)
+        self._probe_after = min(PROBE, 2 * self._probe_after)
+
+    def _probe_later(self, now: float) -> None:
+        self._probe_at = now + self._probe_after * (0.75 + self._dice() / 2)
+
+    def _stop(self) -> None:
+        self._walk = None
+        self._walking = self._probing = False
+        self._in_vain = 0
+
+    def _set_limit(self, limit: float) -> None:
+        policy = self.policy
+        if policy.adaptive:
+            limit = min(float(policy.maximum), max(float(policy.minimum), limit))
+        self._limit = limit
+        self._rooms = (
+            max(1, int(limit * policy.background)),
+            max(1, int(limit * policy.normal)),
+            int(limit),
+        )

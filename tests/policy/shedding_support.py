@@ -1,0 +1,96 @@
+"""A service on virtual time: calls that come by chance, one processor, and a dependency; for tests of its limit."""
+
+from __future__ import annotations
+
+import heapq
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from polywire.contract.policies import Priority
+
+
+class Admission(Protocol):
+    @property
+    def limit(self) -> int: ...
+
+    def admit(self, priority: int) -> bool: ...
+
+    def answered(self, now: float, seconds: float) -> None: ...
+
+    def cut_short(self, now: float, seconds: float) -> None: ...
+
+
+@dataclass
+class Course:
+    """What happened, second by second."""
+
+    latencies: dict[int, list[float]] = field(default_factory=dict)
+    """Of the calls that came in this second and were answered in time."""
+    shed: dict[int, int] = field(default_factory=dict)
+    late: dict[int, int] = field(default_factory=dict)
+    limits: list[tuple[float, int]] = field(default_factory=list)
+
+    def goodput(self, first: int, last: int) -> float:
+        """Calls per second answered in time, of those that came in the seconds *first* to *last* (excluded)."""
+        return sum(len(self.latencies.get(second, ())) for second in range(first, last)) / (last - first)
+
+    def p99(self, first: int, last: int) -> float:
+        found = sorted(x for second in range(first, last) for x in self.latencies.get(second, ()))
+        return found[int(len(found) * 0.99)]
+
+    def limits_between(self, first: float, last: float) -> list[int]:
+        return [limit for at, limit in self.limits if first <= at < last]
+
+
+def simulate(
+    admission: Admission,
+    *,
+    seconds: float,
+    rate: Callable[[float], float],
+    work: float = 0.005,
+    dependency: Callable[[float], float] = lambda now: 0.02,
+    deadline: float = 1.0,
+    priority: int = Priority.NORMAL,
+    seed: int = 1,
+) -> Course:
+    """What happens to calls that come at *rate* per second.
+
+    Each waits for the *dependency* (in parallel) and then needs *work* seconds of the only processor, first come, first
+    served, both drawn by chance around these. One whose turn has not come after *deadline* seconds is given up then.
+    """
+    dice = random.Random(seed)
+    course = Course()
+    ends: list[tuple[float, int, float]] = []
+    ready: list[tuple[float, int, float]] = []
+    free_at = 0.0
+    number = 0
+    now = 0.0
+    shown = -1.0
+    while now < seconds:
+        now += dice.expovariate(rate(now))
+        # What became ready before, the processor took in that order.
+        while ready and ready[0][0] <= now:
+            at, n, came = heapq.heappop(ready)
+            start = max(at, free_at)
+            late = start - came >= deadline
+            free_at = start + (0.0 if late else work * dice.uniform(0.5, 1.5))
+            heapq.heappush(ends, (free_at, n, -came if late else came))
+        while ends and ends[0][0] <= now:
+            at, _, came = heapq.heappop(ends)
+            if came < 0:
+                admission.cut_short(at, at + came)
+                course.late[int(-came)] = course.late.get(int(-came), 0) + 1
+            else:
+                admission.answered(at, at - came)
+                course.latencies.setdefault(int(came), []).append(at - came)
+        if now - shown >= 0.05:
+            shown = now
+            course.limits.append((now, admission.limit))
+        if admission.admit(priority):
+            number += 1
+            heapq.heappush(ready, (now + dependency(now) * dice.uniform(0.8, 1.2), number, now))
+        else:
+            course.shed[int(now)] = course.shed.get(int(now), 0) + 1
+    return course
