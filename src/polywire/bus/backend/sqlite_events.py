@@ -304,13 +304,13 @@ _OF_PROCESS = """FROM progress p JOIN owner o ON o.n = p.owner JOIN team t ON t.
 
 def has_last_chance(tx: Transaction, owner: int) -> bool:
     """Whether the process of *owner* has a partition, of whatever group, whose next event has its last chance."""
-    sql = f"SELECT 1 {_OF_PROCESS} AND p.suspect = p.next AND p.lost >= q.lost_limit - 1"  # noqa: S608 - no values
+    sql = f"SELECT 1 {_OF_PROCESS} AND p.suspect = p.next AND p.lost >= q.lost_limit - 1"
     return tx.first(sql, (owner,)) is not None
 
 
 def has_any_out(tx: Transaction, owner: int) -> bool:
     """Whether the process of *owner* has an event in hand that is not committed, of whatever group."""
-    return tx.first(f"SELECT 1 {_OF_PROCESS} AND p.reached > p.next", (owner,)) is not None  # noqa: S608 - no values
+    return tx.first(f"SELECT 1 {_OF_PROCESS} AND p.reached > p.next", (owner,)) is not None
 
 
 def commit(tx: Transaction, team: int, owner: int, part: int, epoch: int, next: int) -> None:
