@@ -12,9 +12,9 @@ from evolution_changes import CHANGES, Change, Files
 from evolution_support import VERDICTS, Verdict, ask_all, buf, buf_version, spelled
 from google.protobuf import descriptor_pb2
 from proto_support import compiled, write
+from servers.pytest_plugin import MISSING
 
 from polywire.contract.breaking import CATEGORIES, RULES, Category, Contracts, breaking_changes, contracts_of_files
-from servers.pytest_plugin import MISSING
 
 STORED = json.loads(VERDICTS.read_text(encoding="utf-8"))
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from dataclasses import replace
 
 from polywire.contract.breaking.contracts import Contracts, named_alike
 from polywire.contract.breaking.findings import SIDES, Category, Finding, Rule, Side
@@ -17,6 +18,31 @@ from polywire.contract.breaking.wire_rules import WIRE_RULES
 
 RULES: dict[str, Rule] = {**PROTOBUF_RULES, **WIRE_RULES}
 """Every rule, by name."""
+
+
+def _numbers_to_write(old: Contracts, new: Contracts) -> dict[str, dict[str, int]]:
+    """By message of a contract in Python: the fields that have another number than before, with that of before.
+
+    Numbers follow the order of declaration where none is given, so that a field put in between moves those after it.
+    """
+    moved: dict[str, dict[str, int]] = {}
+    for name in new.schemas:
+        before, after = old.index.messages.get(name), new.index.messages.get(name)
+        if before is not None and after is not None:
+            numbers = {field.name: field.number for field in before.described.field}
+            fields = after.described.field
+            other = {field.name: numbers.get(field.name, field.number) for field in fields}
+            moved[name] = {field.name: other[field.name] for field in fields if other[field.name] != field.number}
+    return {name: fields for name, fields in moved.items() if fields}
+
+
+def _with_numbers(finding: Finding, numbers: Mapping[str, Mapping[str, int]]) -> Finding:
+    message, _, _ = finding.where.rpartition(".")
+    if message not in numbers or not finding.rule.name.startswith("FIELD_"):
+        return finding
+    fields = ", ".join(f"{name}: Annotated[..., Field(number={number})]" for name, number in numbers[message].items())
+    instead = f"Numbers follow the order of declaration where none is given. Write the old ones: {fields}."
+    return replace(finding, instead=instead)
 
 
 def breaking_changes(
@@ -38,5 +64,8 @@ def breaking_changes(
         found += compare_rest(old, new)
     if "contract" in sides:
         found += compare_promises(old, new)
+    found = (
+        [_with_numbers(finding, numbers) for finding in found] if (numbers := _numbers_to_write(old, new)) else found
+    )
     once = {(finding.rule.name, finding.where, finding.change): finding for finding in reversed(found)}
     return sorted(once.values(), key=lambda finding: finding.sort_key)

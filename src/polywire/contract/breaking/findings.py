@@ -42,6 +42,13 @@ class Finding:
     line: int = 0
     """In *file*, counted from 1; 0 where that is not known."""
 
+    instead: str = ""
+    """The way out of this very change, where there is a better one than the rule's."""
+
+    @property
+    def way_out(self) -> str:
+        return self.instead or self.rule.way_out
+
     @property
     def sort_key(self) -> tuple[object, ...]:
         return SIDES.index(self.rule.side), self.file, self.line, self.where, self.rule.name, self.change
