@@ -20,6 +20,7 @@ from rabbitmq_support import (
 
 from polywire.bus.backend import rabbitmq_topology as topology
 from polywire.bus.backend.rabbitmq import RabbitQueue
+from polywire.bus.backend.rabbitmq_consumer import RabbitConsumer
 from polywire.bus.core import (
     Ack,
     Bury,
@@ -297,6 +298,25 @@ async def test_closing_a_consumer_releases_what_it_holds_and_no_attempt_is_count
         assert len({each.envelope.id for each in found}) == 50
         with pytest.raises(ConsumerClosed, match=f"The consumer of '{name}' was closed."):
             await first.receive(1)
+
+
+async def test_more_shutdowns_than_the_broker_counts_bury_no_message(rabbitmq_url: str) -> None:
+    """It was prefetched by each of them, and handed out by none."""
+    name = a_name()
+    async with opened(rabbitmq_url, QueueSpec(name=name)) as queue:
+        sent = an_envelope()
+        await queue.send(name, [sent])
+        for _ in range(topology.DELIVERY_LIMIT + 2):
+            consumer = await queue.consumer(name, limit=10)
+
+            async def prefetched(consumer: RabbitConsumer = consumer) -> bool:
+                return consumer.fetched == 1
+
+            await until(prefetched, "the prefetched message")
+            await within(consumer.close())
+        assert await queue.dead(name) == []
+        [delivery] = await received(await queue.consumer(name, limit=10), 1)
+        assert (delivery.envelope.id, delivery.attempt, delivery.lost) == (sent.id, 1, 0)
 
 
 async def test_a_released_message_comes_later_and_costs_no_attempt(rabbitmq_url: str) -> None:

@@ -22,6 +22,9 @@ T = TypeVar("T")
 PASSWORD = "hunter2-of-the-suite"
 """In URLs of which no error may tell it."""
 
+WORKER: list[str] = ["-m", "polywire.testing.bus_worker"]
+"""What Python runs as a `Worker`."""
+
 
 class BusSuite:
     """Ground of `QueueSuite`, `LogSuite` and `FanoutSuite`: what a backend's class sets, and how tests wait."""
@@ -181,7 +184,7 @@ class Worker:
 async def worker_process(*arguments: str) -> AsyncIterator[Worker]:
     """Run `polywire.testing.bus_worker` with these *arguments*; killed at the end, if not before."""
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "polywire.testing.bus_worker", *arguments, stdin=PIPE, stdout=PIPE, limit=2**22
+        sys.executable, *WORKER, *arguments, stdin=PIPE, stdout=PIPE, limit=2**22
     )
     worker = Worker(process)
     try:

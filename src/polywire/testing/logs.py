@@ -529,6 +529,32 @@ class LogSuite(BusSuite):
             got = await log.receive(third, 20)
             assert {record.envelope.id for record in stale} <= {record.envelope.id for record in got}
 
+    async def test_done_of_an_older_epoch_is_ignored_when_its_next_reader_is_killed(self) -> None:
+        async with self.log(partitions=2) as log:
+            self.need(log.guarantees, "shared")
+            sent = [self.message(f"{number}", key=f"k{number}") for number in range(20)]
+            await log.append_all(sent)
+            first = log.reader(await log.only_member())
+
+            async def all_there() -> bool:
+                return len(first.records) == 20
+
+            await self.until(all_there, what="receiving 20")
+            worker = await log.worker()
+            await log.until_assigned(first.member, 1)
+            moved = [r for r in first.records if (r.topic, r.partition) not in first.member.assigned]
+            taken = await self.within(worker.receive(len(moved)), what="receiving what moved")
+            assert [one["id"] for one in taken] == [record.envelope.id for record in moved]
+            await self._done_stale(first.member, moved)
+            # What is its own is committed no earlier than what is not.
+            await first.member.done([record for record in first.records if record not in moved])
+            await log.until_lag(len(moved))
+            await worker.kill()
+            await first.stop()
+            await first.member.close()
+            again = await log.receive(await log.only_member(), len(moved))
+            assert [record.envelope.id for record in again] == [record.envelope.id for record in moved]
+
     async def test_a_member_killed_before_done_loses_no_event(self) -> None:
         async with self.log() as log:
             sent = await log.append(*"abcdefgh")
