@@ -316,8 +316,8 @@ def test_what_comes_from_queues_and_topics_cannot_be_guarded() -> None:
         with pytest.raises(SetupError) as caught:
             start()
         assert str(caught.value) == (
-            f"@allow guards {here}{method}, which is no rpc of a contract. Tasks and events come from queues and topics, "
-            "where nobody proves who put them: guard those; @allow is for rpcs."
+            f"@allow guards {here}{method}, which is no rpc of a contract. Tasks and events come from queues and "
+            "topics, where nobody proves who put them: guard those; @allow is for rpcs."
         )
 
     @allow("orders")
