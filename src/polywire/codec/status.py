@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import logging
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -11,12 +12,14 @@ from google.protobuf.message import DecodeError
 
 from polywire.codec import codec_for
 from polywire.codec.base import Malformed
+from polywire.codec.failures import TYPE_URL, own_details
 from polywire.contract.details import BadRequest, FieldViolation, RetryInfo, UnknownDetail
-from polywire.contract.message import Message, message_named
+from polywire.contract.message import Message, only_message_named
 from polywire.contract.schema import schema_of
-from polywire.errors import BY_NUMBER, CallError, InvalidArgument, Unknown
+from polywire.errors import BY_NUMBER, CallError, InvalidArgument, Unavailable, Unknown
 
-TYPE_URL = "type.googleapis.com/"
+log = logging.getLogger("polywire.errors")
+
 MAX_DETAILS = 100
 """More than that in one status are cut off: a peer chooses their number."""
 
@@ -61,12 +64,12 @@ def pack_details(details: Iterable[Any]) -> list[tuple[str, bytes]]:
 
 
 def unpack_details(packed: Iterable[tuple[str, bytes]]) -> tuple[Any, ...]:
-    """The details as messages; `UnknownDetail` where this program has no such class, or where one cannot be read."""
+    """The details as messages; `UnknownDetail` where this program has no such class, or several, or cannot read it."""
     return tuple(_unpack(url, value) for url, value in packed)
 
 
 def _unpack(url: str, value: bytes) -> Any:
-    message = message_named(url.rpartition("/")[2])
+    message = only_message_named(url.rpartition("/")[2])
     if message is None:
         return UnknownDetail(url, value)
     try:
@@ -76,20 +79,27 @@ def _unpack(url: str, value: bytes) -> Any:
         return UnknownDetail(url, value)
 
 
-def details_of(error: CallError) -> list[tuple[str, bytes]]:
-    """The details of an error, packed, with what the error says itself: its field, and when to try again."""
-    details = list(error.details)
-    if isinstance(error, InvalidArgument) and error.field and not any(isinstance(d, BadRequest) for d in details):
-        violation = FieldViolation(field=error.field, description=error.message)
-        details.append(BadRequest(field_violations=[violation]))
-    if error.retry_after is not None and error.retry_after > 0 and not any(isinstance(d, RetryInfo) for d in details):
-        details.append(RetryInfo(retry_delay=timedelta(seconds=min(error.retry_after, MAX_DELAY))))
-    return pack_details(details)
+def details_of(error: CallError, *, derived: bool = True) -> list[tuple[str, bytes]]:
+    """The details of an error, packed: its own fields, those it was given, and *derived*, what else it says itself."""
+    return own_details(error) + pack_details((*error.details, *_derived(error)) if derived else error.details)
+
+
+def _derived(error: CallError) -> Iterator[Message]:
+    """The field of the request at fault, and when to try again, unless the error's details say so."""
+    if isinstance(error, InvalidArgument) and error.field and not any(isinstance(d, BadRequest) for d in error.details):
+        yield BadRequest(field_violations=[FieldViolation(field=error.field, description=error.message)])
+    seconds = error.retry_after
+    if seconds is not None and seconds > 0 and not any(isinstance(d, RetryInfo) for d in error.details):
+        yield RetryInfo(retry_delay=timedelta(seconds=min(seconds, MAX_DELAY)))
 
 
 def encode_status(error: CallError) -> bytes:
     """`grpc-status-details-bin` of an error; empty where it has no details, and the header is not needed."""
-    packed = details_of(error)
+    return status_with(error, details_of(error))
+
+
+def status_with(error: CallError, packed: Sequence[tuple[str, bytes]]) -> bytes:
+    """The google.rpc.Status of an error with these details; empty where there are none."""
     if not packed:
         return b""
     status = _Status(code=error.number, message=error.message)
@@ -107,6 +117,20 @@ def decode_status(data: bytes) -> tuple[int, str, tuple[Any, ...]]:
         raise Malformed("google.rpc.Status: the protobuf bytes are malformed or truncated.") from error
     packed = [(detail.type_url, detail.value) for detail in status.details[:MAX_DETAILS]]
     return status.code, status.message, unpack_details(packed)
+
+
+def travelled(error: CallError) -> CallError:
+    """What the other side would get, had the error travelled: the canonical one, with copies of its details."""
+    try:
+        details = unpack_details(details_of(error)[:MAX_DETAILS])
+    except (TypeError, InvalidArgument) as mistake:
+        log.error("the details of %s were left out: %s", type(error).__name__, mistake)
+        details = unpack_details(own_details(error))
+    copied = error_from(error.number, error.message, details)
+    copied.retry_after = error.retry_after
+    if isinstance(copied, Unavailable) and isinstance(error, Unavailable):
+        copied.reached = error.reached
+    return copied.with_traceback(error.__traceback__)
 
 
 def error_from(code: int, message: str, details: Sequence[Any] = ()) -> CallError:

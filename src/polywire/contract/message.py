@@ -24,7 +24,9 @@ _FIELD_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 class Declaration:
     """What a Message's class statement says beside its fields, and what was derived from the class since."""
 
-    __slots__ = ("annotations", "cache", "event", "name", "namespace", "package", "reserved", "tag", "transparent")
+    __slots__ = (
+        "annotations", "cache", "error", "event", "name", "namespace", "package", "reserved", "tag", "transparent",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -48,6 +50,8 @@ class Declaration:
         """The local names where the class stands, for annotations that name something local."""
         self.event: Any = None
         """What `polywire.contract.event` knows of an event."""
+        self.error: Any = None
+        """The class whose fields it carries, of an error's detail (`polywire.contract.failures`)."""
         self.cache: dict[Any, Any] = {}
         """Schema and codecs, which live as long as the class."""
 
@@ -282,11 +286,20 @@ def _resolved(cls: type, field: str, hint: Any, names: dict[str, Any]) -> Any:
 
 def message_named(full_name: str) -> type[Message] | None:
     """The class that is called `shop.v1.Stock` on the wire, if this program has declared one; else None."""
+    return next(_messages_named(full_name), None)
+
+
+def only_message_named(full_name: str) -> type[Message] | None:
+    """As `message_named`, but None as well where this program has several, such as two versions of a contract."""
+    found = _messages_named(full_name)
+    first = next(found, None)
+    return first if next(found, None) is None else None
+
+
+def _messages_named(full_name: str) -> Iterator[type[Message]]:
     parts = full_name.split(".")
     for first in range(len(parts)):  # a name may be dotted as well as a package
         package, name = ".".join(parts[:first]), ".".join(parts[first:])
         for cls in _by_name.get(name, ()):
             if (cls.__polywire__.package or "") == package:
-                found: type[Message] = cls
-                return found
-    return None
+                yield cls

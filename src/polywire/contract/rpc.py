@@ -7,14 +7,15 @@ import enum
 import inspect
 import re
 import typing
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, TypeVar, overload
 
+from polywire.contract.failures import NOTHING, Raises, check_raises, listed
 from polywire.contract.message import Message
 from polywire.contract.rest import Route
 from polywire.contract.task import Task, TaskOptions, check_agreement, read_task
-from polywire.errors import ContractError
+from polywire.errors import CallError, ContractError
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 _PACKAGE = re.compile(r"[a-z_][a-z0-9_]*(\.[a-z_][a-z0-9_]*)*\Z", re.IGNORECASE)
@@ -53,6 +54,8 @@ class Rpc:
     doc: str
     prefix: str = ""
     """Of its contract: before the path of each of *routes*."""
+    raises: Raises = field(default_factory=lambda: NOTHING)
+    """The errors of the contract that callers get as the same class, by their names on the wire."""
 
     @property
     def full_name(self) -> str:
@@ -101,6 +104,7 @@ class _Options:
     timeout: float | None
     attempt_timeout: float | None
     name: str | None
+    raises: tuple[type[CallError], ...] = ()
 
 
 @overload
@@ -112,6 +116,7 @@ def rpc(
     timeout: float | None = None,
     attempt_timeout: float | None = None,
     name: str | None = None,
+    raises: Sequence[type[CallError]] = (),
 ) -> Callable[[Function], Function]: ...
 def rpc(
     *arguments: Any,
@@ -119,6 +124,7 @@ def rpc(
     timeout: float | None = None,
     attempt_timeout: float | None = None,
     name: str | None = None,
+    raises: Sequence[type[CallError]] = (),
 ) -> Any:
     """Declare a method of a contract as callable over any wire.
 
@@ -128,7 +134,9 @@ def rpc(
     *idempotent*: doing it twice is the same as doing it once, so that it may be retried although an earlier attempt
     perhaps arrived. *timeout*: seconds for the whole call; *attempt_timeout* bounds one attempt inside it. *name* is
     the name on the wire where it is not the Python name in CamelCase. *routes*: its REST forms, made by `get`, ...
+    *raises*: the errors of the contract that callers get as the same class; any other has its canonical one.
     """
+    raised = check_raises("@rpc", raises)
     for label, seconds in (("timeout", timeout), ("attempt_timeout", attempt_timeout)):
         if seconds is not None and not seconds > 0:
             raise ContractError(f"@rpc({label}={seconds!r}): a timeout is a positive number of seconds.")
@@ -140,6 +148,7 @@ def rpc(
             timeout=timeout,
             attempt_timeout=attempt_timeout,
             name=name,
+            raises=raised,
         )
         function.__rpc__ = options  # type: ignore[attr-defined]  # a plain function takes attributes
         return function
@@ -159,13 +168,21 @@ class Contract:
     """What a service promises. Subclass it with `package=` to declare one, subclass that one to implement it.
 
     *name* is the name on the wire where it is not the class's own; *prefix* goes before its REST routes, so that two
-    versions can stand side by side. Methods not declared with `@rpc` or `@task` are helpers and do not travel.
+    versions can stand side by side; *raises* are errors that all of its rpcs may raise. Methods not declared with
+    `@rpc` or `@task` are helpers and do not travel.
     """
 
     __declared__: ClassVar[tuple[str, str, str] | None] = None
+    __raises__: ClassVar[tuple[type[CallError], ...]] = ()
 
     def __init_subclass__(
-        cls, *, package: str | None = None, name: str | None = None, prefix: str = "", **others: Any
+        cls,
+        *,
+        package: str | None = None,
+        name: str | None = None,
+        prefix: str = "",
+        raises: Sequence[type[CallError]] = (),
+        **others: Any,
     ) -> None:
         super().__init_subclass__(**others)
         declares = Contract in cls.__bases__ or package is not None or name is not None
@@ -173,6 +190,11 @@ class Contract:
             if prefix:
                 raise ContractError(
                     f"{cls.__qualname__} implements a contract and gives prefix={prefix!r}, but a prefix belongs to "
+                    "the contract. Move it there."
+                )
+            if raises:
+                raise ContractError(
+                    f"{cls.__qualname__} implements a contract and gives raises=, but what callers may get belongs to "
                     "the contract. Move it there."
                 )
             return
@@ -185,6 +207,7 @@ class Contract:
                 "Write it like '/api/v1', without a slash at the end."
             )
         cls.__declared__ = (package, name or cls.__name__, prefix)
+        cls.__raises__ = (*cls.__raises__, *check_raises(cls.__qualname__, raises))
         _check_tasks(cls)
 
 
@@ -328,10 +351,11 @@ def _read(
         (False, True): Kind.SERVER_STREAM,
         (True, True): Kind.BIDIRECTIONAL,
     }[streams_requests, streams_responses]
-    _, _, prefix = contract.__declared__ or ("", "", "")
+    package, _, prefix = contract.__declared__ or ("", "", "")
+    name = options.name or wire_name(attribute)
     return Rpc(
         attribute=attribute,
-        name=options.name or wire_name(attribute),
+        name=name,
         service=service,
         kind=kind,
         request=request,
@@ -342,6 +366,7 @@ def _read(
         routes=options.routes,
         doc=inspect.cleandoc(function.__doc__ or ""),
         prefix=prefix,
+        raises=listed(package, f"{service}/{name}", dict.fromkeys((*contract.__raises__, *options.raises))),
     )
 
 

@@ -49,6 +49,7 @@ __all__ = [
     "Presence",
     "Schema",
     "Value",
+    "assign_package",
     "assign_packages",
     "closure_of",
     "enum_schema_of",
@@ -176,21 +177,25 @@ def assign_packages(services: Iterable[Service]) -> None:
     for service in services:
         methods: list[Rpc | Task] = [*service.rpcs.values(), *service.tasks.values()]
         used = [message for method in methods for message in (method.request, method.response) if message]
-        for message in closure_of(*used):
+        forms = [error.__form__ for rpc in service.rpcs.values() for error in rpc.raises.values()]
+        details = [form.detail for form in forms if form is not None]
+        for message in closure_of(*used, *details):
             if not message.__polywire__.transparent:  # those are nowhere on the wire
-                _assign(message, service.package, service.full_name)
+                assign_package(message, service.package, service.full_name)
 
 
-def _assign(message: type[Message], package: str, user: str) -> None:
+def assign_package(message: type[Message], package: str, user: str) -> None:
+    """Give a message without a package that of its *user*. Raises ContractError where another package has it."""
     declaration = message.__polywire__
     first = declaration.cache.get("assigned by")
     if declaration.package is None:
         declaration.package = package
         declaration.cache["assigned by"] = user, package
     elif first is not None and first[1] != package:
+        base = "Message" if declaration.error is None else declaration.error.__bases__[0].__name__
         raise ContractError(
             f"{message.__qualname__} has no package of its own and is used by {first[0]} and by {user}, which are in "
-            f"different packages. Say which it belongs to: class {message.__name__}(Message, package={first[1]!r})."
+            f"different packages. Say which it belongs to: class {message.__name__}({base}, package={first[1]!r})."
         )
 
 

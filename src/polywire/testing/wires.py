@@ -31,6 +31,7 @@ from polywire.errors import (
     Unimplemented,
 )
 from polywire.services import Authenticator
+from polywire.testing.wire_errors import ErrorRules
 
 C = TypeVar("C", bound=Contract)
 SOON = 5.0
@@ -313,7 +314,7 @@ class Tokens:
         return "orders" if given == "Bearer sredro" else None
 
 
-class WireSuite:
+class WireSuite(ErrorRules):
     """The rules of a call (`EndpointWire` and `Dispatcher` in `polywire.wire.seam`) as tests, the same for every wire.
 
     Override `serving`. A wire that cannot stream both ways at once says so with `bidirectional = False`.

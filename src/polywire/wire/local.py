@@ -16,6 +16,8 @@ from typing import Any
 
 from polywire.clock import SYSTEM_CLOCK, Clock
 from polywire.codec import codec_for
+from polywire.codec.failures import as_declared
+from polywire.codec.status import travelled
 from polywire.context import NO_METADATA, Call, Metadata
 from polywire.contract import Kind, Message, Rpc
 from polywire.errors import (
@@ -209,7 +211,7 @@ class _Answer:
         if self.future.done():
             return
         if error is not None:
-            self.future.set_exception(error)
+            self.future.set_exception(_told(error, self._outgoing.rpc))
         else:
             self.future.set_result(task.result())
 
@@ -288,7 +290,7 @@ class _LocalStream:
         self._decode = codec_for(outgoing.rpc.response, "proto").decode
         # The task holds the pipes but not this object, so that dropping it is noticed (see `__del__`).
         task = _start(_serve(dispatcher, handler, call, self._requests, self._answers))
-        task.add_done_callback(partial(_finished, self._requests, self._answers))
+        task.add_done_callback(partial(_finished, outgoing.rpc, self._requests, self._answers))
         task.add_done_callback(wire.stream_over)
         self._slot = 0 if outgoing.deadline is None else wire.deadlines.add(outgoing.deadline, _Alarm(self))
 
@@ -385,14 +387,21 @@ def _within(data: bytes, limit: int) -> bytes:
     return data
 
 
-def _finished(requests: _Pipe, answers: _Pipe, task: asyncio.Task[Any]) -> None:
+def _told(error: BaseException, rpc: Rpc) -> BaseException:
+    """What the caller gets of what the handler's task ended with: a copy, as if it had travelled."""
+    return as_declared(travelled(error), rpc) if isinstance(error, CallError) else error
+
+
+def _finished(rpc: Rpc, requests: _Pipe, answers: _Pipe, task: asyncio.Task[Any]) -> None:
     requests.end(discard=True)
     if task.cancelled():
         answers.end(Cancelled("The call was cancelled."))
         return
     error = task.exception()
-    if error is None or isinstance(error, CallError):
-        answers.end(error)
+    if error is None:
+        answers.end()
+    elif isinstance(error, CallError):
+        answers.end(as_declared(travelled(error), rpc))
     else:
         answers.end(Internal("internal error"))
         raise error

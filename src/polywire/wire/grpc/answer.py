@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Any, Protocol
 
+from polywire.codec.failures import as_declared
 from polywire.context import NO_METADATA, Metadata
 from polywire.contract import Rpc
 from polywire.errors import CallError, Cancelled, Internal, InvalidArgument
@@ -93,7 +94,9 @@ def outcome(
     except LookupError:
         return error_from_http(head.status, head.content_type, address)
     outgoing.trailers = metadata_from_fields(trailers) or NO_METADATA
-    return None if error is None else with_metadata(error, head.metadata, outgoing.trailers)
+    if error is None:
+        return None
+    return as_declared(with_metadata(error, head.metadata, outgoing.trailers), outgoing.rpc)
 
 
 def lost(closed: StreamClosed, outgoing: Outgoing, endpoint: Endpoint) -> CallError:

@@ -6,7 +6,8 @@ import base64
 import logging
 from collections.abc import Callable, Iterable
 
-from polywire.codec.status import decode_status, encode_status, error_from
+from polywire.codec.failures import own_details
+from polywire.codec.status import decode_status, encode_status, error_from, status_with
 from polywire.context import Metadata
 from polywire.errors import (
     BY_NUMBER,
@@ -48,7 +49,9 @@ def status_fields(error: CallError) -> list[Field]:
     details = _details(error)
     if len(details) > MAX_DETAILS:
         message += f" (Its details were left out: {len(details)} bytes are too many for a trailer.)"
-        details = b""
+        details = status_with(error, own_details(error))
+        if len(details) > MAX_DETAILS:
+            details = b""
     if message:
         fields.append((MESSAGE, encode_message(message)))
     if details:
@@ -66,7 +69,7 @@ def _details(error: CallError) -> bytes:
     except (TypeError, InvalidArgument) as mistake:
         # Whoever raised the error attached something that cannot travel; the error itself still has to.
         log.error("the details of %s were left out: %s", type(error).__name__, mistake)
-        return b""
+        return status_with(error, own_details(error))
 
 
 def _pushback(seconds: float) -> bytes:

@@ -8,6 +8,7 @@ from typing import Any
 
 from polywire.clock import SYSTEM_CLOCK, Clock
 from polywire.codec import codec_for
+from polywire.codec.failures import as_declared
 from polywire.context import Metadata
 from polywire.contract import Kind, Message, Rpc
 from polywire.errors import CallError, Cancelled, Internal, InvalidArgument
@@ -109,7 +110,7 @@ class ConnectWire:
             fields = reply.head.fields + reply.tail
             error = connect.error_from_response(head.status, fields, body, self.address, content_type)
             error.metadata = Metadata((*head.metadata.pairs(), *head.trailers.pairs()))
-            raise error
+            raise as_declared(error, outgoing.rpc)
         if content_type != method.content_type:
             raise Internal(
                 f"{self.address} answered {outgoing.rpc.full_name} with {content_type[:60].decode('latin-1')!r} "
@@ -273,7 +274,7 @@ class _Answers:
             return
         error, trailers = connect.read_end_of_stream(plain)
         self._outgoing.trailers = trailers
-        self._end(error)
+        self._end(None if error is None else as_declared(error, self._outgoing.rpc))
 
     def ended(self, trailers: tuple[Field, ...]) -> None:
         if self.over:
@@ -283,9 +284,10 @@ class _Answers:
         head = self._head
         if head is not None and head.status != 200:
             content_type = connect.media_type(dict(head.fields).get(b"content-type", b""))
-            self._end(
-                connect.error_from_response(head.status, head.fields, self._plain, self._calls.address, content_type)
+            error = connect.error_from_response(
+                head.status, head.fields, self._plain, self._calls.address, content_type
             )
+            self._end(as_declared(error, self._outgoing.rpc))
         else:
             self._end(
                 Internal(

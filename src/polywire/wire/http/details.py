@@ -10,7 +10,8 @@ from typing import Any
 import msgspec
 
 from polywire.codec import codec_for
-from polywire.codec.status import MAX_DETAILS, TYPE_URL, details_of, unpack_details
+from polywire.codec.failures import TYPE_URL, own_details
+from polywire.codec.status import MAX_DETAILS, details_of, unpack_details
 from polywire.codec.status import error_from as error_of_code
 from polywire.contract import Message
 from polywire.errors import BY_CODE, CallError, InvalidArgument
@@ -20,13 +21,13 @@ log = logging.getLogger("polywire.server")
 Packed = tuple[str, bytes]
 
 
-def packed_details(error: CallError) -> list[Packed]:
-    """Type URL and bytes of each detail. What cannot be sent is logged and left out, so that the error arrives."""
+def packed_details(error: CallError, *, derived: bool = True) -> list[Packed]:
+    """As `details_of`, but what cannot be sent is logged and left out, so that the error arrives."""
     try:
-        return details_of(error)
+        return details_of(error, derived=derived)
     except (TypeError, InvalidArgument) as wrong:
         log.error("the details of %s: %s were not sent: %s", error.code, error.message, wrong)
-        return []
+        return own_details(error)
 
 
 def details_in_json(packed: list[Packed]) -> list[dict[str, Any]]:
@@ -44,12 +45,18 @@ def details_in_json(packed: list[Packed]) -> list[dict[str, Any]]:
     return found
 
 
-def error_from(code: str, message: str, details: Any) -> CallError:
+def error_from(code: str, message: str, details: Any, *, fields: Message | None = None) -> CallError:
     """The error that another side described. Details that cannot be read are left out. Raises KeyError for a code that
-    does not exist."""
+    does not exist.
+
+    *fields*: those of an error of a contract as they stood beside the details; one of that type among them wins.
+    """
     entries = details[:MAX_DETAILS] if isinstance(details, list) else []
     packed = [found for found in map(_unpacked, entries) if found is not None]
-    return error_of_code(BY_CODE[code].number, message, unpack_details(packed))
+    unpacked = unpack_details(packed)
+    if fields is not None and not any(isinstance(detail, type(fields)) for detail in unpacked):
+        unpacked = (fields, *unpacked)
+    return error_of_code(BY_CODE[code].number, message, unpacked)
 
 
 def _unpacked(detail: Any) -> Packed | None:

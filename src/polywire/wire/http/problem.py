@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterable
 from http import HTTPStatus
@@ -9,12 +10,16 @@ from typing import Any
 
 import msgspec
 
-from polywire.codec import Malformed
+from polywire.codec import Malformed, codec_for
+from polywire.codec.failures import MAX_DETAIL_BYTES, fields_as_message
+from polywire.contract.failures import name_of, reason_of, travels
+from polywire.contract.message import Message, only_message_named
 from polywire.errors import (
     DO_NOT_RETRY,
     Aborted,
     CallError,
     Cancelled,
+    ContractError,
     DeadlineExceeded,
     Internal,
     InvalidArgument,
@@ -27,8 +32,10 @@ from polywire.errors import (
     Unknown,
 )
 from polywire.net.stream import Field, Headers
-from polywire.wire.http.details import Packed, details_in_json, error_from, packed_details
+from polywire.wire.http.details import details_in_json, error_from, packed_details
 from polywire.wire.seam import HEADERS_TOO_LARGE, PUSHBACK, REACHED, REQUEST_ID, refused_headers
+
+log = logging.getLogger("polywire.errors")
 
 CONTENT_TYPE = b"application/problem+json"
 _TITLES = {413: "Content Too Large", 422: "Unprocessable Content", 499: "Client Closed Request"}
@@ -75,6 +82,8 @@ def status_of(error: CallError) -> int:
     """The HTTP status of *error* on a REST route."""
     if isinstance(error, Refusal):
         return error.status
+    if error.__form__ is not None and error.__form__.rest_status is not None:
+        return error.__form__.rest_status
     if isinstance(error, InvalidArgument) and not isinstance(error, Malformed):
         return 422
     return error.http_status
@@ -107,23 +116,30 @@ def document_of(error: CallError, request_id: str) -> bytes:
         "title": title_of(status),
         "status": status,
         "detail": message,
-        "error": {"code": error.code, "message": error.message, "field": getattr(error, "field", None)},
+        "error": _error_object(error),
         "request_id": request_id,
     }
-    details = _details(error)
+    details = packed_details(error, derived=False)  # what could be derived, the document says in other words
     if details:
         document["details"] = details_in_json(details)
     return _encode(document)
 
 
-def _details(error: CallError) -> list[Packed]:
-    """The details without those that were derived from what the document says in other words."""
-    packed = packed_details(error)
-    given = len(error.details)
-    return packed[:given] + [part for part in packed[given:] if not part[0].endswith(_DERIVED)]
-
-
-_DERIVED = ("/google.rpc.BadRequest", "/google.rpc.RetryInfo")
+def _error_object(error: CallError) -> dict[str, Any]:
+    """Code, message and field; of an error of a contract also its reason, type and fields."""
+    told: dict[str, Any] = {"code": error.code, "message": error.message, "field": getattr(error, "field", None)}
+    kind = type(error)
+    if not travels(kind):
+        return told
+    try:
+        fields = fields_as_message(error)
+        written = codec_for(type(fields), "json").encode(fields)
+    except (ContractError, InvalidArgument) as wrong:
+        log.debug("%s has no JSON form: %s", kind.__qualname__, wrong)  # told where its details are packed
+        return told
+    if len(written) <= MAX_DETAIL_BYTES:
+        told |= {"reason": reason_of(kind), "type": name_of(kind), "details": msgspec.Raw(written)}
+    return told
 
 
 def fields_of(error: CallError, request_id: str) -> list[Field]:
@@ -211,11 +227,26 @@ def _described(body: bytes) -> CallError | None:
     if not isinstance(told, dict):
         return None
     message = told.get("message")
+    text = message if isinstance(message, str) else ""
     try:
-        error = error_from(told.get("code", ""), message if isinstance(message, str) else "", document.get("details"))
+        error = error_from(told.get("code", ""), text, document.get("details"), fields=_fields_told(told))
     except (KeyError, TypeError):
         return None
     field = told.get("field")
     if isinstance(error, InvalidArgument) and isinstance(field, str):
         error.field = field
     return error
+
+
+def _fields_told(told: dict[str, Any]) -> Message | None:
+    """The fields in `error.details`, where this program knows their type: what a service in another framework sends."""
+    name, fields = told.get("type"), told.get("details")
+    kind = only_message_named(name) if isinstance(name, str) and isinstance(fields, dict) else None
+    if kind is None:
+        return None
+    try:
+        read: Message = codec_for(kind, "json").decode(_encode(fields))
+    except InvalidArgument as wrong:
+        log.debug("the fields of %s could not be read: %s", name, wrong)
+        return None
+    return read

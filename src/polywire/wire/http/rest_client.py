@@ -11,6 +11,7 @@ import msgspec
 
 from polywire.clock import SYSTEM_CLOCK, Clock
 from polywire.codec import check, codec_for
+from polywire.codec.failures import as_declared
 from polywire.context import NO_METADATA
 from polywire.contract import Kind, Message, Rpc
 from polywire.contract.fields import INTEGER_RANGES
@@ -123,7 +124,7 @@ class RestWire:
         if not 200 <= head.status <= 299:
             error = error_from_response(head.status, reply.head.fields + reply.tail, body, self.address)
             error.metadata = outgoing.headers
-            raise error
+            raise as_declared(error, outgoing.rpc)
         if outgoing.rpc.response is None:
             return None
         content_type = head.content_type
