@@ -10,9 +10,8 @@ from pathlib import Path, PurePosixPath
 
 from polywire.cli.protoc import compile_protos, package_of, root_of
 from polywire.cli.targets import Found
-from polywire.contract import service_of
 from polywire.contract.breaking import Contracts, contracts_of_files, contracts_of_services
-from polywire.errors import SetupError
+from polywire.errors import ContractError, SetupError
 from polywire.system.file import load
 from polywire.system.plan import catalogue
 
@@ -26,17 +25,27 @@ def exported_contracts(modules: Sequence[str], *, file: str | None, profile: str
     """What `polywire contract export` would write now, of *modules*, or of those that declare the contracts of the
     system's services; and the directory whose repository is meant. Raises SetupError.
     """
-    found, directory = Found("compared"), Path.cwd()
-    if not modules:
-        system = load(file, profile=profile)
-        directory = system.directory
-        owned = [contract for contract, owner in catalogue(system).values() if owner]
-        if not owned:
-            raise SetupError(f"No service of {system.file} implements a contract, so there is nothing to compare.")
-        modules = list(dict.fromkeys(service_of(contract).contract.__module__ for contract in owned))
+    if modules:
+        return _exported(modules), Path.cwd()
+    system = load(file, profile=profile)
+    owned = [contract for contract, owner in catalogue(system).values() if owner]
+    if not owned:
+        raise SetupError(f"No service of {system.file} implements a contract, so there is nothing to compare.")
+    modules = list(dict.fromkeys(contract.__module__ for contract in owned))
+    try:
+        return _exported(modules), system.directory
+    except ContractError as error:
+        raise SetupError(
+            f"The contracts of {system.file} cannot be exported together. {error} Or say whose files are committed: "
+            f"polywire contract check --committed {' '.join(modules)}."
+        ) from error
+
+
+def _exported(modules: Sequence[str]) -> Contracts:
+    found = Found("compared")
     for module in modules:
         found.add(module)
-    return contracts_of_services(found.services, found.messages, found.enums), directory
+    return contracts_of_services(found.services, found.messages, found.enums)
 
 
 def committed_contracts(
@@ -58,8 +67,13 @@ def committed_contracts(
         if not meant:
             raise _nothing(place, ref, packages, any_file=bool(paths))
         roots = [root_of(path) for path in meant]
-        compiled, names = compile_protos(meant, [*dict.fromkeys(roots), *include], done="compared")
-        return contracts_of_files(compiled, names)
+        try:
+            compiled, names = compile_protos(meant, [*dict.fromkeys(roots), *include], done="compared")
+            return contracts_of_files(compiled, names)
+        except SetupError as error:
+            # By the names that the files have in git, not by those of the copy.
+            said = str(error).replace(f"{Path(copy).resolve()}/", "").replace(f"{copy}/", "")
+            raise SetupError(f"In {ref}, {said}") from error
 
 
 def _nothing(place: Path, ref: str, packages: set[str], *, any_file: bool) -> SetupError:
