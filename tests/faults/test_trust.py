@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any, cast
 
@@ -139,7 +139,7 @@ async def collected(stream: AsyncIterator[Line]) -> Line:
 
 async def all_kinds(till: Till) -> dict[str, Line | CallError]:
     """What each method of the till answers, or ends with."""
-    calls = {
+    calls: dict[str, Callable[[], Awaitable[Line]]] = {
         "Write": lambda: till.write(Line(text="a")),
         "Read": lambda: till.read(Line(text="a")),
         "Watch": lambda: collected(till.watch(Line())),
