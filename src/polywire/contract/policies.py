@@ -274,7 +274,7 @@ class Ejection(Policy):
     interval: float = 1.0
     """Seconds after which the endpoints are compared."""
     minimum_calls: int = 5
-    """An endpoint with fewer calls in the interval is not compared with the others."""
+    """An endpoint is compared with the others once it had so many calls."""
     failure_rate: float = 0.2
     """Left out where the share of its calls that failed is over that of the others by this much."""
     slow_factor: float = 8.0

@@ -78,6 +78,8 @@ class Outliers(Generic[E]):
         self._left: Sequence[E] = ()
         self._out = 0
         self._compare_at = -math.inf
+        self._usual = math.inf
+        """Seconds that answers took in the last interval."""
         self._listen = listen
 
     def rotation(self, endpoints: Sequence[E], now: float) -> Sequence[E]:
@@ -111,7 +113,7 @@ class Outliers(Generic[E]):
         if health is None or began < health.since:
             return
         if health.out:
-            self._back(health, now)
+            self._trial_answered(health, now, now - began)
             return
         health.consecutive = 0
         health.calls += 1
@@ -150,7 +152,7 @@ class Outliers(Generic[E]):
     # ---- leaving out ----
 
     def _compare(self, now: float) -> None:
-        """Look at what the interval brought, the worst endpoint first, and begin the next one."""
+        """Look at what the interval brought, the worst endpoint first; what had too few calls goes on collecting."""
         self._compare_at = now + self.policy.interval
         seen = [health for health in self.health.values() if health.calls and not health.out]
         seen.sort(key=lambda health: (health.failures / health.calls, health.mean), reverse=True)
@@ -161,8 +163,10 @@ class Outliers(Generic[E]):
                 self._eject(health, now, reason)
             else:
                 health.times = max(0, health.times - 1)
+        self._usual = self._mean([health for health in seen if not health.out])
         for health in seen:
-            health.clear()
+            if health.calls >= self.policy.minimum_calls:
+                health.clear()
 
     def _is_outlier(self, health: Health[E], others: Sequence[Health[E]]) -> str:
         """Why *health* is, compared with *others*; empty where it is not."""
@@ -174,11 +178,19 @@ class Outliers(Generic[E]):
         rate, usual = health.failures / health.calls, failures / calls
         if rate - usual >= policy.failure_rate:
             return f"{rate:.0%} of its calls failed, and {usual:.0%} of the others'"
-        answered = calls - failures
-        usual_time = sum(other.seconds for other in others) / answered if answered else math.inf
-        if health.mean >= max(policy.slow_floor, policy.slow_factor * usual_time):
+        usual_time = self._mean(others)
+        if self._is_slow(health.mean, usual_time):
             return f"its calls took {health.mean:.3g} s, and the others' {usual_time:.3g} s"
         return ""
+
+    def _is_slow(self, seconds: float, usual: float) -> bool:
+        return seconds >= max(self.policy.slow_floor, self.policy.slow_factor * usual)
+
+    @staticmethod
+    def _mean(healths: Sequence[Health[E]]) -> float:
+        """Seconds that answers of these took, infinity where there were none: then none is slow."""
+        answered = sum(health.calls - health.failures for health in healths)
+        return sum(health.seconds for health in healths) / answered if answered else math.inf
 
     def _eject(self, health: Health[E], now: float, reason: str) -> None:
         if self._out + 1 > self.policy.max_ejected * len(self.health):
@@ -212,7 +224,10 @@ class Outliers(Generic[E]):
             health.trial = False
             health.since = math.inf
 
-    def _back(self, health: Health[E], now: float) -> None:
+    def _trial_answered(self, health: Health[E], now: float, seconds: float) -> None:
+        if self._is_slow(seconds, self._usual):
+            self._keep_out(health, now, f"the call that tried it took {seconds:.3g} s")
+            return
         self._out -= 1
         health.out = health.trial = False
         health.consecutive = 0
