@@ -347,7 +347,8 @@ REST_STATUSES: dict[str, frozenset[int]] = {
 """What `http_status=` of a class may be: statuses that tell a client without the problem document to do the same. Other
 codes have their canonical one alone, as proxies and clients act on those statuses by themselves (retry, log in)."""
 
-_EVERYWHERE = frozenset({"attempts", "field", "metadata", "method", "reached", "request_id", *dir(CallError)})
+RESERVED_BY_ERRORS = frozenset({"attempts", "field", "metadata", "method", "reached", "request_id", *dir(CallError)})
+"""What no field can be called, as some or all errors have such an attribute."""
 
 
 class ErrorForm:
@@ -397,11 +398,11 @@ class ErrorForm:
         for field, hint in inspect.get_annotations(error).items():
             if "ClassVar" in str(hint):
                 continue
-            if field in _EVERYWHERE or field.startswith("_"):
+            if field in RESERVED_BY_ERRORS or field.startswith("_"):
+                why = f"every error has {field!r} of its own" if field in RESERVED_BY_ERRORS else "it begins with '_'"
                 raise ContractError(
-                    f"{error.__qualname__}.{field} cannot be a field: "
-                    + (f"every error has {field!r} of its own. " if field in _EVERYWHERE else "it begins with '_'. ")
-                    + "Call it something else; Annotated[..., Field(name=...)] gives it that name on the wire."
+                    f"{error.__qualname__}.{field} cannot be a field: {why}. "
+                    "Call it something else; Annotated[..., Field(name=...)] gives it that name on the wire."
                 )
             own = vars(error)
             self._add({field: (error, hint)}, {field: own[field]} if field in own else {})

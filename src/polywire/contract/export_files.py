@@ -12,13 +12,15 @@ from typing import Any
 
 from google.protobuf import descriptor_pb2
 
+from polywire.contract.error_comments import error_comment
 from polywire.contract.export_http import ANNOTATIONS, rule_of, set_rule
 from polywire.contract.export_messages import describe_enum, describe_message
 from polywire.contract.export_standard import EMPTY, STANDARD_TYPES
+from polywire.contract.failures import detail_of, errors_of
 from polywire.contract.message import Message
 from polywire.contract.rpc import Rpc, Service
 from polywire.contract.schema import EnumSchema, Form, Schema, closure_of, enum_schema_of, enums_of, schema_of
-from polywire.errors import ContractError
+from polywire.errors import CallError, ContractError
 
 FileProto = descriptor_pb2.FileDescriptorProto
 _MESSAGES = FileProto.MESSAGE_TYPE_FIELD_NUMBER
@@ -66,10 +68,16 @@ class Files:
         """The full name of every message and enum."""
         self.homes: dict[str, str] = {}
         """The file of every full name."""
+        self.raised_by: dict[type[CallError], list[str]] = {}
+        """The rpcs that raise each error, by their full names."""
         self.http = http
         self._taken: dict[str, str] = {}
         self._files: dict[str, File] = {}
+        for service in services:
+            for error, rpcs in errors_of(service).items():
+                self.raised_by.setdefault(error, []).extend(rpcs)
         used = [message for service in services for message in _messages_of(service)]
+        used += [detail_of(error) for error in self.raised_by]
         for message in closure_of(*used, *messages):
             if not schema_of(message).transparent:
                 self._place_message(schema_of(message))
@@ -248,7 +256,11 @@ class File:
         describe_message(described, node.schema, files.names)
         _reserve(described, node.schema)
         self._needed.update(_homes_of(described, files))
-        self._comment(path, inspect.cleandoc(node.schema.doc))
+        doc = inspect.cleandoc(node.schema.doc)
+        error = node.schema.message.__polywire__.error
+        if error is not None:
+            doc = f"{doc}\n\n{error_comment(error, files.raised_by.get(error, ()), self.package)}"
+        self._comment(path, doc)
         self._comment_fields(node.schema, described, path)
 
     def _comment_fields(self, schema: Schema, described: descriptor_pb2.DescriptorProto, path: Path) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from google.protobuf import descriptor_pb2
 
 from polywire.contract import wellknown
+from polywire.contract.error_comments import ErrorComment, read_error_comment
 from polywire.contract.export_http import rule_in
 from polywire.contract.export_messages import TYPES
 from polywire.contract.export_text import has_json_name
@@ -17,6 +18,7 @@ from polywire.contract.protofile.naming import ClassNames, field_names, member_n
 from polywire.contract.protofile.routes import routes_of
 from polywire.contract.rpc import wire_name
 from polywire.contract.schema import snake, upper_snake
+from polywire.errors import RESERVED_BY_ERRORS
 
 EMPTY = "google.protobuf.Empty"
 NULL_VALUE = "google.protobuf.NullValue"
@@ -60,15 +62,37 @@ class _Module:
         self._zeros: dict[str, str] = {}
         self._tags: dict[str, str] = {}
         self._ignored: set[str] = set()
+        self._errors = dict(self._find_errors())
+        self._raises = self._find_raises()
         self._classes = ClassNames(self._well_known_in_use())
         self._give_names()
 
     def _well_known_in_use(self) -> set[str]:
         """The names that will be imported, so that no class of the file gets them."""
-        used = {"NullValue"}
+        used = {"NullValue", *(comment.canonical.__name__ for comment in self._errors.values())}
         for entry in (*self._messages, *self._services):
             used.update(name.rpartition(".")[2] for name in _type_names(entry) if name.removeprefix(".") in _WELL_KNOWN)
         return used
+
+    def _find_errors(self) -> Iterator[tuple[str, ErrorComment]]:
+        """The messages whose comment says that they are errors, and that are nothing else besides."""
+        elsewhere = {
+            name.removeprefix(".") for entry in (*self._messages, *self._services) for name in _type_names(entry)
+        }
+        for entry in self._messages:
+            _, comment = read_error_comment(entry.comments.text(*entry.path))
+            if comment is not None and entry.full_name not in elsewhere:
+                yield entry.full_name, comment
+
+    def _find_raises(self) -> dict[str, list[str]]:
+        """The errors of each rpc, by its full name, `shop.v1.Orders.Place`."""
+        found: dict[str, list[str]] = {}
+        for full_name, comment in self._errors.items():
+            package = self._entries[full_name].file.package
+            for name in comment.raised_by:
+                relative = f"{package}.{name}" if package and name.count(".") == 1 else name
+                found.setdefault(relative, []).append(full_name)
+        return found
 
     def _give_names(self) -> None:
         entries = [*self._messages, *self._services, *self._enums]
@@ -175,9 +199,9 @@ class _Module:
     def _message(self, entry: Entry) -> Iterator[list[str]]:
         message = entry.described
         assert isinstance(message, descriptor_pb2.DescriptorProto)  # noqa: S101 - selected by type
-        base = self._import("polywire.contract", "Message")
         python = self._names[entry.full_name]
-        names = field_names(_attribute_sources(message), self._classes)
+        error = self._errors.get(entry.full_name)
+        names = field_names(_attribute_sources(message), self._classes, RESERVED_BY_ERRORS if error else ())
         fields: list[str] = []
         wrappers: list[list[str]] = []
         begun: set[int] = set()
@@ -191,15 +215,24 @@ class _Module:
                 doc = entry.comments.paragraphs(*entry.path, 2, index)
                 fields += self._field(message, field, names[field.name], doc)
         yield from wrappers
+        base, doc = self._base_and_doc(entry, error)
         keywords: list[str | Group] = [base, f"package={literal(entry.file.package)}"]
         if entry.name != python:
             keywords.append(f"name={literal(entry.name)}")
         reserved = _reserved(message)
         if reserved:
             keywords.append(tuple_of("reserved=", reserved))
+        if error is not None and error.http_status is not None:
+            keywords.append(f"http_status={error.http_status}")
         if entry.full_name in self._tags:
             keywords.append(f"tag={literal(self._tags[entry.full_name])}")
-        yield [*_class(python, keywords), *_body(docstring(entry.comments.text(*entry.path), 4), fields)]
+        yield [*_class(python, keywords), *_body(docstring(doc, 4), fields)]
+
+    def _base_and_doc(self, entry: Entry, error: ErrorComment | None) -> tuple[str, str]:
+        text = entry.comments.text(*entry.path)
+        if error is None:
+            return self._import("polywire.contract", "Message"), text
+        return self._import("polywire.errors", error.canonical.__name__), read_error_comment(text)[0]
 
     def _field(self, message: descriptor_pb2.DescriptorProto, field: FieldProto, attribute: str, doc: str) -> list[str]:
         options = [f"number={field.number}"]
@@ -308,7 +341,8 @@ class _Module:
             comment = docstring(entry.comments.text(*entry.path, 2, index), 8)
             attribute = attributes[method.name]
             yield from (f"    # {line}" for line in routes[index].left_out)
-            yield from self._decorator(method, attribute, routes[index].written)
+            raises = [self._names[name] for name in self._raises.get(f"{entry.full_name}.{method.name}", ())]
+            yield from self._decorator(method, attribute, routes[index].written, raises)
             yield from self._signature(method, attribute)
             yield from comment
             yield "        raise NotImplementedError"
@@ -316,7 +350,7 @@ class _Module:
             yield "    pass"
 
     def _decorator(
-        self, method: descriptor_pb2.MethodDescriptorProto, attribute: str, routes: Iterable[Group]
+        self, method: descriptor_pb2.MethodDescriptorProto, attribute: str, routes: Iterable[Group], raises: list[str]
     ) -> list[str]:
         rpc = self._import("polywire.contract", "rpc")
         arguments: list[str | Group] = list(routes)
@@ -324,6 +358,8 @@ class _Module:
             arguments.append("idempotent=True")
         if wire_name(attribute) != method.name:
             arguments.append(f"name={literal(method.name)}")
+        if raises:
+            arguments.append(tuple_of("raises=", raises))
         return Group(f"@{rpc}(", arguments, ")").lines(4) if arguments else [f"    @{rpc}"]
 
     def _signature(self, method: descriptor_pb2.MethodDescriptorProto, attribute: str) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import keyword
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 
 from polywire.contract.schema import snake, upper_snake
 
@@ -74,11 +74,17 @@ def _capitalized(part: str) -> str:
     return part[:1].upper() + part[1:]
 
 
-def field_names(names: Sequence[str], classes: ClassNames) -> dict[str, str]:
-    """Attributes for the fields of a message: their own names where Python and the type checkers can live with them."""
-    return _distinct(
-        names, lambda name: name, lambda name: name in IN_ANNOTATIONS or name in classes or name in _NO_FIELDS
-    )
+def field_names(names: Sequence[str], classes: ClassNames, taken: Collection[str] = ()) -> dict[str, str]:
+    """Attributes for the fields of a message: their own names where Python and the type checkers can live with them.
+
+    *taken*: what its class has already. A field of an error cannot begin with an underscore either.
+    """
+
+    def derive(name: str) -> str:
+        return f"x{name}" if taken and name.startswith("_") else name
+
+    forbidden = {*IN_ANNOTATIONS, *_NO_FIELDS, *taken}
+    return _distinct(names, derive, lambda name: name in forbidden or name in classes)
 
 
 def method_names(names: Sequence[str], classes: ClassNames, verbs: Iterable[str]) -> dict[str, str]:
