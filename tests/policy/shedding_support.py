@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 import random
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -31,6 +32,9 @@ class Course:
     shed: dict[int, int] = field(default_factory=dict)
     late: dict[int, int] = field(default_factory=dict)
     limits: list[tuple[float, int]] = field(default_factory=list)
+    turned_away: Counter[int] = field(default_factory=Counter)
+    """By priority."""
+    came: Counter[int] = field(default_factory=Counter)
 
     def goodput(self, first: int, last: int) -> float:
         """Calls per second answered in time, of those that came in the seconds *first* to *last* (excluded)."""
@@ -39,6 +43,9 @@ class Course:
     def p99(self, first: int, last: int) -> float:
         found = sorted(x for second in range(first, last) for x in self.latencies.get(second, ()))
         return found[int(len(found) * 0.99)]
+
+    def shed_between(self, first: int, last: int) -> int:
+        return sum(self.shed.get(second, 0) for second in range(first, last))
 
     def limits_between(self, first: float, last: float) -> list[int]:
         return [limit for at, limit in self.limits if first <= at < last]
@@ -52,7 +59,7 @@ def simulate(
     work: float = 0.005,
     dependency: Callable[[float], float] = lambda now: 0.02,
     deadline: float = 1.0,
-    priority: int = Priority.NORMAL,
+    priority: Callable[[random.Random], int] = lambda dice: Priority.NORMAL,
     seed: int = 1,
 ) -> Course:
     """What happens to calls that come at *rate* per second.
@@ -88,9 +95,12 @@ def simulate(
         if now - shown >= 0.05:
             shown = now
             course.limits.append((now, admission.limit))
-        if admission.admit(priority):
+        whose = priority(dice)
+        course.came[whose] += 1
+        if admission.admit(whose):
             number += 1
             heapq.heappush(ready, (now + dependency(now) * dice.uniform(0.8, 1.2), number, now))
         else:
+            course.turned_away[whose] += 1
             course.shed[int(now)] = course.shed.get(int(now), 0) + 1
     return course

@@ -1,0 +1,292 @@
+"""Shedding: who is admitted, and that the limit finds its level; on a modelled service, in virtual time."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.policy.shedding_support import simulate
+
+from polywire.contract.policies import Priority, Shedding
+from polywire.errors import ResourceExhausted
+from polywire.policy.retry import is_retryable
+from polywire.policy.shedding import Limiter
+
+CAPACITY = 200
+"""Calls per second of the modelled service: 5 ms of one processor each."""
+
+
+def limiter(**values: Any) -> Limiter:
+    return Limiter(Shedding(**values), dice=random.Random(1).random)
+
+
+# ---- admission ----
+
+
+@given(
+    st.integers(1, 12),
+    st.lists(st.tuples(st.sampled_from(["in", "in", "in", "out"]), st.sampled_from(list(Priority))), max_size=80),
+)
+def test_a_call_is_admitted_exactly_where_its_class_has_room(limit: int, steps: list[tuple[str, Priority]]) -> None:
+    """Against a model that keeps the list of calls under way."""
+    real = limiter(limit=limit, adaptive=False)
+    rooms = {Priority.BACKGROUND: 0.6, Priority.NORMAL: 0.9, Priority.CRITICAL: 1.0}
+    under_way: list[Priority] = []
+    turned_away = 0
+    for step, priority in steps:
+        if step == "out" and under_way:
+            under_way.pop()
+            real.answered(0.0, 0.01)
+        elif step == "in":
+            room = max(1, int(limit * rooms[priority]))
+            admitted = len(under_way) < room
+            assert real.admit(priority) == admitted
+            if admitted:
+                under_way.append(priority)
+            turned_away += not admitted
+        assert real.in_flight == len(under_way) <= limit
+        assert real.shed == turned_away
+        assert real.limit == limit
+
+
+def test_a_call_that_is_turned_away_is_told_when_to_come_again() -> None:
+    one = Limiter(Shedding(limit=1, adaptive=False, pushback=0.1), dice=lambda: 0.5)
+    assert one.admit(Priority.NORMAL)
+    assert not one.admit(Priority.NORMAL)
+    error = one.refusal("shop.v1.Inventory/CheckStock")
+    assert isinstance(error, ResourceExhausted)
+    assert str(error) == (
+        "shop.v1.Inventory/CheckStock was not started: the service has as many calls under way as it can answer in "
+        "time. Try again in 0.55 s."
+    )
+    assert error.retry_after == pytest.approx(0.1 * (1 + 9 * 0.5))
+    assert is_retryable(error, repeatable=False)
+
+
+@given(st.integers(0, 100), st.floats(0, 1, exclude_max=True))
+def test_pushback_grows_with_the_share_that_is_turned_away_and_is_spread_by_chance(away: int, dice: float) -> None:
+    one = Limiter(Shedding(limit=1, adaptive=False, pushback=0.1), dice=lambda: dice)
+    for _ in range(away + 1):
+        one.admit(Priority.CRITICAL)
+    again = one.refusal("m").retry_after
+    assert again is not None
+    assert again == pytest.approx(0.1 * (1 + 9 * away / (away + 1)) * (0.5 + dice))
+    assert 0.05 <= again < 1.5
+
+
+# ---- whatever happens ----
+
+
+@settings(max_examples=150)
+@given(st.data())
+def test_the_limit_stays_between_its_bounds_and_every_place_comes_back(data: st.DataObject) -> None:
+    policy = Shedding(limit=8, minimum=3, maximum=40, window=0.05, window_calls=data.draw(st.integers(1, 5)))
+    one = Limiter(policy, dice=random.Random(1).random)
+    dice = random.Random(data.draw(st.integers(0, 2**32)))
+    now, under_way = 0.0, []
+    for _ in range(data.draw(st.integers(0, 400))):
+        now += dice.expovariate(100.0)
+        if one.admit(dice.choice(list(Priority))):
+            under_way.append(now)
+        while under_way and dice.random() < 0.6:
+            began = under_way.pop(dice.randrange(len(under_way)))
+            end = dice.choice([one.answered, one.answered, one.cut_short])
+            if dice.random() < 0.1:
+                one.left()
+            else:
+                end(now, now - began)
+        assert one.in_flight == len(under_way)
+        assert policy.minimum <= one.limit <= policy.maximum
+        assert len(one._samples) <= 128
+    for began in under_way:
+        one.answered(now, now - began)
+    assert one.in_flight == 0
+
+
+# ---- overload ----
+
+
+@pytest.fixture(scope="module")
+def unloaded() -> float:
+    """The p99 of the modelled service without load, in seconds."""
+    return simulate(limiter(adaptive=False), seconds=20, rate=lambda now: 40).p99(0, 20)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_at_twice_its_capacity_it_keeps_its_goodput_and_what_it_accepts_is_quick(seed: int, unloaded: float) -> None:
+    course = simulate(limiter(), seconds=25, rate=lambda now: 2 * CAPACITY, seed=seed)
+    assert course.goodput(5, 24) >= 0.9 * CAPACITY
+    assert course.p99(5, 24) < 3 * unloaded
+
+
+@settings(max_examples=12, deadline=None)
+@given(
+    st.sampled_from([0.002, 0.005, 0.02]),
+    st.sampled_from([0.01, 0.05, 0.2]),
+    st.sampled_from([1.2, 2.0, 4.0]),
+    st.integers(0, 2**16),
+)
+def test_whatever_the_service_is_like_it_keeps_its_goodput(
+    work: float, dependency: float, load: float, seed: int
+) -> None:
+    capacity = 1 / work
+    course = simulate(
+        limiter(), seconds=40, rate=lambda now: load * capacity, work=work, dependency=lambda now: dependency, seed=seed
+    )
+    assert course.goodput(20, 39) >= 0.85 * capacity
+    # As slow as without load, and a queue that is about as long again.
+    assert course.p99(20, 39) < 3 * (1.2 * dependency + 1.5 * work) + 5 * work * 4
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_after_the_overload_nobody_is_turned_away_any_more(seed: int) -> None:
+    course = simulate(limiter(), seconds=30, rate=lambda now: 2 * CAPACITY if 5 <= now < 20 else 150, seed=seed)
+    assert course.shed_between(6, 20) > 1000
+    assert course.shed_between(22, 30) <= 0.02 * 150 * 8
+    assert course.goodput(21, 29) >= 0.9 * 150
+
+
+def test_a_limit_that_is_far_too_high_comes_down_though_nearly_all_calls_miss_their_deadline() -> None:
+    course = simulate(limiter(limit=1000), seconds=60, rate=lambda now: 2 * CAPACITY, deadline=1.0)
+    assert max(course.limits_between(50, 60)) < 40
+    assert course.goodput(50, 59) >= 0.85 * CAPACITY
+    assert course.p99(50, 59) < 0.2
+
+
+def test_an_overload_that_lasts_does_not_raise_the_limit_without_end() -> None:
+    """Netflix/concurrency-limits#134: the long-term average follows the overload, and the limit follows that."""
+    course = simulate(limiter(), seconds=200, rate=lambda now: 1.25 * CAPACITY)
+    first, last = course.limits_between(20, 60), course.limits_between(160, 200)
+    assert max(last) <= 1.5 * max(first)
+    assert course.p99(160, 199) < 1.5 * course.p99(20, 60)
+
+
+# ---- what is no overload ----
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_dependency_that_became_slow_is_not_taken_for_load(seed: int) -> None:
+    """The gradient limits take it for that, and shed nearly everything: 150 calls per second of one second each."""
+    course = simulate(
+        limiter(),
+        seconds=45,
+        rate=lambda now: 150,
+        work=0.001,
+        dependency=lambda now: 1.0 if 5 <= now < 30 else 0.02,
+        deadline=5.0,
+        seed=seed,
+    )
+    assert min(course.limits_between(5, 45)) >= 60
+    assert course.goodput(6, 15) >= 0.5 * 150
+    assert course.shed_between(15, 45) == 0
+
+
+def test_calls_that_hang_do_not_take_the_others_down() -> None:
+    """Half of the calls need something that hangs until their deadline; the other half is answered as before."""
+    dice = random.Random(3)
+    course = simulate(
+        limiter(),
+        seconds=40,
+        rate=lambda now: 150,
+        work=0.001,
+        dependency=lambda now: 3.0 if 5 <= now < 25 and dice.random() < 0.5 else 0.02,
+    )
+    assert course.shed_between(0, 40) == 0
+    assert course.goodput(6, 24) >= 0.45 * 150
+
+
+def test_when_everything_hung_it_is_back_soon_after() -> None:
+    course = simulate(
+        limiter(), seconds=40, rate=lambda now: 150, work=0.001, dependency=lambda now: 3.0 if 5 <= now < 25 else 0.02
+    )
+    assert course.goodput(28, 39) >= 0.95 * 150
+    assert course.shed_between(29, 40) <= 30
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_it_does_not_ratchet_down_by_the_noise_of_its_own_queue(seed: int) -> None:
+    """At 85 % of the capacity queues come and go by chance; hardly a call is turned away, early or late."""
+    course = simulate(limiter(), seconds=120, rate=lambda now: 0.85 * CAPACITY, seed=seed)
+    assert course.shed_between(0, 120) <= 0.015 * 120 * 170
+    assert course.shed_between(90, 120) <= 0.02 * 30 * 170
+
+
+def test_experiments_cost_a_service_that_only_waits_little() -> None:
+    """It is held back by its highest limit, so that it is looked at now and then whether less would do."""
+    course = simulate(
+        limiter(limit=50, maximum=50), seconds=200, rate=lambda now: 300, work=0.0005, dependency=lambda now: 0.2
+    )
+    most = 45 / 0.2
+    assert course.goodput(10, 199) >= 0.93 * most
+
+
+def test_callers_that_give_up_early_do_not_move_the_limit() -> None:
+    """Netflix/concurrency-limits#146: cancelled calls were taken for overload."""
+    one = limiter(limit=10, window_calls=5)
+    now = 0.0
+    for _ in range(50):
+        now += 0.01
+        assert one.admit(Priority.NORMAL)
+        one.answered(now + 0.02, 0.02)
+    before = one.limit
+    for _ in range(500):
+        now += 0.01
+        assert one.admit(Priority.NORMAL)
+        one.cut_short(now, 0.001)
+    assert one.limit == before
+    assert one.usual == pytest.approx(0.02)
+
+
+def test_calls_that_were_turned_away_are_not_taken_for_quick_ones() -> None:
+    """Netflix/concurrency-limits#176: their time is nearly none."""
+    one = limiter(limit=4, minimum=1, window_calls=5)
+    now = 0.0
+    for _ in range(200):
+        now += 0.05
+        admitted = [one.admit(Priority.CRITICAL) for _ in range(100)]
+        for _ in range(sum(admitted)):
+            one.answered(now, 0.05)
+    assert one.usual == pytest.approx(0.05)
+
+
+def test_calls_that_came_under_a_higher_limit_are_not_measured_for_a_lower_one() -> None:
+    """Envoy#11579: they kept raising what was taken for the time without load."""
+    one = limiter(limit=100, minimum=4)
+    for _ in range(20):
+        assert one.admit(Priority.CRITICAL)
+        one.answered(0.2, 0.01)
+    assert one.usual == 0.01
+    # A queue that is always full: each call takes 5 ms, and waits for those before it.
+    now, began = 0.2, []
+    for _ in range(4000):
+        while one.admit(Priority.CRITICAL):
+            began.append(now)
+        now += 0.005
+        one.answered(now, now - began.pop(0))
+        assert one.usual <= 0.025
+    assert one.limit < 10
+
+
+# ---- classes ----
+
+
+def test_critical_calls_are_the_last_to_be_turned_away_and_background_the_first() -> None:
+    course = simulate(
+        limiter(),
+        seconds=30,
+        rate=lambda now: 2 * CAPACITY,
+        priority=lambda dice: dice.choice([0, 0, 0, 1, 1, 1, 1, 1, 1, 2]),
+    )
+    shares = [course.turned_away[priority] / course.came[priority] for priority in Priority]
+    assert shares[Priority.BACKGROUND] > shares[Priority.NORMAL] > shares[Priority.CRITICAL]
+    assert shares[Priority.BACKGROUND] > 0.7
+    assert shares[Priority.CRITICAL] < 0.15
+
+
+def test_a_static_limit_does_not_move() -> None:
+    course = simulate(limiter(limit=10, adaptive=False), seconds=10, rate=lambda now: 2 * CAPACITY)
+    assert set(course.limits_between(0, 10)) == {10}
+    assert course.goodput(2, 9) >= 0.9 * CAPACITY
