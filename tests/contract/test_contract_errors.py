@@ -432,8 +432,9 @@ def test_an_imported_proto_file_has_the_errors_again(tmp_path: Path) -> None:
     assert "    @rpc(raises=(Closed, Occupied, Rented, Oversized))\n    async def park(" in text
     module: Any = module_of(text, tmp_path)
     assert proto_files([service_of(module.Lot)]) == files
-    assert issubclass(module.Occupied, FailedPrecondition)
-    assert module.Occupied(slot=2).message == "Somebody else is there."
+    occupied = module.Occupied(slot=2)
+    assert isinstance(occupied, FailedPrecondition)
+    assert occupied.message == "Somebody else is there."
 
 
 def test_a_field_that_no_error_can_have_keeps_its_name_on_the_wire(tmp_path: Path) -> None:
