@@ -150,6 +150,19 @@ async def test_services_and_strangers_with_certificates(tmp_path: Path, options:
     assert len(lines) == 3 * len(WIRES)
 
 
+async def test_a_call_from_the_command_line_shows_a_certificate(tmp_path: Path) -> None:
+    place = Place(tmp_path)
+    async with started(place):
+        refused = "tiny.v1.Inventory/CheckStock was refused: this caller may not call it."
+        for file, expected in (
+            ("tls/orders.pem", (0, '{"product_id":"a","quantity":7,"pid":')),
+            ("tls/reports.pem", (1, f"Error: permission_denied: {refused}\n")),
+        ):
+            call = ("call", "tiny.v1.Inventory/check_stock", "product_id=a", "--certificate", file)
+            status, output = await said(*call, directory=place.directory)
+            assert (status, output[: len(expected[1])]) == expected
+
+
 async def curl(*arguments: str) -> tuple[int, str]:
     process = await asyncio.create_subprocess_exec(
         "curl", "-s", "-m", "20", "-w", "\n%{http_code}", *arguments, stdout=asyncio.subprocess.PIPE

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import click
@@ -14,6 +14,7 @@ from polywire.cli import finding, request
 from polywire.cli.options import profile_option, system_option
 from polywire.client import client_for
 from polywire.codec import codec_for
+from polywire.codec.failures import fields_as_message
 from polywire.connecting import RemoteWire, channel_to, wire_of
 from polywire.context import Calling, calling
 from polywire.contract import Message, Rpc
@@ -47,6 +48,8 @@ class Place:
 @click.option("--metadata", "-m", multiple=True, metavar="KEY=VALUE", help="Send metadata. Repeatable.")
 @click.option("--token", metavar="TOKEN", help="A bearer token; env:NAME and file:PATH say where it is.")
 @click.option("--ca", metavar="FILE", help="Who signed the server's certificate, with grpcs:// or https://.")
+@click.option("--certificate", metavar="FILE", help="A certificate to show, where the server asks for one.")
+@click.option("--key", metavar="FILE", help="Its key, where that is not in the same file.")
 @click.option("--verbose", "-v", is_flag=True, help="Say on standard error what came beside the answer.")
 @system_option
 @profile_option
@@ -61,6 +64,8 @@ def command(
     metadata: tuple[str, ...],
     token: str | None,
     ca: str | None,
+    certificate: str | None,
+    key: str | None,
     verbose: bool,
     file: str | None,
     profile: str | None,
@@ -81,6 +86,8 @@ def command(
     found = finding.find(known, method)
     requests = _requests(found.rpc, fields, text)
     place = _place(system, found, address, wire, ca)
+    if certificate is not None:
+        place = replace(place, tls=replace(place.tls or ClientTls(), certificate=certificate, key=key))
     source = None if token is None else _token(token)
     with calling(timeout=timeout, metadata=dict(_pair(item) for item in metadata)) as asked:
         return run(_call(system, found, place, requests, source, asked if verbose else None))
@@ -183,7 +190,8 @@ async def _from_stdin(rpc: Rpc) -> AsyncIterator[Message | None]:
 
 def _described(error: CallError) -> str:
     lines = [f"Error: {error.code}: {error.message or 'no message'}"]
-    lines += [f"  {detail!r}" for detail in error.details]
+    details = error.details if error.__form__ is None else (fields_as_message(error), *error.details)
+    lines += [f"  {detail!r}" for detail in details]
     if error.request_id:
         lines.append(f"  request id {error.request_id}")
     return "\n".join(lines)
