@@ -45,6 +45,8 @@ HTTP2_SERVER = "tests.net.test_http2_server"
 HTTP2_CLIENT = "tests.net.test_http2_client"
 LISTENER = "tests.net.test_listener"
 BAD_INPUT = "tests.faults.test_bad_input"
+TRUST = "tests.faults.test_trust"
+ADMISSION = "tests.unit.test_admission"
 LOCAL = "tests.conformance.test_local_wire:TestLocalWire"
 GRPC = "tests.conformance.test_network_wires:TestGrpcWire"
 REST = "tests.conformance.test_network_wires:TestHttpWire"
@@ -405,6 +407,56 @@ BUGS = {
         "if False:",
         "tests.faults.test_call_rules:test_the_principal_of_a_stream_is_believed_only_with_proof",
         ("grpc",),
+    ),
+    "a principal is told to strangers": Bug(
+        f"{CHANNEL}._part_of",
+        "if parent.principal is not None and self._inside:",
+        "if parent.principal is not None:",
+        f"{TRUST}:test_a_principal_is_not_told_to_what_is_outside_of_the_system",
+        ("connect",),
+    ),
+    "everybody may call": Bug(
+        "polywire.admission:admission",
+        "if not allowed(call):",
+        "if False:",
+        f"{TRUST}:test_who_may_call_is_the_same_for_every_kind_of_method",
+        ("grpc",),
+    ),
+    "a principal nobody proved is shown to rules": Bug(
+        "polywire.admission:admission",
+        "call.principal = None",
+        "pass",
+        f"{ADMISSION}:test_a_function_decides_by_the_call",
+    ),
+    "one rule that allows is enough": Bug(
+        "polywire.admission:admission",
+        "for allowed in checks:",
+        "for allowed in checks[:1]:",
+        f"{ADMISSION}:test_a_method_narrows_what_its_class_allows",
+    ),
+    "an answer that is not True lets in": Bug(
+        "polywire.admission:Allowed.__call__",
+        "self.rule(call) is True",
+        "bool(self.rule(call))",
+        f"{ADMISSION}:test_anything_but_true_is_a_refusal",
+    ),
+    "a subclass is not guarded": Bug(
+        "polywire.admission:rules_of",
+        "cls.__mro__",
+        "(cls,)",
+        f"{ADMISSION}:test_a_subclass_that_overrides_a_method_is_guarded_as_before",
+    ),
+    "the request is read before it is known who calls": Bug(
+        f"{SERVICES}.unary",
+        "if handler.admit is not None or",
+        "if decode(body) and handler.admit is not None or",
+        f"{ADMISSION}:test_a_class_is_called_by_those_it_names_alone",
+    ),
+    "a token of two services proves one": Bug(
+        "polywire.server:BearerTokens.caller_of",
+        "if len(found) == 1",
+        "if found",
+        "tests.system.test_tokens:test_a_token_of_two_services_proves_neither",
     ),
     "draining ends an HTTP/2 connection at once": Bug(
         f"{SERVER}.drain",

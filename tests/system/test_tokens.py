@@ -130,10 +130,13 @@ def test_the_environment_can_have_two_tokens(monkeypatch: pytest.MonkeyPatch) ->
     assert TokenSource("env:STOCK_TOKEN").accepted() == ("new", "old")
 
 
-def test_a_token_of_two_services_proves_neither(tmp_path: Path) -> None:
+def test_a_token_of_two_services_proves_neither() -> None:
     """They were different at the start, or the system would not have started."""
     known = BearerTokens({"orders": lambda: ["a", "both"], "stock": lambda: ["b", "both"]})
     assert [caller(known, text) for text in ("a", "b", "both")] == ["orders", "stock", None]
+
+
+def test_two_services_with_one_token_among_several_are_refused(tmp_path: Path) -> None:
     for name, text in (("orders", "a both"), ("stock", "both b")):
         (tmp_path / name).write_text(text)
     with pytest.raises(SetupError, match=r"^services\.stock\.token and services\.orders\.token are the same"):
