@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -172,6 +173,56 @@ async def test_grpcio_knows_us_by_our_certificate(files: Files) -> None:
                 with pytest.raises(Unavailable):
                     await rig.echo(Item(text="a"))
     assert names == [[b"orders.internal", b"orders"]]
+
+
+# Certificates that change
+
+
+async def test_grpcio_calls_us_while_our_authority_is_replaced_and_no_call_fails(tmp_path: Path) -> None:
+    messages, _ = generated()
+    old, new = trustme.CA(), trustme.CA()
+    server, trusted = tmp_path / "server.pem", tmp_path / "ca.pem"
+    both = old.cert_pem.bytes() + new.cert_pem.bytes()
+
+    def issue(authority: trustme.CA) -> bytes:
+        return authority.issue_cert("localhost", "orders").private_key_and_cert_chain_pem.bytes()
+
+    server.write_bytes(issue(old))
+    trusted.write_bytes(old.cert_pem.bytes())
+    own = issue(old)
+
+    async def called(pem: bytes, roots: bytes) -> str:
+        """What a new channel of grpcio gets that shows *pem* and trusts *roots*."""
+        credentials = grpc.ssl_channel_credentials(roots, pem, pem)
+        async with grpc.aio.secure_channel(address, credentials) as channel:
+            try:
+                await generated()[1].RigStub(channel).Echo(messages.Item(), timeout=SOON)
+            except grpc.aio.AioRpcError as error:
+                return str(error.code().name)
+            return "ok"
+
+    async def until(pem: bytes, roots: bytes) -> None:
+        """Wait until it gets in, while one with the old files, as long as they are to count, never does not."""
+        async with asyncio.timeout(60):
+            while await called(pem, roots) != "ok":
+                assert await called(own, both) == "ok"
+
+    async with (
+        serving(RigService(), ServerTls(certificate=server, client_ca=trusted)) as address,
+        grpc.aio.secure_channel(address, grpc.ssl_channel_credentials(both, own, own)) as staying,
+    ):
+        stub = generated()[1].RigStub(staying)
+        await stub.Echo(messages.Item(), timeout=SOON)
+        trusted.write_bytes(both)
+        await until(issue(new), both)
+        server.write_bytes(issue(new))
+        await until(issue(new), new.cert_pem.bytes())
+        before, own = own, issue(new)
+        trusted.write_bytes(new.cert_pem.bytes())
+        async with asyncio.timeout(60):
+            while await called(before, both) == "ok":
+                assert await called(own, both) == "ok"
+        await stub.Echo(messages.Item(), timeout=SOON)
 
 
 # Who calls, on every wire
