@@ -41,3 +41,10 @@ def test_every_rule_beside_those_of_protobuf_has_a_change_that_breaks_it_and_one
     assert all(failing and passing for failing, passing in PAIRS.values())
     names = [case.name for pair in PAIRS.values() for case in itertools.chain(*pair)]
     assert len(names) >= 60
+
+
+def test_the_reference_lists_every_rule_beside_those_of_protobuf() -> None:
+    page = Path(__file__).parents[2] / "docs" / "reference" / "contract-check.md"
+    rows = [line.split(" | ") for line in page.read_text(encoding="utf-8").splitlines() if line.startswith("| `")]
+    listed = {row[0].strip("| `"): row[1] for row in rows if "_" in row[0]}
+    assert listed == {name: rule.purpose for name, rule in RULES.items() if rule.side != "protobuf"}
