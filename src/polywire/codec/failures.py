@@ -11,6 +11,7 @@ from polywire.contract.failures import chain_of, detail_of, name_of
 from polywire.contract.message import Message
 from polywire.contract.rpc import Rpc
 from polywire.contract.schema import schema_of
+from polywire.contract.task import Task
 from polywire.errors import CallError, ContractError, InvalidArgument
 
 log = logging.getLogger("polywire.errors")
@@ -52,17 +53,17 @@ def fields_as_message(error: CallError, kind: type[CallError] | None = None) -> 
     return detail_of(kind)(**({} if form is None else form.values_of(error)))
 
 
-def as_declared(error: CallError, rpc: Rpc) -> CallError:
-    """*error* as the class that the contract of *rpc* lists for one of its details, where it does; else *error*.
+def as_declared(error: CallError, method: Rpc | Task) -> CallError:
+    """*error* as the class that the contract of *method* lists for one of its details, where it does; else *error*.
 
     A detail whose bytes cannot be read, or that came with another code than its class has, changes nothing.
     """
-    if not rpc.raises or not error.details:
+    if not method.raises or not error.details:
         return error
     kind: type[CallError] | None = None
     values: dict[str, Any] = {}
     for detail in error.details:
-        listed = rpc.raises.get(_name(detail))
+        listed = method.raises.get(_name(detail))
         if listed is None or listed.number != error.number or (kind is not None and not issubclass(listed, kind)):
             continue
         message = _read(detail, detail_of(listed))

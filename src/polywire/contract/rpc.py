@@ -168,7 +168,7 @@ class Contract:
     """What a service promises. Subclass it with `package=` to declare one, subclass that one to implement it.
 
     *name* is the name on the wire where it is not the class's own; *prefix* goes before its REST routes, so that two
-    versions can stand side by side; *raises* are errors that all of its rpcs may raise. Methods not declared with
+    versions can stand side by side; *raises* are errors that all of its methods may raise. Methods not declared with
     `@rpc` or `@task` are helpers and do not travel.
     """
 
@@ -313,6 +313,7 @@ def _read_task(
         request=request,
         response=response,
         doc=inspect.cleandoc(function.__doc__ or ""),
+        raises=listed((contract.__declared__ or ("",))[0], service, dict.fromkeys(contract.__raises__)),
     )
 
 

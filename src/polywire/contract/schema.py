@@ -177,7 +177,7 @@ def assign_packages(services: Iterable[Service]) -> None:
     for service in services:
         methods: list[Rpc | Task] = [*service.rpcs.values(), *service.tasks.values()]
         used = [message for method in methods for message in (method.request, method.response) if message]
-        forms = [error.__form__ for rpc in service.rpcs.values() for error in rpc.raises.values()]
+        forms = [error.__form__ for method in methods for error in method.raises.values()]
         details = [form.detail for form in forms if form is not None]
         for message in closure_of(*used, *details):
             if not message.__polywire__.transparent:  # those are nowhere on the wire

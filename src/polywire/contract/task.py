@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar, overload
 
+from polywire.contract.failures import NOTHING, Raises
 from polywire.contract.keys import check_key
 from polywire.contract.message import Message
 from polywire.contract.retry import Retry
@@ -66,6 +67,8 @@ class Task:
     unknown_after: float = DEFAULT_UNKNOWN_AFTER
     """Seconds after which a message is buried whose task no worker of its queue knows."""
     doc: str = ""
+    raises: Raises = field(default_factory=lambda: NOTHING)
+    """The errors of its contract that who waits for its result gets as the same class, by their names on the wire."""
 
     @property
     def full_name(self) -> str:
@@ -235,6 +238,7 @@ def read_task(
     request: type[Message] | None,
     response: type[Message] | None,
     doc: str,
+    raises: Raises = NOTHING,
 ) -> Task:
     """A task of *service* from its options and its signature. Raises ContractError where they do not fit."""
     if options.key is not None:
@@ -254,6 +258,7 @@ def read_task(
         service=service,
         request=request,
         response=response,
+        raises=raises,
         queue=options.queue or service,
         retry=options.retry,
         timeout=options.timeout,

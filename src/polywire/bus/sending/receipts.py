@@ -7,9 +7,10 @@ from typing import Any, Generic, TypeVar
 
 from polywire.bus.core.results import cancelled, result_key, value_of
 from polywire.bus.sending.sender import Sender
+from polywire.codec.failures import as_declared
 from polywire.context import calling_or_none, current_or_none
 from polywire.contract import Task
-from polywire.errors import DeadlineExceeded, SetupError, Unsupported
+from polywire.errors import CallError, DeadlineExceeded, SetupError, Unsupported
 
 R = TypeVar("R", covariant=True)
 
@@ -47,7 +48,10 @@ class Receipt(Generic[R]):
                 f"{self._task.full_name} has no result after {seconds:g} s, id {self.id!r}. It may be waiting or "
                 f"running still; a result is kept for {self._task.result_ttl:g} s."
             )
-        value: R = value_of(outcome, self._task.full_name, self._task.response)
+        try:
+            value: R = value_of(outcome, self._task.full_name, self._task.response)
+        except CallError as error:
+            raise as_declared(error, self._task) from None
         return value
 
     def _time_for(self, timeout: float | None) -> float:
