@@ -15,6 +15,8 @@ LEARNING = 0.2
 """How far what calls take without load follows a window in which they took less."""
 STEP = 0.7
 """The limit comes down to this share of itself at once."""
+BLIND_STEP = 0.35
+"""The same where even quick calls are cut short by their deadlines, so that no single step can be judged."""
 HELPED = 0.85
 """That helped where calls take at most this share of what they took before."""
 SURE = 2
@@ -63,9 +65,15 @@ class Limiter:
         self._walk: tuple[float, float] | None = None
         """While the limit comes down: what it was before the last step, and what calls took then."""
         self._walking = False
+        self._walked_from = 0.0
         self._probing = False
         self._probe_at = math.inf
         self._probe_after = PROBE
+        self._cut_after = 0.0
+        """While the limit comes down: seconds after which calls were cut short, 0 where they were not."""
+        self._leave_be_until = -math.inf
+        self._leave_be_for = PROBE
+        """After a walk to the minimum in vain: until when, and for how long, calls that are cut short mean nothing."""
         self._in_vain = 0
         self._at_minimum = 0
         self._began = -math.inf
@@ -78,6 +86,7 @@ class Limiter:
         self._samples: list[float] = []
         self._ended = 0
         self._cut = 0
+        self._cut_seconds = 0.0
         self._tried = 0
         self._refused = 0
         self._peak = 0
@@ -122,6 +131,7 @@ class Limiter:
         """A call was ended after *seconds* by its deadline or its caller: it would have taken longer than that."""
         if seconds > self.usual:
             self._cut += 1
+            self._cut_seconds += seconds
             self.answered(now, seconds)
         else:
             self.left()
@@ -153,6 +163,7 @@ class Limiter:
         self._began = now
         self._samples.clear()
         self._ended = self._cut = self._tried = self._refused = 0
+        self._cut_seconds = 0.0
         self._peak = self._low = self.in_flight
 
     def _window_ends(self, now: float) -> None:
@@ -175,19 +186,46 @@ class Limiter:
         """Move the limit after a window in which quick calls took *took* seconds."""
         pinned = self._refused > 0 and self._low >= STEP * self._peak - 1
         slow = took > self.policy.tolerance * self.usual
-        if self._walking:
+        if self._is_cut(took):
+            self._adapt_to_cut(now, took, pinned=pinned)
+        elif self._walking:
             self._walk_on(now, took, pinned=pinned, slow=slow)
         elif slow and not pinned:
             # The limit is not what holds calls back, and too far away to tell what would: bring it near.
             self._set_limit(min(self._limit, 1.2 * self._peak))
         elif slow or (pinned and now >= self._probe_at):
-            # The first step is judged by a window of calls that all came when the limit was what it is now.
-            self._walking = True
-            self._probing = not slow
+            self._set_out(now, probing=not slow)
         elif self._refused or self._peak >= self._limit / 2:
             self._grow(took)
             if not pinned or self._probe_at == math.inf:
                 self._probe_later(now)
+
+    def _is_cut(self, took: float) -> bool:
+        """Whether even quick calls came near to being cut short: nobody knows how long they would have taken."""
+        if self._cut > self._ended / 10:
+            self._cut_after = self._cut_seconds / self._cut
+        elif not self._walking:
+            self._cut_after = 0.0
+        if took > self._cut_after / 2 > 0.0:
+            return True
+        self._leave_be_for = PROBE
+        return False
+
+    def _adapt_to_cut(self, now: float, took: float, *, pinned: bool) -> None:
+        """Come down where calls are cut short; if that is of no use even at the minimum, stay away for a while."""
+        if now < self._leave_be_until:
+            return
+        if not self._walking and pinned:
+            self._set_out(now, probing=True)
+        elif not self._walking:
+            self._set_limit(min(self._limit, STEP * self._peak))
+        elif self._limit > self.policy.minimum:
+            self._step_down(math.inf)
+        else:
+            self._leave_be_until = now + self._leave_be_for
+            self._leave_be_for *= 2
+            self._set_limit(self._walked_from)
+            self._stop()
 
     def _grow(self, took: float) -> None:
         """By a fifth while calls take hardly longer than without load, by little near the edge."""
@@ -195,28 +233,37 @@ class Limiter:
         near = took > self.usual * (1.0 + self.policy.tolerance) / 2
         self._set_limit(self._limit + (math.sqrt(self._limit) / 4 if near else max(1.0, self._limit / 5)))
 
+    def _set_out(self, now: float, *, probing: bool) -> None:
+        """Begin to walk down. The first step is judged by calls that all came while the limit was what it is now."""
+        self._walking = True
+        self._probing = probing
+        self._walked_from = self._limit
+        self._probe_later(now)
+
     def _walk_on(self, now: float, took: float, *, pinned: bool, slow: bool) -> None:
         """Judge the last step, and take the next one or stop."""
         if not pinned:
             self._stop()
-        elif self._cut > self._ended / 10 or self._walk is None:
-            # Calls that were cut short would have taken longer, nobody knows how much: no step can be judged by them.
+        elif self._walk is None:
             self._step_down(took)
         elif took > HELPED * self._walk[1]:
             self._in_vain += 1
             if self._in_vain >= SURE:
                 self._take_back(now, took, self._walk[0])
-        elif slow or self._probing:
-            self._step_down(took)
         else:
-            self._stop()
+            # What became less was a queue.
+            self.usual = min(self.usual, took)
+            if slow or self._probing:
+                self._step_down(took)
+            else:
+                self._stop()
 
     def _step_down(self, took: float) -> None:
-        """Take one step, unless the limit is at its minimum."""
+        """Take one step, unless the limit is at its minimum. *took*: infinity where that cannot be said."""
         self._in_vain = 0
         if self._limit > self.policy.minimum:
             self._walk = (self._limit, took)
-            self._set_limit(self._limit * STEP)
+            self._set_limit(self._limit * (STEP if took < math.inf else BLIND_STEP))
             return
         self._stop()
         self._at_minimum += 1
