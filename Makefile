@@ -6,6 +6,7 @@
 #   make test ARGS=--require-servers     they fail instead (`python3 -m servers install` installs what is missing)
 #   make check                format, lint, types, imports and the quick tests
 #   make bench                what a call costs, compared with others
+#   make bench-bus            what a task and an event cost, compared with others; needs the servers of `make test`
 
 PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3.11; do \
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
@@ -13,7 +14,7 @@ VENV := .venv
 PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
 ARGS ?=
 
-.PHONY: demo test check types quick bench clean
+.PHONY: demo test check types quick bench bench-bus clean
 
 demo: $(VENV)/ready
 	@$(VENV)/bin/python examples/shop/demo.py $(ARGS)
@@ -39,6 +40,9 @@ quick:
 
 bench: $(VENV)/ready-bench
 	$(VENV)/bin/python -m benchmarks.calls.run $(ARGS)
+
+bench-bus: $(VENV)/ready-bench
+	$(VENV)/bin/python -m benchmarks.bus.run $(ARGS)
 
 clean:
 	rm -rf $(VENV) .polywire examples/shop/.polywire
