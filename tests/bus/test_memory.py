@@ -181,7 +181,7 @@ async def test_a_queue_that_exists_otherwise_names_every_difference() -> None:
         "The queue 'mails' has lease=30.0, but it is declared with lease=5.0.\n"
         "Declare it as it is, or delete it once it is empty and declare it anew."
     )
-    assert await queue.check([QueueSpec(name="other")]) == ["The queue 'other' is missing."]
+    assert await queue.check([QueueSpec(name="other")]) == ["would create the queue 'other'"]
     with pytest.raises(SetupError, match=r"^The queue 'many' was not declared: it has 11 priorities, 'memory:' offers"):
         await queue.declare([QueueSpec(name="many", priorities=11)])
 

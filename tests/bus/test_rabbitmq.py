@@ -92,8 +92,8 @@ async def test_a_body_over_the_limit_is_refused_and_the_others_are_sent(rabbitmq
         assert sent is None
         assert isinstance(refused, MessageRefused)
         assert str(refused) == (
-            f"Message {large.id!r} to {name!r} was not sent: its body has {limit + 1} bytes, and at most {limit} are "
-            f"taken. Send a reference instead."
+            f"Message {large.id!r} to {name!r} was not sent: its body has {limit + 1} bytes, the limit is {limit}. "
+            f"Put the content where both sides reach it, and send its address."
         )
 
 
@@ -539,7 +539,7 @@ async def test_differences_are_named_and_nothing_is_made_beside_them(rabbitmq_ur
             QueueSpec(name=name, keyed=True, lanes=8): f"queue '{name}' has fewer than 8 lanes",
         }
         for spec, line in wrong.items():
-            assert await queue.check([spec]) == [line]
+            assert await queue.check([spec]) == [f"would refuse: {line}"]
             with pytest.raises(SetupError) as raised:
                 await RabbitQueue.declare(queue, [spec])
             assert str(raised.value) == (
@@ -549,10 +549,10 @@ async def test_differences_are_named_and_nothing_is_made_beside_them(rabbitmq_ur
         with plain_channel(rabbitmq_url) as channel:
             channel.queue_declare(other, durable=True)
             assert await queue.check([QueueSpec(name=other)]) == [
-                f"queue '{other}.dead' does not exist",
-                f"queue '{other}.notes' does not exist",
-                f"queue '{other}' has x-dead-letter-exchange none, not ''",
-                f"queue '{other}.suspects' does not exist",
+                f"would create the queue '{other}.dead'",
+                f"would create the queue '{other}.notes'",
+                f"would refuse: queue '{other}' has x-dead-letter-exchange none, not ''",
+                f"would create the queue '{other}.suspects'",
             ]
             channel.queue_delete(other)
 
@@ -560,8 +560,10 @@ async def test_differences_are_named_and_nothing_is_made_beside_them(rabbitmq_ur
 async def test_more_priorities_than_declared_are_a_difference(rabbitmq_url: str) -> None:
     name = a_name()
     async with opened(rabbitmq_url, QueueSpec(name=name, priorities=3)) as queue:
-        assert await queue.check([QueueSpec(name=name, priorities=2)]) == [f"queue '{name}' has more than 2 priorities"]
-        assert await queue.check([QueueSpec(name=name, priorities=4)]) == [f"queue '{name}.p3' does not exist"]
+        assert await queue.check([QueueSpec(name=name, priorities=2)]) == [
+            f"would refuse: queue '{name}' has more than 2 priorities"
+        ]
+        assert await queue.check([QueueSpec(name=name, priorities=4)]) == [f"would create the queue '{name}.p3'"]
 
 
 async def test_what_the_backend_cannot_keep_is_refused(rabbitmq_url: str) -> None:

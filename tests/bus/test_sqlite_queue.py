@@ -268,8 +268,8 @@ def scattered(path: str) -> list[str]:
 @pytest.mark.parametrize(
     ("attributes", "why"),
     [
-        ({"id": "x" * 1025}, "its id has 1025 characters, and 1 to 1024 are possible"),
-        ({"key": "x" * 1025}, "its key has 1025 characters, and 1024 are the limit"),
+        ({"id": "x" * 1025}, "its id has 1025 characters, and 1 to 1024 are possible. Choose another"),
+        ({"key": "x" * 1025}, "its key has 1025 characters, and 1024 are the limit. Choose a shorter one"),
     ],
 )
 async def test_a_message_that_cannot_be_kept_is_refused(tmp_path: Path, attributes: dict[str, Any], why: str) -> None:
@@ -361,7 +361,8 @@ async def test_too_many_priorities_are_refused(tmp_path: Path) -> None:
         with pytest.raises(SetupError) as caught:
             await queue.declare([QueueSpec(name="work", priorities=257)])
         assert str(caught.value) == (
-            "The queue 'work' was not declared: it asks for 257 priorities, and a sqlite bus has 1 to 256."
+            "The queue 'work' was not declared: it asks for 257 priorities, and a sqlite bus has 1 to 256. "
+            "Declare fewer."
         )
 
 

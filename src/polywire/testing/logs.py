@@ -990,15 +990,18 @@ class LogSuite(BusSuite):
         async with self.log() as log:
             missing = TopicSpec(name=self.name("missing"), partitions=1)
             for _ in range(2):
-                lines = await log.backend.check([log.spec, missing])
-                assert lines
-                assert all(missing.name in line for line in lines), lines
+                lines = await log.backend.check([log.spec, missing], [GroupSpec(topic=missing.name, group="new")])
+                assert lines == [
+                    f"would create the topic {missing.name!r} with 1 partition",
+                    f"would create the group 'new' of {missing.name!r}",
+                ]
 
     async def test_a_difference_to_what_exists_is_named_and_changes_nothing(self) -> None:
         async with self.log(partitions=2) as log:
             other = TopicSpec(name=log.topic, partitions=3)
             lines = await log.backend.check([other])
             assert any(log.topic in line and "partitions" in line for line in lines), lines
+            assert all(line.startswith("would refuse: ") for line in lines), lines
             error = await raised(log.backend.declare([other]), SetupError)
             assert log.topic in str(error)
             assert "partitions" in str(error)

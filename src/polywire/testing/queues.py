@@ -1069,6 +1069,7 @@ class QueueSuite(BusSuite):
                 lines = await queue.backend.check([queue.spec, missing])
                 assert lines
                 assert all(missing.name in line for line in lines), lines
+                assert all(line.startswith("would create the ") for line in lines), lines
 
     async def test_a_difference_to_what_exists_is_named_and_changes_nothing(self) -> None:
         async with self.queue() as queue:

@@ -34,7 +34,16 @@ from polywire.bus.backend.kafka_lane import unread
 from polywire.bus.backend.kafka_member import Joins
 from polywire.bus.backend.kafka_messages import Message, appended, envelope_of, headers_of, value_of
 from polywire.bus.backend.kafka_producer import Outgoing, Producer
-from polywire.bus.core.checks import checked_name, differences, not_there, refuse_differences, too_large
+from polywire.bus.core.checks import (
+    checked_name,
+    differences,
+    not_there,
+    refuse_differences,
+    too_large,
+    would_create_group,
+    would_create_topic,
+    would_refuse,
+)
 from polywire.bus.core.envelope import Envelope
 from polywire.bus.core.guarantees import Guarantees
 from polywire.bus.core.log import GroupSpec, GroupStats, Record, Revoking, Seek, TopicSpec
@@ -211,13 +220,14 @@ class KafkaLog:
         _check_names(topics, groups)
         cluster = self._there()
         found = await cluster.topics([topic.name for topic in topics])
-        lines = [f"The topic {topic.name!r} is missing." for topic in topics if topic.name not in found]
+        new = [topic for topic in topics if topic.name not in found]
+        lines = [would_create_topic(topic.name, topic.partitions) for topic in new]
         for spec in groups:
             there = await cluster.partitions(self._topics_of(spec.topic, spec.group))
             if None in there.values():
-                lines.append(f"The group {spec.group!r} of the topic {spec.topic!r} is missing.")
+                lines.append(would_create_group(spec.group, spec.topic))
             self._specs[spec.topic, spec.group] = spec
-        return [*lines, *_differences(topics, found)]
+        return [*lines, *would_refuse(_differences(topics, found))]
 
     def _topics_of(self, topic: str, group: str) -> list[str]:
         return [*retry_topics(topic, group), dead_topic(topic, group)]

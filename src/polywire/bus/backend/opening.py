@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import Any, Literal
 
 from polywire.bus.core import EventLog, Fanout, TaskQueue
+from polywire.bus.core.urls import masked
 from polywire.clock import SYSTEM_CLOCK, Clock
 from polywire.errors import SetupError
 
@@ -43,12 +44,18 @@ def open_events(url: str, *, clock: Clock = SYSTEM_CLOCK) -> EventLog | Fanout:
 
 def check_url(url: str, use: Use) -> None:
     """Raises SetupError where nothing of that scheme carries tasks, or events."""
-    scheme = url.partition(":")[0].lower()
+    scheme, colon, _ = url.partition(":")
+    scheme = scheme.lower()
     table, other = (TASKS, EVENTS) if use == "tasks" else (EVENTS, TASKS)
-    if scheme not in table:
+    if colon and scheme in table:
+        return
+    if not colon:
+        shown, reason = masked(url), "it begins with the name of no backend"
+    else:
+        shown = f"{scheme}:..."
         reason = f"{scheme!r} carries no {use}" if scheme in other else f"{scheme!r} is no backend"
-        choices = ", ".join(sorted(f"'{name}:'" for name in table))
-        raise SetupError(f"{use} = {scheme + ':...'!r} was not opened: {reason}. Choose one of {choices}.")
+    choices = ", ".join(sorted(f"'{name}:'" for name in table))
+    raise SetupError(f"{use} = {shown!r} was not opened: {reason}. Choose one of {choices}.")
 
 
 def _maker(url: str, use: Use) -> Callable[..., Any]:

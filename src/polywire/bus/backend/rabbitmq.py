@@ -109,7 +109,7 @@ class RabbitQueue:
             if spec.priorities > MAX_PRIORITIES:
                 raise SetupError(
                     f"The queue {spec.name!r} was not declared: it has {spec.priorities} priorities, and RabbitMQ "
-                    f"queues have at most {MAX_PRIORITIES}, because each is a queue of its own."
+                    f"queues have at most {MAX_PRIORITIES}, because each is a queue of its own. Declare fewer."
                 )
             if spec.concurrency is not None or spec.rate is not None:
                 name = "concurrency" if spec.concurrency is not None else "rate"

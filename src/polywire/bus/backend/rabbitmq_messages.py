@@ -6,6 +6,7 @@ import hashlib
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from pika import data as amqp
@@ -51,30 +52,20 @@ class Received:
 # ---- writing -----------------------------------------------------------------------------------------------------
 
 
-def _name(name: str) -> bytes:
-    encoded = name.encode()
-    return bytes([len(encoded)]) + encoded + b"S"
-
-
-_NAMES = {name: _name(PREFIX + name) for name in ATTRIBUTES}
-"""Of CloudEvents attributes, encoded with prefix, length and type."""
+_NAMES = {name: f"{chr(len(PREFIX + name))}{PREFIX}{name}S" for name in ATTRIBUTES}
+"""Of CloudEvents attributes, with prefix, length and type."""
 
 
 def encode(envelope: Envelope, own: Mapping[str, str] | None = None) -> bytes:
     """The properties of a persistent message, as they stand in a content header frame. *own* are headers of ours."""
-    parts: list[bytes] = []
-    for name, value in attributes_of(envelope).items():
-        text = value.encode()
-        parts += (_NAMES[name], len(text).to_bytes(4, "big"), text)
-    if envelope.headers:
-        for name, value in envelope.headers.items():
-            text = value.encode()
-            parts += (_name(header_name(name)), len(text).to_bytes(4, "big"), text)
+    attributes = attributes_of(envelope)
+    headers = {header_name(name): value for name, value in envelope.headers.items()} if envelope.headers else {}
     if own:
-        for name, value in own.items():
-            text = value.encode()
-            parts += (_name(OWN + name), len(text).to_bytes(4, "big"), text)
-    table = b"".join(parts)
+        headers.update((OWN + name, value) for name, value in own.items())
+    try:
+        table = _short_ascii(attributes, headers).encode("ascii")
+    except UnicodeEncodeError:
+        table = _any(attributes, headers)
     kind = envelope.type.encode()[:255]
     identifier = envelope.id.encode()[:255]
     content_type = envelope.content_type.encode()[:255]
@@ -94,6 +85,25 @@ def encode(envelope: Envelope, own: Mapping[str, str] | None = None) -> bytes:
     )
 
 
+def _short_ascii(attributes: Mapping[str, str], headers: Mapping[str, str]) -> str:
+    """The headers where all is ASCII and shorter than 128 bytes, lengths included: as text, so that one conversion does
+    for all of it. Where something is not, neither is its length or its text."""
+    parts = [f"{_NAMES[name]}\0\0\0{chr(len(text))}{text}" for name, text in attributes.items()]
+    parts += [f"{chr(len(name))}{name}S\0\0\0{chr(len(text))}{text}" for name, text in headers.items()]
+    return "".join(parts)
+
+
+def _any(attributes: Mapping[str, str], headers: Mapping[str, str]) -> bytes:
+    parts: list[bytes] = []
+    for name, text in attributes.items():
+        value = text.encode()
+        parts += (_NAMES[name].encode(), len(value).to_bytes(4, "big"), value)
+    for name, text in headers.items():
+        key, value = name.encode(), text.encode()
+        parts += (bytes((len(key),)), key, b"S", len(value).to_bytes(4, "big"), value)
+    return b"".join(parts)
+
+
 def header_name(name: str) -> str:
     """What the sender's header *name* is called on the wire."""
     return ESCAPE + name if name.startswith(("x-", OWN)) else name
@@ -101,30 +111,22 @@ def header_name(name: str) -> str:
 
 def frames(channel: int, exchange: bytes, routing_key: bytes, properties: bytes, body: bytes, frame_max: int) -> bytes:
     """Basic.Publish with mandatory set, header and body frames in one block."""
-    method = b"".join(
-        (
-            b"\x00\x3c\x00\x28\x00\x00",
-            bytes((len(exchange),)),
-            exchange,
-            bytes((len(routing_key),)),
-            routing_key,
-            b"\x01",
-        )
-    )
-    size = len(body)
-    parts = [
-        _HEAD.pack(1, channel, len(method)),
-        method,
-        b"\xce",
-        _CONTENT.pack(2, channel, 12 + len(properties), 60, 0, size),
-        properties,
-        b"\xce",
-    ]
     room = frame_max - 8
+    size = len(body)
+    content = _CONTENT.pack(2, channel, 12 + len(properties), 60, 0, size)
+    parts = [_method(channel, exchange, routing_key), content, properties, b"\xce"]
     for start in range(0, size, room):
         chunk = body if size <= room else body[start : start + room]
         parts += (_HEAD.pack(3, channel, len(chunk)), chunk, b"\xce")
     return b"".join(parts)
+
+
+@lru_cache(maxsize=256)
+def _method(channel: int, exchange: bytes, routing_key: bytes) -> bytes:
+    """The frame before the content. Its length says how long the names are."""
+    names = bytes((len(exchange),)) + exchange + bytes((len(routing_key),)) + routing_key
+    method = b"\x00\x3c\x00\x28\x00\x00" + names + b"\x01"
+    return _HEAD.pack(1, channel, len(method)) + method + b"\xce"
 
 
 _HEAD = struct.Struct(">BHI")
@@ -136,6 +138,61 @@ _CONTENT = struct.Struct(">BHIHHQ")
 
 def decode(properties: bytes, body: bytes) -> Received:
     """Never raises: what cannot be read says why in `unreadable`."""
+    return _plain(properties, body) or _any_kind(properties, body)
+
+
+def _plain(properties: bytes, body: bytes) -> Received | None:
+    """A message as we write them, all of its headers in ASCII, so that one conversion does for all; None where it is
+    anything else, or broken."""
+    if properties[:2] != _FLAGS_WITH_HEADERS:
+        return None
+    try:
+        at = 3 + properties[2]
+        content_type = properties[3:at].decode()
+        end = at + 4 + int.from_bytes(properties[at : at + 4], "big")
+        table = properties[at + 4 : end]
+        if end > len(properties) or not table.isascii():
+            return None
+        attributes, headers, received = _texts(table)
+        received.envelope = envelope_from(attributes, body=body, content_type=content_type, headers=headers or None)
+    except (UndecodableMessage, AMQPError, struct.error, ValueError, IndexError, OverflowError):
+        return None
+    return received
+
+
+_NOBODY = Envelope("", "", b"")
+_SUSPICIOUS = frozenset(name[:1] for name in (*PREFIXES, OWN, ESCAPE, "x-", ""))
+"""What names begin with that may be anything but headers of the sender."""
+
+
+def _texts(table: bytes) -> tuple[dict[str, str], dict[str, str], Received]:
+    """Attributes, the sender's headers and what else the headers say. Raises IndexError where they are cut off."""
+    attributes: dict[str, str] = {}
+    headers: dict[str, str] = {}
+    received = Received(_NOBODY, 0, {})
+    known = _KNOWN.get
+    text, at, end = table.decode("ascii"), 0, len(table)
+    while at < end:
+        value_at = at + 1 + table[at]
+        name = text[at + 1 : value_at]
+        start = value_at + 5
+        if text[value_at : start - 1] == "S\0\0\0":  # shorter than 256
+            at = start + table[start - 1]
+            if (attribute := known(name)) is not None:
+                attributes[attribute] = text[start:at]
+            elif name[:1] in _SUSPICIOUS:
+                _header(name, text[start:at], attributes, headers, received)
+            else:
+                headers[name] = text[start:at]
+        else:
+            value, at = amqp.decode_value(table, value_at)
+            _header(name, value, attributes, headers, received)
+    if at != end:
+        raise IndexError(at)
+    return attributes, headers, received
+
+
+def _any_kind(properties: bytes, body: bytes) -> Received:
     received = Received(Envelope("", "", body, content_type="application/octet-stream"), 0, {})
     try:
         _read(properties, body, received)
@@ -198,7 +255,7 @@ def _short(encoded: bytes, at: int) -> tuple[str, int]:
     return encoded[at + 1 : end].decode("utf-8", "replace"), end
 
 
-_KNOWN = {(prefix + name).encode(): name for prefix in PREFIXES for name in ATTRIBUTES}
+_KNOWN = {prefix + name: name for prefix in PREFIXES for name in ATTRIBUTES}
 """Attributes as they are called on the wire, without their prefix."""
 _U32 = struct.Struct(">I")
 
@@ -212,7 +269,7 @@ def _headers(
     size_at = _U32.unpack_from
     while at < end:
         value_at = at + 1 + encoded[at]
-        raw = encoded[at + 1 : value_at]
+        name = encoded[at + 1 : value_at].decode("utf-8", "replace")
         if encoded[value_at] == 0x53:  # S: nearly every value is a string
             start = value_at + 5
             at = start + size_at(encoded, value_at + 1)[0]
@@ -222,17 +279,16 @@ def _headers(
                 value = encoded[start:at].decode("utf-8", "replace")
         else:
             value, at = amqp.decode_value(encoded, value_at)
-        name = known(raw)
-        if name is not None:
-            attributes[name] = value if type(value) is str else str(value)
+        attribute = known(name)
+        if attribute is not None:
+            attributes[attribute] = value if type(value) is str else str(value)
         else:
-            _header(raw, value, attributes, headers, received)
+            _header(name, value, attributes, headers, received)
     if at != end:
         raise UndecodableMessage("The message's headers are cut off.")
 
 
-def _header(raw: bytes, value: Any, attributes: dict[str, str], headers: dict[str, str], received: Received) -> None:
-    name = raw.decode("utf-8", "replace")
+def _header(name: str, value: Any, attributes: dict[str, str], headers: dict[str, str], received: Received) -> None:
     text = value if type(value) is str else str(value)
     if name[:2] != "x-" and name[:9] != OWN and name[:12] not in PREFIXES:
         headers[name] = text
@@ -266,8 +322,11 @@ def _is_delivery_limit(deaths: Any) -> bool:
 def refusal(envelope: Envelope, max_bytes: int) -> str | None:
     """Why the envelope cannot be sent at all; None where it can."""
     if len(envelope.body) > max_bytes:
-        return f"its body has {len(envelope.body)} bytes, and at most {max_bytes} are taken. Send a reference instead"
+        return (
+            f"its body has {len(envelope.body)} bytes, the limit is {max_bytes}. Put the content where both sides "
+            "reach it, and send its address"
+        )
     for what, value in (("id", envelope.id), ("type", envelope.type), ("content type", envelope.content_type)):
-        if len(value.encode()) > 255:
+        if len(value) > 63 and len(value.encode()) > 255:
             return f"its {what} has more than 255 bytes. Shorten it"
     return None

@@ -29,6 +29,7 @@ DUE = "polywire.due"
 """The exchange through which they come back, each to the queue that its routing key names."""
 UNROUTED = "polywire.unrouted"
 """Where they go whose queue was deleted meanwhile."""
+WOULD_CREATE = "would create "
 MAX_LANES = 64
 NOTES = 10_000
 """That are kept for each queue. A consumer writes one each time it starts handlers."""
@@ -203,9 +204,13 @@ def of_queue(spec: QueueSpec) -> list[Wanted]:
 
 
 async def compare(client: Client, groups: Iterable[Sequence[Wanted]], *, create: bool) -> list[str]:
-    """What differs, a line each; with *create*, what is missing is made and is no difference."""
+    """What differs, a line each; with *create*, what is missing is made and is no difference. Without, each line says
+    what would be done about it."""
     client.check_version(OLDEST)
-    return [line for wanted in groups for line in await client.run(_compare(client, wanted, create))]
+    lines = [line for wanted in groups for line in await client.run(_compare(client, wanted, create))]
+    if create:
+        return lines
+    return [line if line.startswith(WOULD_CREATE) else f"would refuse: {line}" for line in lines]
 
 
 async def _compare(client: Client, wanted: Sequence[Wanted], create: bool) -> list[str]:
@@ -246,7 +251,7 @@ async def _one(asking: Asking, each: Wanted, create: bool) -> str | None:
             )
         return None
     if not create and not await _exists(asking, each.name, exchange=isinstance(each, Exchange)):
-        return f"{_what(each)} does not exist"
+        return f"{WOULD_CREATE}the {_what(each)}"
     if isinstance(each, Queue):
         await asking.ask(channel.queue_declare, queue=each.name, durable=True, arguments=dict(each.arguments))
     else:

@@ -13,6 +13,7 @@ from polywire.bus.backend.sqlite_file import Transaction
 from polywire.bus.backend.sqlite_messages import QueueRow
 from polywire.bus.backend.sqlite_schema import check_name
 from polywire.bus.core import DeadFilter, DeadLetter, Envelope, QueueSpec, QueueStats, pack, unpack
+from polywire.bus.core.checks import would_create_queue, would_refuse
 from polywire.errors import SetupError, UndecodableMessage
 
 PRIORITIES = 256
@@ -28,7 +29,7 @@ def check_specs(queues: Sequence[QueueSpec]) -> None:
         if not 1 <= spec.priorities <= PRIORITIES:
             raise SetupError(
                 f"The queue {spec.name!r} was not declared: it asks for {spec.priorities} priorities, and a sqlite bus "
-                f"has 1 to {PRIORITIES}."
+                f"has 1 to {PRIORITIES}. Declare fewer."
             )
 
 
@@ -44,13 +45,13 @@ def refusals(spec: QueueSpec, row: QueueRow | None) -> list[str]:
 
 def differences(spec: QueueSpec, row: QueueRow | None) -> list[str]:
     if row is None:
-        return [f"would create the queue {spec.name!r}"]
+        return [would_create_queue(spec.name)]
     changes = [
         f"would change {name} of {spec.name!r} from {getattr(row, name)!r} to {getattr(spec, name)!r}"
         for name in _ADJUSTED
         if getattr(row, name) != getattr(spec, name)
     ]
-    return [f"would refuse: {line}" for line in refusals(spec, row)] + changes
+    return would_refuse(refusals(spec, row)) + changes
 
 
 def declare(tx: Transaction, spec: QueueSpec) -> None:

@@ -29,6 +29,7 @@ from polywire.bus.core import (
     Seek,
     TopicSpec,
 )
+from polywire.bus.core.checks import would_create_group, would_create_topic, would_refuse
 from polywire.bus.core.log import Revoking
 from polywire.clock import SYSTEM_CLOCK, Clock
 from polywire.errors import BackendLost, DeliveryError, MessageRefused, SetupError
@@ -132,7 +133,7 @@ class SqliteLog:
         _check_names(topics, groups)
         return await self._look(
             "The topics were not checked",
-            lambda c: [f"would refuse: {line}" for line in _refusals(c, topics, groups)] + _changes(c, topics, groups),
+            lambda c: would_refuse(_refusals(c, topics, groups)) + _changes(c, topics, groups),
         )
 
     async def _known(self, name: str) -> TopicRow | None:
@@ -176,7 +177,7 @@ class SqliteLog:
                 made.append((self._part(row, envelope), packed(envelope)))
                 results.append(None)
             except ValueError as why_not:
-                results.append(MessageRefused(f"{refused(envelope)} to {topic!r}: {why_not}."))
+                results.append(MessageRefused(f"{refused(envelope)} to the topic {topic!r}: {why_not}."))
         failure = await self._appended(row, made, timeout) if made else None
         if failure is not None:
             for number, envelope in enumerate(envelopes):
@@ -337,7 +338,7 @@ def _changes(connection: apsw.Connection, topics: Sequence[TopicSpec], groups: S
     for spec in topics:
         row = events.find_topic(connection, spec.name)
         if row is None:
-            lines.append(f"would create the topic {spec.name!r} with {spec.partitions} partitions")
+            lines.append(would_create_topic(spec.name, spec.partitions))
             continue
         for name in ("retention", "retention_bytes"):
             old, new = getattr(row, name), getattr(spec, name)
@@ -346,7 +347,7 @@ def _changes(connection: apsw.Connection, topics: Sequence[TopicSpec], groups: S
     for group in groups:
         row = events.find_topic(connection, group.topic)
         if row is None or events.find_team(connection, row, group.group) is None:
-            lines.append(f"would create the group {group.group!r} of {group.topic!r}")
+            lines.append(would_create_group(group.group, group.topic))
     return lines
 
 

@@ -85,11 +85,18 @@ def refused(envelope: Envelope) -> str:
 def packed(envelope: Envelope) -> bytes:
     """What is written of it. Raises ValueError that says why a file of the bus does not take the message."""
     if len(envelope.body) > MAX_MESSAGE_BYTES:
-        raise ValueError(f"its body has {len(envelope.body)} bytes, and {MAX_MESSAGE_BYTES} are the limit")
+        raise ValueError(
+            f"its body has {len(envelope.body)} bytes, the limit is {MAX_MESSAGE_BYTES}. Put the content where both "
+            "sides reach it, and send its address"
+        )
     if not envelope.id or len(envelope.id) > MAX_NAME_CHARACTERS:
-        raise ValueError(f"its id has {len(envelope.id)} characters, and 1 to {MAX_NAME_CHARACTERS} are possible")
+        raise ValueError(
+            f"its id has {len(envelope.id)} characters, and 1 to {MAX_NAME_CHARACTERS} are possible. Choose another"
+        )
     if envelope.key is not None and len(envelope.key) > MAX_NAME_CHARACTERS:
-        raise ValueError(f"its key has {len(envelope.key)} characters, and {MAX_NAME_CHARACTERS} are the limit")
+        raise ValueError(
+            f"its key has {len(envelope.key)} characters, and {MAX_NAME_CHARACTERS} are the limit. Choose a shorter one"
+        )
     try:
         return pack(envelope)
     except UnicodeEncodeError as error:

@@ -60,6 +60,29 @@ def differences(where: str, wanted: Any, found: Any) -> list[str]:
     ]
 
 
+# ---- what `check` says, a line each, the same for every backend: `polywire bus plan` prints it ----------------------
+
+
+def would_create_queue(name: str) -> str:
+    return f"would create the queue {name!r}"
+
+
+def would_create_topic(name: str, partitions: int | None = None) -> str:
+    """Of a log, which has *partitions*, or of a fan-out."""
+    if partitions is None:
+        return f"would create the topic {name!r}"
+    return f"would create the topic {name!r} with {partitions} partition{'' if partitions == 1 else 's'}"
+
+
+def would_create_group(group: str, topic: str) -> str:
+    return f"would create the group {group!r} of {topic!r}"
+
+
+def would_refuse(lines: Sequence[str]) -> list[str]:
+    """*lines* are differences to what exists, which `declare` would not change."""
+    return [f"would refuse: {line}" for line in lines]
+
+
 def refuse_differences(lines: Sequence[str]) -> None:
     """Raises SetupError with all of *lines*, where there are any."""
     if lines:

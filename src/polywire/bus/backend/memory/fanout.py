@@ -10,7 +10,16 @@ from functools import lru_cache
 
 from polywire.bus.backend.memory.queue import MemoryQueue
 from polywire.bus.backend.memory.space import space_at
-from polywire.bus.core.checks import checked_name, differences, refuse_differences, too_large, undeclared
+from polywire.bus.core.checks import (
+    checked_name,
+    differences,
+    refuse_differences,
+    too_large,
+    undeclared,
+    would_create_group,
+    would_create_topic,
+    would_refuse,
+)
 from polywire.bus.core.envelope import Envelope
 from polywire.bus.core.fanout import Binding
 from polywire.bus.core.queue import QueueSpec, TaskQueue
@@ -56,13 +65,13 @@ class MemoryFanout:
 
     async def check(self, topics: Sequence[str], bindings: Sequence[Binding]) -> list[str]:
         self._check_names(topics, bindings)
-        missing = [f"The topic {topic!r} is missing." for topic in topics if topic not in self._space.bindings]
+        missing = [would_create_topic(topic) for topic in topics if topic not in self._space.bindings]
         missing += [
-            f"The group {binding.group!r} of the topic {binding.topic!r} is missing."
+            would_create_group(binding.group, binding.topic)
             for binding in bindings
             if binding.group not in self._space.bindings.get(binding.topic, {})
         ]
-        return [*missing, *self._differences(bindings)]
+        return [*missing, *would_refuse(self._differences(bindings))]
 
     def _check_names(self, topics: Sequence[str], bindings: Sequence[Binding]) -> None:
         for topic in topics:

@@ -12,7 +12,17 @@ from dataclasses import dataclass
 import msgspec
 
 from polywire.bus.backend.memory.space import space_at
-from polywire.bus.core.checks import checked_name, differences, not_there, refuse_differences, too_large, undeclared
+from polywire.bus.core.checks import (
+    checked_name,
+    differences,
+    not_there,
+    refuse_differences,
+    too_large,
+    undeclared,
+    would_create_group,
+    would_create_topic,
+    would_refuse,
+)
 from polywire.bus.core.envelope import Envelope, new_id, unpack
 from polywire.bus.core.guarantees import Guarantees
 from polywire.bus.core.log import GroupSpec, GroupStats, Partition, Record, Revoking, Seek, TopicSpec
@@ -631,13 +641,10 @@ class MemoryLog:
 
     async def check(self, topics: Sequence[TopicSpec], groups: Sequence[GroupSpec] = ()) -> list[str]:
         self._check_names(topics, groups)
-        missing = [f"The topic {topic.name!r} is missing." for topic in topics if topic.name not in self._space.topics]
-        missing += [
-            f"The group {spec.group!r} of the topic {spec.topic!r} is missing."
-            for spec in groups
-            if self._found(spec) is None
-        ]
-        return [*missing, *self._differences(topics, groups)]
+        new = [topic for topic in topics if topic.name not in self._space.topics]
+        missing = [would_create_topic(topic.name, topic.partitions) for topic in new]
+        missing += [would_create_group(spec.group, spec.topic) for spec in groups if self._found(spec) is None]
+        return [*missing, *would_refuse(self._differences(topics, groups))]
 
     def _found(self, spec: GroupSpec) -> _Group | None:
         topic = self._space.topics.get(spec.topic)

@@ -11,7 +11,16 @@ from dataclasses import dataclass
 import msgspec
 
 from polywire.bus.backend.memory.space import space_at
-from polywire.bus.core.checks import checked_name, differences, not_there, refuse_differences, too_large, undeclared
+from polywire.bus.core.checks import (
+    checked_name,
+    differences,
+    not_there,
+    refuse_differences,
+    too_large,
+    undeclared,
+    would_create_queue,
+    would_refuse,
+)
 from polywire.bus.core.envelope import Envelope, new_id, unpack
 from polywire.bus.core.guarantees import Guarantees
 from polywire.bus.core.queue import (
@@ -609,15 +618,15 @@ class MemoryQueue:
             self._space.queues.setdefault(spec.name, _Queue(spec, self._clock))
 
     async def check(self, queues: Sequence[QueueSpec]) -> list[str]:
-        missing = [f"The queue {spec.name!r} is missing." for spec in queues if spec.name not in self._space.queues]
-        return [*missing, *(line for spec in queues for line in self._differences(spec))]
+        missing = [would_create_queue(spec.name) for spec in queues if spec.name not in self._space.queues]
+        return [*missing, *would_refuse([line for spec in queues for line in self._differences(spec)])]
 
     def _differences(self, spec: QueueSpec) -> list[str]:
         checked_name("queue", spec.name)
         if not 1 <= spec.priorities <= self.guarantees.priorities:
             raise SetupError(
                 f"The queue {spec.name!r} was not declared: it has {spec.priorities} priorities, "
-                f"'memory:' offers 1 to {self.guarantees.priorities}."
+                f"'memory:' offers 1 to {self.guarantees.priorities}. Declare fewer."
             )
         found = self._space.queues.get(spec.name)
         return [] if found is None else differences(f"queue {spec.name!r}", spec, found.spec)
