@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import enum
 import itertools
 from pathlib import Path
 
 import pytest
 from evolution_pairs import PAIRS, Case
-from proto_support import module_of
+from google.protobuf import descriptor_pb2
+from proto_support import PROTOS, SAMPLES, compiled, module_of
 
-from polywire.contract import service_of
-from polywire.contract.breaking import RULES, Contracts, Finding, breaking_changes, contracts_of_services
+from polywire.contract import Contract, Message, service_of
+from polywire.contract.breaking import (
+    RULES,
+    Contracts,
+    Finding,
+    breaking_changes,
+    contracts_of_files,
+    contracts_of_services,
+)
+from polywire.contract.protofile import python_module
 
 CASES = [
     pytest.param(rule, case, breaks, id=f"{rule}: {case.name}")
@@ -48,3 +58,44 @@ def test_the_reference_lists_every_rule_beside_those_of_protobuf() -> None:
     rows = [line.split(" | ") for line in page.read_text(encoding="utf-8").splitlines() if line.startswith("| `")]
     listed = {row[0].strip("| `"): row[1] for row in rows if "_" in row[0]}
     assert listed == {name: rule.purpose for name, rule in RULES.items() if rule.side != "protobuf"}
+
+
+def files_of(sample: str) -> tuple[descriptor_pb2.FileDescriptorSet, list[str]]:
+    return compiled(PROTOS, [sample]), [sample]
+
+
+@pytest.mark.parametrize("sample", SAMPLES)
+def test_files_of_others_break_nothing_compared_with_themselves_or_with_what_is_imported_from_them(
+    sample: str, tmp_path: Path
+) -> None:
+    made, names = files_of(sample)
+    theirs = contracts_of_files(made, names)
+    assert breaking_changes(theirs, theirs) == []
+    ours = imported(python_module(made, names), tmp_path)
+    found = breaking_changes(theirs, ours)
+    assert [f"{finding.rule.name} {finding.where}" for finding in found] == LOST.get(sample, [])
+    back = breaking_changes(ours, theirs, category="wire_json")
+    assert not {finding.rule.side for finding in back} - {"protobuf", "protojson"}
+
+
+LOST = {
+    # Only a route that reads says so in Python.
+    "eliza.proto": ["RPC_SAME_IDEMPOTENCY_LEVEL connectrpc.eliza.v1.ElizaService/Say"],
+    # Maps by bool are lists of entries in Python, and there are no such routes.
+    "everything.proto": [
+        "FIELD_SAME_CARDINALITY sample.everything.v1.Maps.bools",
+        "PROTOJSON_FIELD_SAME_FORM sample.everything.v1.Maps.bools",
+        "REST_ROUTE_NO_DELETE GET /v1/odd",
+        "REST_ROUTE_NO_DELETE HEAD /v1/odd",
+    ],
+}
+"""What an import cannot say in Python, which the check finds."""
+
+
+def imported(text: str, directory: Path) -> Contracts:
+    module = module_of(text, directory, "sample")
+    classes = [value for value in vars(module).values() if isinstance(value, type)]
+    services = [service_of(cls) for cls in classes if issubclass(cls, Contract) and cls is not Contract]
+    messages = [cls for cls in classes if issubclass(cls, Message) and cls.__module__ == module.__name__]
+    enums = [cls for cls in classes if issubclass(cls, enum.Enum) and cls.__module__ == module.__name__]
+    return contracts_of_services(services, [cls for cls in messages if not cls.__polywire__.transparent], enums)

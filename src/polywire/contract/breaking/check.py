@@ -11,7 +11,7 @@ from polywire.contract.breaking.payloads import compare_promises
 from polywire.contract.breaking.protobuf import compare_files, in_category
 from polywire.contract.breaking.protobuf_enums import compare_enums, compare_services
 from polywire.contract.breaking.protobuf_messages import compare_messages
-from polywire.contract.breaking.protobuf_rules import PROTOBUF_RULES
+from polywire.contract.breaking.protobuf_rules import FILE_OPTIONS, PROTOBUF_RULES
 from polywire.contract.breaking.protojson import compare_protojson
 from polywire.contract.breaking.rest import compare_rest
 from polywire.contract.breaking.wire_rules import WIRE_RULES
@@ -58,6 +58,8 @@ def breaking_changes(
         before, after = old.index, new.index
         for compare in (compare_files, compare_messages, compare_enums, compare_services):
             found += in_category(compare(before, after), category)
+        if old.is_python or new.is_python:  # contracts in Python have no options for other languages
+            found = [finding for finding in found if finding.rule.name not in FILE_OPTIONS.values()]
     if "protojson" in sides:
         found += compare_protojson(old.index, new.index)
     if "rest" in sides:
