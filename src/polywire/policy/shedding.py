@@ -194,7 +194,7 @@ class Limiter:
             # The limit is not what holds calls back, and too far away to tell what would: bring it near.
             self._set_limit(min(self._limit, 1.2 * self._peak))
         elif slow or (pinned and now >= self._probe_at):
-            self._set_out(now, probing=not slow)
+            self._set_out(now, probing=now >= self._probe_at)
         elif self._refused or self._peak >= self._limit / 2:
             self._grow(took)
             if not pinned or self._probe_at == math.inf:
@@ -238,7 +238,8 @@ class Limiter:
         self._walking = True
         self._probing = probing
         self._walked_from = self._limit
-        self._probe_later(now)
+        if probing:
+            self._probe_later(now)
 
     def _walk_on(self, now: float, took: float, *, pinned: bool, slow: bool) -> None:
         """Judge the last step, and take the next one or stop."""
