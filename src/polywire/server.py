@@ -13,6 +13,7 @@ from polywire.clock import SYSTEM_CLOCK, Clock
 from polywire.context import Call
 from polywire.interceptor import Interceptor
 from polywire.net.listener import Listener
+from polywire.net.sharing import SharedPort
 from polywire.net.stream import Limits, Receiver, Stream
 from polywire.net.tls import ServerTls
 from polywire.services import MAX_MESSAGE_BYTES, STREAM_IDLE_TIMEOUT, AccessLog, Services
@@ -111,6 +112,11 @@ class Server:
         self.addresses.extend(bound.split(","))
         self.ready = True
         return bound
+
+    def share(self, port: SharedPort, index: int) -> None:
+        """Take connections from *port* too, which several processes share; this one is number *index*."""
+        self._listener.share(port, index)
+        self.addresses.extend(port.address.split(","))
 
     async def drain(self, *, delay: float = 0.0, grace: float = 30.0) -> None:
         """Stop without losing a request.

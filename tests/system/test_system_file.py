@@ -144,10 +144,13 @@ REFUSALS = {
         '[system]\nname = "shop"\n[services.a]\napp = "a:app"\n[calls]\ntimeout = -1\n',
         "polywire.toml:6: calls.timeout is -1. It has to be at least 0.",
     ),
-    "several instances": (
-        '[system]\nname = "shop"\n[services.a]\napp = "a:app"\ninstances = 2\n',
-        "polywire.toml:5: services.a.instances is 2, but only 1 is possible so far. Start the others elsewhere, and "
-        "list the addresses of all in services.a.address.",
+    "too many instances": (
+        '[system]\nname = "shop"\n[services.a]\napp = "a:app"\ninstances = 257\n',
+        "polywire.toml:5: services.a.instances is 257. A service runs as 256 processes at most.",
+    ),
+    "no instances": (
+        '[system]\nname = "shop"\n[services.a]\napp = "a:app"\ninstances = 0\n',
+        "polywire.toml:5: services.a.instances is 0. It has to be at least 1.",
     ),
     "an address without a port": (
         '[system]\nname = "shop"\n[services.a]\napp = "a:app"\nlisten = "localhost"\n',

@@ -11,6 +11,7 @@ from polywire.errors import SetupError
 from polywire.net.loop import run
 from polywire.system.file import ServiceEntry, Wires, load
 from polywire.system.importing import add_to_path, load_app
+from polywire.system.instances import Instance
 from polywire.system.outside import wires_at
 from polywire.system.plan import Plan, plan
 from polywire.system.process import DEFAULT_LISTEN
@@ -62,7 +63,8 @@ def command(
             made, name = _app_plan(service, listen, targets, wires)
         else:
             made, name = _service_plan(service, listen, file, profile), service
-        run(run_service(made, name, format=log_format, supervised=supervised))
+        instance = Instance.from_environment(name)
+        run(run_service(made, name, format=log_format, supervised=supervised, instance=instance))
     except SetupError as error:
         if supervised is None:
             raise

@@ -14,6 +14,7 @@ from polywire.net.loop import run
 from polywire.system import environment
 from polywire.system.file import load
 from polywire.system.forking import can_fork
+from polywire.system.instances import instances_of, shared_ports
 from polywire.system.output import LineOutput
 from polywire.system.relay import Relay
 from polywire.system.shutdown import Shutdown
@@ -71,12 +72,17 @@ def command(
 
     tasks: set[asyncio.Task[None]] = set()
     with prepared(system, only=None if only is None else only.split(","), in_process=in_process) as made:
-        relay = Relay(output, list(made.apps), format=log_format, colour=log_format == "text" and sys.stdout.isatty())
         announce = output if log_format == "text" else None
+        colour = log_format == "text" and sys.stdout.isatty()
         if in_process:
+            relay = Relay(output, list(made.apps), format=log_format, colour=colour)
             run(up_in_process(made, relay, format=log_format, announce=announce, then=then, began=began))
-        else:
-            forked = fork_services(made, format=log_format) if can_fork() and not fresh else {}
+            return status
+        with shared_ports(made) as ports:
+            relay = Relay(output, list(instances_of(made, ports)), format=log_format, colour=colour)
+            forked = fork_services(made, ports, format=log_format) if can_fork() and not fresh else {}
             # The standard loop: this process only waits and relays, and its children are what counts.
-            asyncio.run(up(made, relay, format=log_format, announce=announce, then=then, began=began, forked=forked))
+            asyncio.run(
+                up(made, ports, relay, format=log_format, announce=announce, then=then, began=began, forked=forked)
+            )
     return status

@@ -4,28 +4,31 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
+import logging
 import os
 import socket
-import stat
 from collections.abc import Sequence
 from typing import Any, Protocol, cast
 
 from polywire.errors import SetupError
 from polywire.net.address import Address, parse_addresses
+from polywire.net.binding import BACKLOG, explain, refuse_unresolved, remove_stale
 from polywire.net.http1 import Dateline, HeadReader, Http1ServerProtocol
 from polywire.net.http2_protocol import Http2ServerProtocol
+from polywire.net.sharing import Accepting, SharedPort
 from polywire.net.stream import Application, Limits
 from polywire.net.tls import ServerTls
 
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-_BACKLOG = 1024
 _DRAIN_TICK = 0.1
 """Seconds between sweeps while draining: how long a connection that was just active may still bring a request."""
 
 
 _LAST_WORDS = 0.2
 """Seconds that connections closed at the end of the grace have to send their last bytes."""
+
+
+log = logging.getLogger("polywire.server")
 
 
 class Member(Protocol):
@@ -67,6 +70,9 @@ class Listener:
         self._draining = False
         self._closed = False
         self._leaving: set[asyncio.Task[None]] = set()
+        self._shared: Accepting | None = None
+        self._arriving: set[asyncio.Task[None]] = set()
+        """Connections of a shared port that were accepted, and are not ready yet."""
         self._empty: asyncio.Event = asyncio.Event()
 
     @property
@@ -90,14 +96,13 @@ class Listener:
         return ",".join(bound)
 
     async def _listen(self, place: Address) -> str:
-        if place.resolve:
-            raise SetupError(f"cannot listen on {place}: dns:/// is for clients. Write the host and port to bind.")
+        refuse_unresolved(place)
         try:
             if place.path:
                 return await self._listen_unix(place)
             return await self._listen_tcp(place)
         except OSError as error:
-            raise SetupError(f"cannot listen on {place}: {_explain(error, place)}") from error
+            raise SetupError(f"cannot listen on {place}: {explain(error, place)}") from error
 
     async def _listen_tcp(self, place: Address) -> str:
         server = await asyncio.get_running_loop().create_server(
@@ -108,24 +113,52 @@ class Listener:
             ssl_handshake_timeout=self._limits.header_timeout if self._tls else None,
             reuse_address=True,
             reuse_port=self._reuse_port or None,
-            backlog=_BACKLOG,
+            backlog=BACKLOG,
         )
         self._servers.append(server)
         port = server.sockets[0].getsockname()[1]
         return str(Address(host=place.host, port=port))
 
     async def _listen_unix(self, place: Address) -> str:
-        _remove_stale(place.path)
+        remove_stale(place.path)
         server = await asyncio.get_running_loop().create_unix_server(
             self._sniffer,
             place.path,
             ssl=self._tls,
             ssl_handshake_timeout=self._limits.header_timeout if self._tls else None,
-            backlog=_BACKLOG,
+            backlog=BACKLOG,
         )
         self._servers.append(server)
         self._socket_files.append((place.path, os.stat(place.path).st_ino))
         return str(place)
+
+    def share(self, port: SharedPort, index: int) -> None:
+        """Take connections from *port* too, in turn with the other processes; this one is number *index*."""
+        self._shared = Accepting(port, index, self._accepted)
+        self._shared.start(self.connections)
+
+    def _accepted(self, connection: socket.socket) -> None:
+        task = asyncio.get_running_loop().create_task(self._take_in(connection))
+        self._arriving.add(task)
+        task.add_done_callback(self._arriving.discard)
+        self._counted()
+
+    async def _take_in(self, connection: socket.socket) -> None:
+        try:
+            await asyncio.get_running_loop().connect_accepted_socket(
+                self._sniffer,
+                connection,
+                ssl=self._tls,
+                ssl_handshake_timeout=self._limits.header_timeout if self._tls else None,
+            )
+        except OSError as error:
+            # No TLS, none that we accept, or nobody there any more: this peer's own affair.
+            log.debug("a connection was not taken in: %s", error)
+            self._counted()
+
+    def _counted(self) -> None:
+        if self._shared is not None:
+            self._shared.count(self.connections + len(self._arriving))
 
     # --- connections
 
@@ -175,11 +208,13 @@ class Listener:
     def lost(self, member: Member) -> None:
         """The connection of *member* is gone."""
         self._members.pop(member, None)
+        self._counted()
         if not self.connections:
             self._empty.set()
 
     def _lost_http2(self, protocol: Http2ServerProtocol) -> None:
         self._http2.pop(protocol, None)
+        self._counted()
         if not self.connections:
             self._empty.set()
 
@@ -245,11 +280,16 @@ class Listener:
             task.cancel()
         for protocol in list(self._http2):
             protocol.close()
+        for task in self._arriving:
+            task.cancel()
         if self._sweep is not None:
             self._sweep.cancel()
             self._sweep = None
 
     def _stop_accepting(self) -> None:
+        if self._shared is not None:
+            self._shared.stop()
+            self._shared = None
         servers, self._servers = self._servers, []
         for server in servers:
             server.close()
@@ -325,43 +365,3 @@ class Sniffer(asyncio.Protocol):
 
     def close(self) -> None:
         self._transport.abort()
-
-
-def _remove_stale(path: str) -> None:
-    """Remove the socket file of a process that is gone. Raises OSError if one is there that must stay."""
-    try:
-        mode = os.stat(path).st_mode
-    except FileNotFoundError:
-        return
-    if not stat.S_ISSOCK(mode):
-        raise OSError(errno.EEXIST, "not a socket")
-    with socket.socket(socket.AF_UNIX) as probe:
-        # A live listener takes it at once, or its queue is full: both mean that someone is there.
-        probe.setblocking(False)
-        try:
-            probe.connect(path)
-        except ConnectionRefusedError:
-            os.unlink(path)
-            return
-        except BlockingIOError:
-            pass
-    raise OSError(errno.EADDRINUSE, "in use")
-
-
-def _explain(error: OSError, place: Address) -> str:
-    what = "socket" if place.path else "port"
-    if error.errno == errno.EADDRINUSE:
-        return f"the {what} is in use by another process. Stop it, or set `listen` of the service to another address."
-    if error.errno == errno.EEXIST:
-        return "a file that is not a socket is there. Remove it, or choose another path."
-    if error.errno in (errno.EACCES, errno.EPERM):
-        if place.path:
-            return "permission denied. Choose a directory that this user may write to."
-        return "permission denied. Ports below 1024 need privileges; choose a higher one."
-    if isinstance(error, socket.gaierror):
-        return f"the host {place.host!r} cannot be resolved. 127.0.0.1 is this machine alone, 0.0.0.0 every interface."
-    if error.errno == errno.EADDRNOTAVAIL:
-        return "this machine has no such address. 127.0.0.1 is this machine alone, 0.0.0.0 every interface."
-    if error.errno == errno.ENOENT:
-        return "the directory does not exist. Create it, or choose another path."
-    return f"{(error.strerror or str(error)).lower()}."

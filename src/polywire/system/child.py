@@ -62,7 +62,8 @@ class Child:
 
         loop.add_reader(forked.process, exited)
 
-    async def start(self, command: Sequence[str], environ: Mapping[str, str]) -> None:
+    async def start(self, command: Sequence[str], environ: Mapping[str, str], *, pass_fds: Sequence[int] = ()) -> None:
+        """Run *command*, which inherits *pass_fds* under the same numbers."""
         loop = asyncio.get_running_loop()
         ours, theirs = socket.socketpair()
         reading, writing = os.pipe()
@@ -78,7 +79,7 @@ class Child:
                 stdout=writing,
                 stderr=writing,
                 env={**environ, VARIABLE: str(theirs.fileno())},
-                pass_fds=(theirs.fileno(),),
+                pass_fds=(theirs.fileno(), *pass_fds),
                 # A group of its own: Ctrl-C reaches the supervisor alone, which then stops services in good order.
                 start_new_session=True,
             )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path as FilePath
 from typing import Any, Literal, cast
@@ -13,6 +13,7 @@ from typing import Any, Literal, cast
 from polywire.bus.core import TopicSpec
 from polywire.errors import SetupError, SystemFileError
 from polywire.net.address import parse_address
+from polywire.net.sharing import MAX_PROCESSES
 from polywire.net.stream import Limits
 from polywire.system import environment
 from polywire.system.bus_wires import BackendUrls, bus_wires, schedule_wire
@@ -53,6 +54,8 @@ class ServiceEntry:
     listen: tuple[str, ...] | None = None
     address: tuple[str, ...] | None = None
     """Where others reach it; None where that is where it listens."""
+    instances: int = 1
+    """The processes of it that `up` runs on one port."""
     public: bool = False
     token: str | None = None
     """Where the token is with which it proves itself to others: `env:NAME` or `file:PATH`."""
@@ -140,6 +143,14 @@ class SystemFile:
         """The same, where the services named listen at the addresses given (`up` picks them where none is written)."""
         services = {
             name: replace(entry, listen=(addresses[name],), address=None) if name in addresses else entry
+            for name, entry in self.services.items()
+        }
+        return replace(self, services=services)
+
+    def with_address(self, addresses: Mapping[str, Sequence[str]]) -> SystemFile:
+        """The same, where the services named are called at the addresses given."""
+        services = {
+            name: replace(entry, address=tuple(addresses[name])) if name in addresses else entry
             for name, entry in self.services.items()
         }
         return replace(self, services=services)
@@ -264,7 +275,7 @@ def _service(table: Table, name: str, shared: Tls | None) -> ServiceEntry:
     app = table.text("app")
     address = _addresses(table, "address")
     serves = table.texts("serves")
-    instances = table.integer("instances")
+    instances = _instances(table)
     tls = None
     if "tls" in table.values or shared is not None:
         tls = read_tls(table.table("tls", "[tls]"), name, shared or Tls(), runs_here=app is not None)
@@ -276,6 +287,7 @@ def _service(table: Table, name: str, shared: Tls | None) -> ServiceEntry:
         serves=serves,
         listen=_addresses(table, "listen", for_listening=True),
         address=address,
+        instances=instances,
         public=bool(table.boolean("public")),
         token=read_token(table),
         tls=tls,
@@ -286,12 +298,6 @@ def _service(table: Table, name: str, shared: Tls | None) -> ServiceEntry:
         timeouts=_timeouts(table.table("timeouts", "[timeouts]")),
     )
     table.done()
-    if instances is not None and instances != 1:
-        raise table.error(
-            "instances",
-            f"is {instances}, but only 1 is possible so far. Start the others elsewhere, and list the addresses of all "
-            f"in {table.name('address')}.",
-        )
     if app is not None and not _is_app_path(app):
         raise table.error("app", f"is {app!r}. It has to be 'module:attribute', for example 'shop.inventory:app'.")
     if app is None and (address is None or serves is None):
@@ -301,6 +307,15 @@ def _service(table: Table, name: str, shared: Tls | None) -> ServiceEntry:
             "`address` and `serves`, the full names of its contracts.",
         )
     return entry
+
+
+def _instances(table: Table) -> int:
+    instances = table.integer("instances")
+    if instances is None:
+        return 1
+    if instances > MAX_PROCESSES:
+        raise table.error("instances", f"is {instances}. A service runs as {MAX_PROCESSES} processes at most.")
+    return instances
 
 
 def _is_app_path(text: str) -> bool:

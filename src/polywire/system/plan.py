@@ -90,7 +90,8 @@ def plan(
     _check_wire_names(worked_out)
     for name in runnable:
         _check_clients(worked_out, name, in_process=in_process)
-    check_bus(system, {name: worked_out.part(name) for name in runnable}, one_process=in_process or len(runnable) == 1)
+    alone = len(runnable) == 1 and system.services[runnable[0]].instances == 1
+    check_bus(system, {name: worked_out.part(name) for name in runnable}, one_process=in_process or alone)
     return worked_out
 
 

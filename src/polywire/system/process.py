@@ -21,6 +21,7 @@ from polywire.system.assembly import Made
 from polywire.system.bus_plan import connected_bus
 from polywire.system.consuming import BUS, Consumers, consumers_of, stores_among
 from polywire.system.hosting import hosting
+from polywire.system.instances import Instance
 from polywire.system.plan import GIVEN, Plan
 from polywire.system.remote import wiring_of
 from polywire.system.scheduling import ticker_of
@@ -44,8 +45,9 @@ MakeMessageLog = Callable[[str], MessageLog | None]
 class Process:
     """The services that run here."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, instance: Instance | None = None) -> None:
         self.plan = plan
+        self._instance = instance
         self.servers: dict[str, Server] = {}
         self.consumers: dict[str, Consumers] = {}
         self.addresses: dict[str, str] = {}
@@ -65,13 +67,22 @@ class Process:
         """Listen with every server, those that others here call first. Raises SetupError where one cannot; of several
         it is named, a single one is named by whoever runs it."""
         for name in start_order({name: self.plan.needs(name) for name in self.servers}):
-            listen = self.plan.system.services[name].listen or (DEFAULT_LISTEN,)
             try:
-                self.addresses[name] = await self.servers[name].start(",".join(listen))
+                self.addresses[name] = await self._listen(name)
             except SetupError as error:
                 if len(self.servers) == 1:
                     raise
                 raise SetupError(f"Service {name!r} did not start: {error}") from error
+
+    async def _listen(self, name: str) -> str:
+        entry = self.plan.system.services[name]
+        if self._instance is None:
+            return await self.servers[name].start(",".join(entry.listen or (DEFAULT_LISTEN,)))
+        # An address of its own, for callers of the system, which so share their calls out; and the port of all.
+        own = (entry.address or (DEFAULT_LISTEN,))[self._instance.index]
+        address = await self.servers[name].start(own)
+        self.servers[name].share(self._instance.port, self._instance.index)
+        return address
 
     async def drain(self) -> None:
         """Stop without losing a request or a message: each service before those that it calls."""
@@ -102,13 +113,16 @@ async def processing(
     *,
     access_log: MakeAccessLog,
     message_log: MakeMessageLog = lambda _name: None,
+    instance: Instance | None = None,
 ) -> AsyncIterator[Process]:
     """Run the services *names* of *plan* until the end of the block, where they are closed if they were not drained.
+
+    With *instance*, the only one of them runs here as one of several.
 
     A single one calls the others over their wires; of several, each calls those beside it without leaving the process.
     Raises SetupError where one cannot start; what was opened by then is closed.
     """
-    process = Process(plan)
+    process = Process(plan, instance)
     tokens = tokens_of(plan.system)
     here: dict[str, Dispatcher] = {}
     wirings = {name: wiring_of(plan, name, names, here, tokens.get(name)) for name in names}

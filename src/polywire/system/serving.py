@@ -21,6 +21,7 @@ from polywire.services import AccessLog
 from polywire.system.app import App
 from polywire.system.assembly import assemble
 from polywire.system.file import ServiceEntry, SystemFile, Timeouts, Tls, Wire, Wires
+from polywire.system.instances import Instance
 from polywire.system.output import LineOutput
 from polywire.system.outside import wires_at
 from polywire.system.plan import GIVEN, Plan, plan
@@ -150,19 +151,29 @@ async def run_services(
     make_access_log: Callable[[str], AccessLog | None],
     make_message_log: MakeMessageLog,
     ready: Callable[[Mapping[str, str]], None],
+    instance: Instance | None = None,
 ) -> None:
     """Run the services *names* of a plan in this process until *shutdown*, then drain.
 
     *ready* gets their addresses once all of them listen. Raises SetupError where one cannot start.
     """
     with shutdown.listening():
-        async with processing(made, names, access_log=make_access_log, message_log=make_message_log) as process:
+        async with processing(
+            made, names, access_log=make_access_log, message_log=make_message_log, instance=instance
+        ) as process:
             ready(process.addresses)
             await shutdown.wait()
             await process.drain()
 
 
-async def run_service(made: Plan, name: str, *, format: LogFormat, supervised: Supervised | None) -> None:
+async def run_service(
+    made: Plan,
+    name: str,
+    *,
+    format: LogFormat,
+    supervised: Supervised | None,
+    instance: Instance | None = None,
+) -> None:
     """Run one service of a plan as the whole of this process, with its logs on standard output."""
     output = LineOutput()
     lines = Lines(output, format=format, service=name)
@@ -196,6 +207,7 @@ async def run_service(made: Plan, name: str, *, format: LogFormat, supervised: S
             make_access_log=lambda _name: lines,
             make_message_log=lambda _name: messages,
             ready=ready,
+            instance=instance,
         )
         log.info("%s has stopped", name)
     finally:

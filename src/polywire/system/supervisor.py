@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from polywire.errors import SetupError
 from polywire.system.child import Child, State
 from polywire.system.forking import Forked
+from polywire.system.instances import Instance
 from polywire.system.relay import Relay
 from polywire.system.shutdown import Shutdown
 
@@ -24,15 +25,19 @@ EXTRA = 5.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """One service to run."""
+    """One process to run."""
 
     name: str
+    """Of its service, or of one instance of that: `inventory#1`."""
+    service: str
     command: Sequence[str]
     environ: Mapping[str, str]
     needs: Sequence[str]
-    """The services that it calls; they are stopped after it."""
+    """The services that its service calls; they are stopped after it."""
     start_timeout: float
     stop_timeout: float
+    instance: Instance | None = None
+    """Where it is one of several of its service."""
 
 
 class Supervisor:
@@ -82,7 +87,7 @@ class Supervisor:
         if forked is not None:
             await child.adopt(forked)
         else:
-            await child.start(job.command, job.environ)
+            await child.start(job.command, job.environ, pass_fds=job.instance.port.descriptors if job.instance else ())
         try:
             async with asyncio.timeout(job.start_timeout):
                 await child.settled.wait()
@@ -117,6 +122,8 @@ class Supervisor:
         while True:
             child = self.children[job.name]
             await child.ended.wait()
+            if job.instance is not None:
+                job.instance.port.absent(job.instance.index)
             if time.monotonic() - since >= SETTLED:
                 delay = FIRST_DELAY
             if child.was_ready:
@@ -162,12 +169,12 @@ def _callers(name: str, jobs: Mapping[str, Job]) -> set[str]:
 
 
 def _reach(name: str, jobs: Mapping[str, Job]) -> set[str]:
-    """Every service that *name* calls, directly or through others."""
+    """Every process that *name* calls, directly or through others."""
     found: set[str] = set()
     ahead = [name]
     while ahead:
-        for needed in jobs[ahead.pop()].needs:
-            if needed not in found and needed in jobs:
-                found.add(needed)
-                ahead.append(needed)
+        called = set(jobs[ahead.pop()].needs)
+        new = {other for other, job in jobs.items() if job.service in called} - found
+        found |= new
+        ahead += new
     return found

@@ -16,6 +16,7 @@ from polywire.system import environment
 from polywire.system.addresses import Reservations, noted, remove_note, urls, write_note
 from polywire.system.file import SystemFile
 from polywire.system.forking import Forked, fork_all
+from polywire.system.instances import Ports, instances_of
 from polywire.system.plan import Plan, plan
 from polywire.system.relay import OURS, Relay
 from polywire.system.serving import run_service, run_services
@@ -46,8 +47,12 @@ def prepared(system: SystemFile, *, only: Sequence[str] | None, in_process: bool
                 picked[name] = reservations.reserve()
             elif entry.target is None:
                 picked[name] = elsewhere.get(name) or reservations.reserve()
+        placed = system.with_listen(picked)
+        several = {} if in_process else {name: placed.services[name].instances for name in made.apps}
+        # Each instance has an address of its own as well, so that callers can choose among them.
+        own = {name: [reservations.reserve() for _ in range(count)] for name, count in several.items() if count > 1}
         reservations.release_where_needed()
-        yield replace(made, system=system.with_listen(picked))
+        yield replace(made, system=placed.with_address(own))
     finally:
         reservations.close()
 
@@ -90,17 +95,24 @@ def table(made: Plan, addresses: Mapping[str, str]) -> str:
     return "".join(f"{row[0]:<{widths[0]}}  {row[1]:<{widths[1]}}  {row[2]}".rstrip() + "\n" for row in rows)
 
 
-def fork_services(made: Plan, *, format: LogFormat) -> Mapping[str, Forked]:
-    """Start a process for every service of the plan. To be called where `can_fork` says so."""
+def fork_services(made: Plan, ports: Ports, *, format: LogFormat) -> Mapping[str, Forked]:
+    """Start the processes of every service of the plan. To be called where `can_fork` says so."""
+    instances = instances_of(made, ports)
 
-    def serve(name: str, supervised: Supervised) -> None:
-        run_loop(run_service(made, name, format=format, supervised=supervised))
+    def serve(label: str, supervised: Supervised) -> None:
+        instance = instances[label]
+        name = label if instance is None else instance.service
+        for other, port in ports.items():
+            if other != name:
+                port.close()
+        run_loop(run_service(made, name, format=format, supervised=supervised, instance=instance))
 
-    return fork_all(list(made.apps), serve)
+    return fork_all(list(instances), serve)
 
 
 async def up(
     made: Plan,
+    ports: Ports,
     relay: Relay,
     *,
     format: LogFormat,
@@ -109,7 +121,7 @@ async def up(
     began: float,
     forked: Mapping[str, Forked] | None = None,
 ) -> None:
-    """Run every service of the plan in a process of its own until a signal; those *forked* already are taken over.
+    """Run every service of the plan in processes of its own until a signal; those *forked* already are taken over.
 
     Raises SetupError saying which one did not start and why.
     """
@@ -120,10 +132,15 @@ async def up(
             supervisor.kill()
 
     shutdown = Shutdown(at_once=at_once)
-    supervisor = Supervisor(_jobs(made, format), relay, shutdown, forked=forked)
+    supervisor = Supervisor(_jobs(made, ports, format), relay, shutdown, forked=forked)
+    announcement = Announcement(made, relay, announce, lambda: then(shutdown), began)
+
+    def ready(addresses: Mapping[str, str]) -> None:
+        announcement({name: ports[name].address if name in ports else addresses[name] for name in made.apps})
+
     with shutdown.listening(), _stopping_is_said(shutdown, relay):
         try:
-            await supervisor.run(Announcement(made, relay, announce, lambda: then(shutdown), began))
+            await supervisor.run(ready)
         finally:
             remove_note(made.system.directory)
 
@@ -188,7 +205,7 @@ def _stopping_is_said(shutdown: Shutdown, relay: Relay) -> Iterator[None]:
         task.cancel()
 
 
-def _jobs(made: Plan, format: LogFormat) -> list[Job]:
+def _jobs(made: Plan, ports: Ports, format: LogFormat) -> list[Job]:
     system = made.system
     environ = {**os.environ, "PYTHONUNBUFFERED": "1", environment.FILE: system.file}
     if system.profile is not None:
@@ -201,14 +218,20 @@ def _jobs(made: Plan, format: LogFormat) -> list[Job]:
         for key, addresses in (("listen", entry.listen), ("address", entry.target)):
             if addresses:
                 environ[environment.spelled(("services", name, key))] = ",".join(addresses)
-    return [
-        Job(
-            name=name,
-            command=[sys.executable, "-m", "polywire.cli", "serve", name, "--log", format],
-            environ=environ,
-            needs=made.needs(name),
-            start_timeout=system.services[name].timeouts.start,
-            stop_timeout=system.services[name].timeouts.drain_delay + system.services[name].timeouts.grace,
+    jobs = []
+    for label, instance in instances_of(made, ports).items():
+        name = label if instance is None else instance.service
+        timeouts = system.services[name].timeouts
+        jobs.append(
+            Job(
+                name=label,
+                service=name,
+                command=[sys.executable, "-m", "polywire.cli", "serve", name, "--log", format],
+                environ=environ if instance is None else {**environ, **instance.environ()},
+                needs=made.needs(name),
+                start_timeout=timeouts.start,
+                stop_timeout=timeouts.drain_delay + timeouts.grace,
+                instance=instance,
+            )
         )
-        for name in made.apps
-    ]
+    return jobs
