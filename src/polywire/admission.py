@@ -56,12 +56,16 @@ def allow(*who: str | Rule) -> Callable[[Guarded], Guarded]:
     allowed = _allowed(who)
 
     def mark(guarded: Guarded) -> Guarded:
-        if not (isinstance(guarded, type) or inspect.isfunction(guarded)):
+        if not _is_guardable(guarded):
             raise SetupError(f"@allow was put on {guarded!r}. It belongs on a service's class, or on a method of it.")
         setattr(guarded, _MARK, (*vars(guarded).get(_MARK, ()), allowed))
         return guarded
 
     return mark
+
+
+def _is_guardable(what: object) -> bool:
+    return isinstance(what, type) or inspect.isfunction(what)
 
 
 def _allowed(who: tuple[str | Rule, ...]) -> Allowed:

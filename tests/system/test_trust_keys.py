@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import time
 from pathlib import Path
 
@@ -38,7 +39,7 @@ address = "bank.example:443"
 serves = ["bank.v1.Bank"]
 tls = { ca = "bank.pem", server_name = "bank.example" }
 """
-NAMES = ("gateway", "orders", "payments", "bank")
+GUIDE = Path(__file__).resolve().parents[2] / "docs/guides/who-is-calling.md"
 
 
 def shop(text: str = SHOP, **environ: str) -> SystemFile:
@@ -56,6 +57,15 @@ def test_one_tls_stands_for_all_services_and_each_can_differ() -> None:
         "payments": Tls(certificate="own.pem", key=None, ca="own-ca.pem", server_name="payments"),
         "bank": Tls(certificate="tls/bank.pem", key="tls/bank.key", ca="bank.pem", server_name="bank.example"),
     }
+
+
+def test_the_system_file_of_the_guide_is_one() -> None:
+    (text,) = re.findall(r"^```toml\n(.*?)^```$", GUIDE.read_text(), re.DOTALL | re.MULTILINE)
+    system = shop(text)
+    assert system.services["payments"].allow == ("orders", "support")
+    assert [entry.name for entry in system.services.values() if entry.asks_for_certificates] == [
+        "orders", "payments", "support",
+    ]  # fmt: skip
 
 
 def test_servers_listen_and_ask_for_certificates_as_the_file_says() -> None:
