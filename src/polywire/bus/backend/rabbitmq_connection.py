@@ -708,6 +708,8 @@ class Publisher(Confirms):
         self._returned: dict[int, str] = {}
         self._waiting: deque[Publish] = deque()
         self._sweeper: asyncio.TimerHandle | None = None
+        self._writing = False
+        """What waits is about to be written."""
         self._stopped = False
         self.link = Link(address, self._opened, self._lost)
         self.frame_max = 131_072
@@ -754,11 +756,18 @@ class Publisher(Confirms):
                 self._finish(publish, MessageRefused(f"{_named(publish)} was not sent: {error}."))
             return
         self._waiting.extend(publishes)
-        self._write()
+        self._write_soon()
         if self._sweeper is None:
             self._sweeper = self._line.loop.call_later(0.05, self._sweep)
 
+    def _write_soon(self) -> None:
+        """At the end of this turn: what came together is one piece, and one call of the kernel, here and there."""
+        if not self._writing:
+            self._writing = True
+            self._line.loop.call_soon(self._write)
+
     def _write(self) -> None:
+        self._writing = False
         connection = self._connection
         if connection is None:
             return
@@ -791,7 +800,7 @@ class Publisher(Confirms):
             else:
                 self._finish(publish, None)
         if self._waiting:
-            self._write()
+            self._write_soon()
 
     def returned(self, reply: str, routing_key: str, properties: bytes) -> None:
         """It is confirmed next. Which one it was, its id says; the same id twice goes to the same place twice."""
@@ -818,7 +827,7 @@ class Publisher(Confirms):
         self._next = 1
         self.frame_max = connection.frame_max
         self._connection = connection
-        self._line.loop.call_soon(self._write)
+        self._write_soon()
 
     def _lost(self, reason: str) -> None:
         self._connection = None

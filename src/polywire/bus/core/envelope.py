@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import struct
+import re
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -104,11 +104,11 @@ _TEXTS = {
 }
 _TIMES = {"time": "time", "notbefore": "not_before", "expirytime": "expires"}
 _NUMBERS = {
-    "dataversion": ("version", 1),
-    "priority": ("priority", 0),
-    "attempt": ("attempt", 0),
-    "lost": ("lost", 0),
-    "redrivecount": ("redrive_count", 0),
+    "dataversion": "version",
+    "priority": "priority",
+    "attempt": "attempt",
+    "lost": "lost",
+    "redrivecount": "redrive_count",
 }
 
 
@@ -134,11 +134,22 @@ def attributes_of(envelope: Envelope) -> dict[str, str]:
         found["notbefore"] = timestamp(envelope.not_before)
     if envelope.expires is not None:
         found["expirytime"] = timestamp(envelope.expires)
-    for name, (field, default) in _NUMBERS.items():
-        value: int = getattr(envelope, field)
-        if value != default:
-            found[name] = str(value)
+    if envelope.version != 1:
+        found["dataversion"] = str(envelope.version)
+    if envelope.priority or envelope.attempt or envelope.lost or envelope.redrive_count:
+        _add_counts(envelope, found)
     return found
+
+
+def _add_counts(envelope: Envelope, found: dict[str, str]) -> None:
+    for name, count in (
+        ("priority", envelope.priority),
+        ("attempt", envelope.attempt),
+        ("lost", envelope.lost),
+        ("redrivecount", envelope.redrive_count),
+    ):
+        if count:
+            found[name] = str(count)
 
 
 def envelope_from(
@@ -151,12 +162,12 @@ def envelope_from(
         raise UndecodableMessage(f"The message carries CloudEvents attributes, but no {missing}.")
     made = Envelope(identifier, kind, body, content_type=content_type, headers=headers)
     for name, text in attributes.items():
-        if name in _TEXTS:
-            setattr(made, _TEXTS[name], text)
-        elif name in _TIMES:
-            setattr(made, _TIMES[name], _seconds(name, text))
-        elif name in _NUMBERS:
-            setattr(made, _NUMBERS[name][0], _number(name, text))
+        if (field := _TEXTS.get(name)) is not None:
+            setattr(made, field, text)
+        elif (field := _TIMES.get(name)) is not None:
+            setattr(made, field, _seconds(name, text))
+        elif (field := _NUMBERS.get(name)) is not None:
+            setattr(made, field, _number(name, text))
     return made
 
 
@@ -192,12 +203,17 @@ def _number(name: str, text: str) -> int:
 
 _lock = threading.Lock()
 _last = 0
-_random: Iterator[tuple[int]] = iter(())
+_head: tuple[int, str] = (-1, "")
+"""A millisecond, and what ids made in it begin with."""
+_tails: Iterator[str] = iter(())
+"""Random ends of ids to come."""
+_TAILS = 512
+"""Made at a time: each call to the kernel lets another thread take the interpreter, which costs both."""
 
 
 def _forget_random() -> None:
-    global _random
-    _random = iter(())
+    global _tails
+    _tails = iter(())
 
 
 # A child process must not make the ids of its parent.
@@ -207,20 +223,35 @@ if hasattr(os, "register_at_fork"):
 
 def new_id(now: float | None = None) -> str:
     """A UUIDv7 (RFC 9562), which sorts by the time it was made; ids of one process never go back."""
-    global _last, _random
+    global _last, _head, _tails
     milliseconds = int((time.time() if now is None else now) * 1000)
     with _lock:
         # 48 bits of time and 12 of a counter (RFC 9562, section 6.2, method 1).
         stamp = max(milliseconds << 12, _last + 1)
         _last = stamp
-        random = next(_random, None)
-        if random is None:
-            # Many at once: each call to the kernel lets another thread take the interpreter, which costs both.
-            _random = struct.iter_unpack(">Q", os.urandom(4096))
-            random = next(_random)
-    value = (stamp >> 12 << 80) | (7 << 76) | ((stamp & 0xFFF) << 64) | (2 << 62) | (random[0] & ((1 << 62) - 1))
-    text = f"{value:032x}"
-    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+        if _head[0] != stamp >> 12:
+            _head = stamp >> 12, _head_of(stamp >> 12)
+        head = _head[1]
+        tail = next(_tails, None)
+        if tail is None:
+            _tails = _random_tails()
+            tail = next(_tails)
+    return f"{head}{stamp & 0xFFF:03x}{tail}"
+
+
+def _head_of(milliseconds: int) -> str:
+    digits = f"{milliseconds:012x}"
+    return f"{digits[:8]}-{digits[8:]}-7"
+
+
+def _random_tails() -> Iterator[str]:
+    """62 random bits each behind the two that say which kind of UUID it is."""
+    digits = os.urandom(8 * _TAILS).hex()
+    each = [digits[at : at + 16] for at in range(0, len(digits), 16)]
+    return iter([f"-{_VARIANT[one[0]]}{one[1:4]}-{one[4:]}" for one in each])
+
+
+_VARIANT = {digit: "89ab"[int(digit, 16) & 3] for digit in "0123456789abcdef"}
 
 
 def checked_headers(headers: Iterable[tuple[str, str]]) -> dict[str, str]:
@@ -228,15 +259,22 @@ def checked_headers(headers: Iterable[tuple[str, str]]) -> dict[str, str]:
     found: dict[str, str] = {}
     size = 0
     for name, value in headers:
-        if not name or not name.isascii() or not all(c.isalnum() or c in "-_." for c in name):
-            raise ValueError(
-                f"The message was not sent: {name!r} is no name of a header. Use letters, digits, '-', '_'."
-            )
-        found[name.lower()] = value
-        size += len(name) + len(value.encode())
+        found[_header_name(name)] = value
+        size += len(name) + (len(value) if value.isascii() else len(value.encode()))
     if len(found) > MAX_HEADERS or size > MAX_HEADER_BYTES:
         raise ValueError(
             f"The message was not sent: its {len(found)} headers have {size} bytes; "
             f"at most {MAX_HEADERS} with {MAX_HEADER_BYTES} bytes may go along. Put the rest into the message."
         )
     return found
+
+
+@lru_cache(maxsize=1024)
+def _header_name(name: str) -> str:
+    """In lower case. Raises ValueError; what it raised for is not kept."""
+    if _HEADER_NAME(name) is None:
+        raise ValueError(f"The message was not sent: {name!r} is no name of a header. Use letters, digits, '-', '_'.")
+    return name.lower()
+
+
+_HEADER_NAME = re.compile(r"[A-Za-z0-9_.-]+").fullmatch
