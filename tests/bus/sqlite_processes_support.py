@@ -103,6 +103,8 @@ async def read(path: str, topic: str, log: str, how: str) -> None:
     os.write(output, b"ready\n")
     while True:
         for record in await consumer.receive(5):
+            if record.lost:
+                await consumer.starting(record)
             write(output, record)
             if record.envelope.body.decode() == how:
                 os._exit(1)

@@ -298,19 +298,15 @@ def reached(tx: Transaction, team: int, part: int, owner: int, offset: int) -> N
     tx.execute("UPDATE progress SET reached = ? WHERE team = ? AND part = ? AND owner = ?", (offset, team, part, owner))
 
 
-_OF_PROCESS = """FROM progress p JOIN owner o ON o.n = p.owner JOIN team t ON t.n = p.team JOIN queue q ON q.n = t.queue
-    WHERE o.address = (SELECT address FROM owner WHERE n = ?)"""
-
-
-def has_last_chance(tx: Transaction, owner: int) -> bool:
-    """Whether the process of *owner* has a partition, of whatever group, whose next event has its last chance."""
-    sql = f"SELECT 1 {_OF_PROCESS} AND p.suspect = p.next AND p.lost >= q.lost_limit - 1"
-    return tx.first(sql, (owner,)) is not None
-
-
-def has_any_out(tx: Transaction, owner: int) -> bool:
-    """Whether the process of *owner* has an event in hand that is not committed, of whatever group."""
-    return tx.first(f"SELECT 1 {_OF_PROCESS} AND p.reached > p.next", (owner,)) is not None
+def note_under_way(
+    tx: Transaction, team: int, owner: int, part: int, epoch: int, offset: int, *, under_way: bool
+) -> None:
+    """Whether the first event which is not done is being handled, where nothing behind it was handed out."""
+    tx.execute(
+        """UPDATE progress SET reached = ? WHERE team = ? AND part = ? AND owner = ? AND epoch = ? AND next = ?
+        AND reached <= ?""",
+        (offset + under_way, team, part, owner, epoch, offset, offset + 1),
+    )
 
 
 def commit(tx: Transaction, team: int, owner: int, part: int, epoch: int, next: int) -> None:
@@ -320,11 +316,8 @@ def commit(tx: Transaction, team: int, owner: int, part: int, epoch: int, next: 
         AND epoch = ? RETURNING suspect""",
         (next, next, team, part, owner, epoch),
     )
-    if rows and next == rows[0][0] + 1:
-        tx.changed.update(f"g{n}" for (n,) in tx.execute("SELECT n FROM team"))  # what waited for that may go now
-    else:
-        waiting = tx.execute("SELECT DISTINCT team FROM progress WHERE suspect = next AND lost > 1")
-        tx.changed.update(f"g{n}" for (n,) in waiting)
+    if rows and next == rows[0][0] + 1:  # what is behind an event that had its last chance may be read now
+        tx.changed.add(f"g{team}")
 
 
 def release(tx: Transaction, team: int, owner: int, parts: Sequence[int]) -> None:

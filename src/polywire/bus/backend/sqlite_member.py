@@ -25,7 +25,7 @@ can be seen to have ended."""
 AHEAD = 4
 """Times the limit: how far behind an event that is not done others are read."""
 LAST_CHANCE = 5.0
-"""Seconds for which others wait for an event that is buried if its reader dies once more."""
+"""Seconds for which what is behind an event waits that is buried if its reader dies once more."""
 RETRIES = 10
 """Of a group's own retries, fetched at a time."""
 
@@ -118,8 +118,6 @@ class Fetch(Work):
         self._member = member
         self._owner = owner
         self._told: float | None = None
-        self._alone = False
-        """An event of this process has its last chance, and nothing goes beside it."""
         self.channel = member.team.channel
         self.request = member.request()
         """Replaced as a whole, while it waits, by the loop."""
@@ -141,17 +139,15 @@ class Fetch(Work):
         request = self.request
         self.shares, self.unwanted = events.assigned(tx, team, self._owner)
         self.read = []
-        self._alone = events.has_last_chance(tx, self._owner)
-        if not self._alone:
-            self._member.held_up = None
         ends = events.ends(tx.connection, team.topic.n)
         for part, share in self.shares.items():
             self._read(tx, request, share, ends[part])
         self.again, later = messages.claim(tx, team.queue, self._owner, request.retries)
         if self.read or self.again or self._changed(request):
             return True
-        since = self._member.held_up
-        self._wait_until(min((due for due in (later, since and since + LAST_CHANCE) if due is not None), default=None))
+        self._wait_until(
+            min((due for due in (later, self._behind_last_chance(tx.now)) if due is not None), default=None)
+        )
         return False
 
     def _changed(self, request: Request) -> bool:
@@ -165,27 +161,34 @@ class Fetch(Work):
         begin = max(begin, share.next)
         if room <= 0 or begin >= end or share.part in self.unwanted:
             return
-        if self._alone and not self._may_go(tx, share, begin):
+        alone = share.last_chance and not self._waited(tx, share, begin)
+        if alone and begin > share.next:
             return
-        if share.last_chance:
-            room = 1
-        rows = events.read(tx.connection, team.topic.n, share.part, begin, room)
+        rows = events.read(tx.connection, team.topic.n, share.part, begin, 1 if alone else room)
         if rows:
             self.read.append((share.part, share.epoch, rows))
-            events.reached(tx, team.n, share.part, self._owner, rows[-1][0] + 1)
+            if not alone:
+                events.reached(tx, team.n, share.part, self._owner, rows[-1][0] + 1)
 
-    def _may_go(self, tx: Transaction, share: Share, begin: int) -> bool:
-        """What one more crash would bury goes alone, in all of this process: so no other is buried in its stead."""
-        member = self._member
-        if share.last_chance and begin == share.next and not events.has_any_out(tx, self._owner):
-            member.held_up = None
-            return True
-        if member.held_up is None or member.held_up > tx.now:
-            member.held_up = tx.now
-        if tx.now < member.held_up + LAST_CHANCE:
+    def _waited(self, tx: Transaction, share: Share, begin: int) -> bool:
+        """Whether what is behind an event with its last chance goes beside it after all, as it takes so long.
+
+        Until then that event alone is handed out, and it is noted while its handler runs: whoever dies else did not
+        die of it.
+        """
+        if begin == share.next:
             return False
-        member.held_up = tx.now
-        return True
+        since = self._member.alone.setdefault((share.part, share.next), tx.now)
+        return not since <= tx.now < since + LAST_CHANCE
+
+    def _behind_last_chance(self, now: float) -> float | None:
+        """When the first of those goes on that wait behind one with its last chance; forgets who waits no more."""
+        alone = self._member.alone
+        for part, offset in list(alone):
+            share = self.shares.get(part)
+            if share is None or share.next != offset:
+                del alone[part, offset]
+        return min((since + LAST_CHANCE for since in alone.values() if since + LAST_CHANCE > now), default=None)
 
     def _wait_until(self, due: float | None) -> None:
         if due != self._told and self.loop is not None:
@@ -241,8 +244,8 @@ class Member:
         """Retried records that were fetched and not handed out."""
         self.held: dict[int, Record] = {}
         """All retried records that are not settled, by position."""
-        self.held_up: float | None = None
-        """Since when others wait for an event that goes alone, in seconds since the epoch. The writer's."""
+        self.alone: dict[tuple[int, int], float] = {}
+        """Since when others wait behind an event with its last chance, by partition and offset. The writer's."""
         self._consumer = consumer
         self._file = consumer.file
         self._fetch: Fetch | None = None

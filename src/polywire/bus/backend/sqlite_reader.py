@@ -110,9 +110,10 @@ class SqliteLogConsumer:
         return found
 
     async def _start(self, records: list[Record]) -> None:
-        """Note that handlers of retried records are about to run."""
+        """Note that handlers of retried records are about to run. Those of suspects wait; see `starting`."""
         for member in self._members.values():
-            mine = [record for record in records if record.retried and member.held.get(record.offset) is record]
+            retried = [record for record in records if record.retried and not record.lost]
+            mine = [record for record in retried if member.held.get(record.offset) is record]
             if not mine or member.owner is None:
                 continue
             try:
@@ -155,6 +156,32 @@ class SqliteLogConsumer:
         self._wake()
 
     # ---- settling --------------------------------------------------------------------------------------------------
+
+    async def starting(self, record: Record) -> None:
+        """Note that a suspect is about to be handled. Raises BackendLost."""
+        member = self._members[record.topic]
+        if not record.retried:
+            await self._note_under_way(record, True)
+        elif member.held.get(record.offset) is record and member.owner is not None:
+            await self._note_started(member, member.owner, [record.offset])
+
+    async def stopped(self, record: Record) -> None:
+        """Note that a suspect waits to be handled again. Raises BackendLost."""
+        if not record.retried:
+            await self._note_under_way(record, False)
+
+    async def _note_under_way(self, record: Record, under_way: bool) -> None:
+        member, owner = self._members[record.topic], self._members[record.topic].owner
+        if self._lane(record) is None or owner is None:
+            return
+
+        def note(tx: Transaction) -> None:
+            if tx.owns(owner):
+                events.note_under_way(
+                    tx, member.team.n, owner, record.partition, record.epoch, record.offset, under_way=under_way
+                )
+
+        await self.do(note, durable=False)
 
     async def done(self, records: Sequence[Record]) -> None:
         members = {record.topic: self._members[record.topic] for record in records}
@@ -332,10 +359,12 @@ def _retry(tx: Transaction, team: TeamRow, record: Record, due: float | None) ->
 
 
 def _again(tx: Transaction, team: TeamRow, owner: int, pos: int, due: float | None) -> None:
+    messages.start(tx, owner, [pos])
     messages.give_back(tx, owner, pos, due, failed=True)
     tx.changed.add(team.channel)
 
 
 def _bury_retry(tx: Transaction, team: TeamRow, owner: int, pos: int, envelope: Envelope, outcome: Bury) -> None:
+    messages.start(tx, owner, [pos])
     messages.bury(tx, owner, pos, envelope.id, envelope.type, outcome.reason, outcome.error)
     messages.finish(tx, team.queue, owner, [pos], ())

@@ -17,7 +17,7 @@ from polywire.bus.consumer.runner import CONCURRENCY, ODD_DELAY, Runner, wake_up
 from polywire.threads import Threads
 from polywire.bus.consumer.verdict import clean
 from polywire.bus.core.inbox import Inbox
-from polywire.bus.core.log import EventLog, LogConsumer, Partition, Record
+from polywire.bus.core.log import EventLog, LogConsumer, Partition, Record, ToldOfStarts
 from polywire.bus.core.queue import Ack, Bury, Outcome, Release, RetryAfter
 from polywire.clock import SYSTEM_CLOCK, Clock
 from polywire.errors import SetupError
@@ -271,6 +271,8 @@ class LogRunner(Runner[LogSession, Lane, Record]):
         """Seconds until the lane goes on."""
         record = lane.records[0]
         outcome: Outcome | None = await self._without_handler(record, work.handling)
+        if outcome is None:
+            await self._tell_start(session, record)
         if outcome is None and work.handling.at_most_once:
             await session.consumer.done([record])
             self._count_at_most_once(await self.runs.one(work))
@@ -280,12 +282,22 @@ class LogRunner(Runner[LogSession, Lane, Record]):
             outcome = await self.runs.one(work)
         return await self._settle(session, lane, work, record, outcome)
 
+    async def _tell_start(self, session: LogSession, record: Record) -> None:
+        """Suspects run alone: if this process dies now, it is known of what."""
+        if record.lost and isinstance(session.consumer, ToldOfStarts):
+            await session.consumer.starting(record)
+
+    async def _tell_stop(self, session: LogSession, record: Record) -> None:
+        if record.lost and isinstance(session.consumer, ToldOfStarts):
+            await session.consumer.stopped(record)
+
     async def _handle_batch(self, session: LogSession, lane: Lane, work: Work) -> float:
         records = lane.records[: lane.under_way]
         outcomes: list[Outcome | None] = [await self._without_handler(record, work.handling) for record in records]
         work.items = [record for record, outcome in zip(records, outcomes, strict=True) if outcome is None]
         if work.items:
             work.item = work.items[0]
+            await self._tell_start(session, records[0])
             if work.handling.at_most_once:
                 await session.consumer.done([record for record in records if record in work.items])
             found = iter(await self.runs.batch(work))
@@ -367,6 +379,7 @@ class LogRunner(Runner[LogSession, Lane, Record]):
         elif isinstance(outcome, RetryAfter) and record.envelope.key is None:
             await self._retry(session, lane, work, record, outcome)
         else:
+            await self._tell_stop(session, record)
             return self._stay(session, lane, work, record, outcome)
         return 0.0
 

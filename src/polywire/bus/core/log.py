@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from polywire.bus.core.envelope import Envelope
 from polywire.bus.core.guarantees import Guarantees
@@ -119,6 +119,17 @@ class LogConsumer(Protocol):
 
     async def close(self) -> None:
         """Commit the watermarks and leave the group. May be called twice, and during `receive`."""
+
+
+@runtime_checkable
+class ToldOfStarts(Protocol):
+    """A LogConsumer that wants to know when suspects are handled: of a crash at any other time they are innocent."""
+
+    async def starting(self, record: Record) -> None:
+        """The handler of *record*, whose `lost` is not 0, is about to run. Raises BackendLost."""
+
+    async def stopped(self, record: Record) -> None:
+        """It failed, and waits to be handled again. Raises BackendLost."""
 
 
 class EventLog(Protocol):
