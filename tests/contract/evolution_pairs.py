@@ -13,6 +13,7 @@ from datetime import datetime
 from typing import Annotated
 
 from polywire.contract import Contract, Field, Int32, Message, enum_form, get, patch, post, put, rpc
+from polywire.errors import Aborted, FailedPrecondition, NotFound
 
 
 class State(enum.Enum):
@@ -64,6 +65,14 @@ class Order(Message):
     gift: Annotated[bool, Field(number=9)] = False
 
 
+class Closed(FailedPrecondition):
+    until: str = ""
+
+
+class Gone(NotFound, http_status=410):
+    where: Annotated[str, Field(max_length=9)] = ""
+
+
 class Shops(Contract, package="town.v1"):
     @rpc(get("/shops/{shop_id}", headers={"tenant": "X-Tenant"}, response_headers={"version": "ETag"}), idempotent=True)
     async def find(self, request: Find) -> Shop:
@@ -77,7 +86,7 @@ class Shops(Contract, package="town.v1"):
     async def send(self, request: Order) -> Order:
         raise NotImplementedError
 
-    @rpc(post("/orders/{order_id}/close", body=None))
+    @rpc(post("/orders/{order_id}/close", body=None), raises=(Closed, Gone))
     async def close(self, request: Order) -> None:
         raise NotImplementedError
 
@@ -655,6 +664,42 @@ PAIRS: dict[str, tuple[tuple[Case, ...], tuple[Case, ...]]] = {
                     ('class Cash(Message, tag="cash")', 'class Coins(Message, tag="cash", name="Cash")'),
                     ("[Card | Cash |", "[Card | Coins |"),
                 ),
+            ),
+        ),
+    ),
+    "REST_ERROR_SAME_STATUS": (
+        (Case("no status of its own", ((", http_status=410", ""),), ("REST_ERROR_SAME_STATUS town.v1.Gone",)),),
+        (
+            Case(
+                "the status is written out",
+                (("class Closed(FailedPrecondition)", "class Closed(FailedPrecondition, http_status=400)"),),
+            ),
+        ),
+    ),
+    "CONTRACT_ERROR_NO_DELETE": (
+        (
+            Case(
+                "no longer raised",
+                (("raises=(Closed, Gone)", "raises=(Gone,)"),),
+                ("CONTRACT_ERROR_NO_DELETE town.v1.Shops/Close",),
+            ),
+        ),
+        (Case("raised by one more", (('body="to")', 'body="to"), raises=(Closed,)'),)),),
+    ),
+    "CONTRACT_ERROR_SAME_CODE": (
+        (
+            Case(
+                "another code",
+                (("class Closed(FailedPrecondition)", "class Closed(Aborted)"),),
+                ("CONTRACT_ERROR_SAME_CODE town.v1.Closed", "REST_ERROR_SAME_STATUS town.v1.Closed"),
+            ),
+        ),
+        (
+            Case("a field more", (('    until: str = ""', '    until: str = ""\n    why: str = ""'),)),
+            Case(
+                "a looser limit of a field",
+                (("Field(max_length=9)", "Field(max_length=90)"),),
+                ("CONTRACT_RESPONSE_LIMITS town.v1.Gone.where",),
             ),
         ),
     ),

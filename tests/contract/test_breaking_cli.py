@@ -54,8 +54,8 @@ class Inventory(Contract, package="shop.v1"):
         raise NotImplementedError
 """
 NOT_COMPARED = (
-    "Not compared, as .proto files do not say them: statuses, headers, required fields, defaults, limits, values of "
-    "enums and tags of unions in REST.\n"
+    "Not compared, as .proto files do not say them: statuses, headers, required fields, defaults, limits, codes of "
+    "errors, values of enums and tags of unions in REST.\n"
 )
 FINE = "No breaking change for protobuf (category file), ProtoJSON, REST, every wire.\n" + NOT_COMPARED
 SYSTEM = """\
@@ -181,6 +181,17 @@ def test_a_module_against_a_file_of_any_name(name: str, tmp_path: Path, capsys: 
     assert check("stock.proto", name) == 0
     assert capsys.readouterr() == (FINE, "")
     assert check("stock.proto", f"{name}:Inventory") == 0
+
+
+def test_files_of_googleapis_beside_the_exported_ones_do_not_count(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(tmp_path, {f"{name}.py": CONTRACTS.replace("@rpc\n", '@rpc(get("/stock/{product_id}"))\n')})
+    with pytest.raises(SystemExit):
+        main(["contract", "export", name, "--out", "protos", "--with-imports"])
+    capsys.readouterr()
+    assert check("protos", name) == 0
+    assert capsys.readouterr() == (FINE, "")
 
 
 def test_a_field_put_in_between_is_told_which_numbers_to_write(
@@ -440,3 +451,12 @@ def test_a_system_without_contracts_and_options_of_committed_alone_are_refused(
     assert capsys.readouterr().err == (
         "Error: --ref and --protos say which committed files are meant. Add --committed.\n"
     )
+
+
+def test_a_compiler_that_does_not_end_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("polywire.cli.protoc._TIMEOUT", 0.001)
+    write(tmp_path, {"old.proto": STOCK, "new.proto": STOCK})
+    assert check("old.proto", "new.proto") == 2
+    assert capsys.readouterr().err == "Error: old.proto was not compared: protoc did not end within 0.001 s.\n"

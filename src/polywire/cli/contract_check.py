@@ -30,7 +30,9 @@ from polywire.errors import SetupError
 from polywire.system.importing import add_to_path
 
 _NAMES: dict[Side, str] = {"protobuf": "protobuf", "protojson": "ProtoJSON", "rest": "REST", "contract": "every wire"}
-_NOT_COMPARED = "statuses, headers, required fields, defaults, limits, values of enums and tags of unions in REST"
+_NOT_COMPARED = (
+    "statuses, headers, required fields, defaults, limits, codes of errors, values of enums and tags of unions in REST"
+)
 _BAD_INPUT = 2
 
 

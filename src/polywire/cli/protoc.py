@@ -82,18 +82,21 @@ def _run(file: Path, roots: Sequence[Path], names: Sequence[str], done: str) -> 
             path.write_text(proto_text(described), encoding="utf-8")
         output = Path(directory, "compiled.binpb")
         searched = [*roots, *_googleapis(), Path(directory)]
-        ran = subprocess.run(  # noqa: S603  # our own interpreter, and the files that the user named
-            [
-                *(sys.executable, "-m", "grpc_tools.protoc"),
-                *(f"-I{root}" for root in searched),
-                *("--include_imports", "--include_source_info", f"--descriptor_set_out={output}"),
-                *names,
-            ],
-            capture_output=True,
-            text=True,
-            timeout=_TIMEOUT,
-            check=False,
-        )
+        try:
+            ran = subprocess.run(  # noqa: S603  # our own interpreter, and the files that the user named
+                [
+                    *(sys.executable, "-m", "grpc_tools.protoc"),
+                    *(f"-I{root}" for root in searched),
+                    *("--include_imports", "--include_source_info", f"--descriptor_set_out={output}"),
+                    *names,
+                ],
+                capture_output=True,
+                text=True,
+                timeout=_TIMEOUT,
+                check=False,
+            )
+        except subprocess.TimeoutExpired as error:
+            raise SetupError(f"{file} was not {done}: protoc did not end within {_TIMEOUT:g} s.") from error
         if ran.returncode or not output.exists():
             raise SetupError(_refusal(file, ran.stderr, done))
         return descriptor_pb2.FileDescriptorSet.FromString(output.read_bytes())

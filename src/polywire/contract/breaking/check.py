@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import replace
 
 from polywire.contract.breaking.contracts import Contracts, named_alike
+from polywire.contract.breaking.errors import compare_errors
 from polywire.contract.breaking.findings import SIDES, Category, Finding, Rule, Side
 from polywire.contract.breaking.payloads import compare_promises
 from polywire.contract.breaking.protobuf import compare_files, in_category
@@ -66,6 +67,7 @@ def breaking_changes(
         found += compare_rest(old, new)
     if "contract" in sides:
         found += compare_promises(old, new)
+    found += [finding for finding in compare_errors(old, new) if finding.rule.side in sides]
     found = (
         [_with_numbers(finding, numbers) for finding in found] if (numbers := _numbers_to_write(old, new)) else found
     )

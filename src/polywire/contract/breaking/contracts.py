@@ -10,7 +10,9 @@ from google.protobuf import descriptor_pb2
 
 from polywire.contract.breaking.described import FileProto, Index, index_of
 from polywire.contract.export import file_descriptors
+from polywire.contract.export_http import FILES
 from polywire.contract.export_standard import STANDARD
+from polywire.contract.failures import detail_of, errors_of
 from polywire.contract.message import Message
 from polywire.contract.rpc import Rpc, Service
 from polywire.contract.schema import EnumSchema, Schema, closure_of, enum_schema_of, enums_of, schema_of
@@ -64,6 +66,7 @@ def contracts_of_services(
     index = index_of(files, _standard())
     rpcs = [rpc for service in services for rpc in service.rpcs.values()]
     used = [message for rpc in rpcs for message in (rpc.request, rpc.response) if message is not None]
+    used += [detail_of(error) for service in services for error in errors_of(service)]
     reached = closure_of(*used, *messages)
     found = {schema_of(message).full_name: schema_of(message) for message in reached}
     return Contracts(
@@ -93,11 +96,15 @@ def _standard() -> Iterator[FileProto]:
         yield file
 
 
+_EVERYBODYS = frozenset({*FILES, *STANDARD})
+
+
 def named_alike(old: Contracts, new: Contracts) -> Contracts:
-    """*old* with the file names of *new*, where the name of a file was free to choose.
+    """*old* with the file names of *new*, where the name of a file was free to choose, and without what is everybody's.
 
     Contracts in Python have no file of their own, and two files that were named one by one are meant to be compared:
-    where a package is in one file on each side, that is taken for the same file.
+    where a package is in one file on each side, that is taken for the same file. Files of googleapis and of protobuf
+    may lie beside the exported ones; they are not compared with contracts in Python, which have none.
     """
     one_each = old.single and new.single
     if old.is_python == new.is_python and not one_each:
@@ -111,6 +118,8 @@ def named_alike(old: Contracts, new: Contracts) -> Contracts:
         renamed = {next(iter(old.index.files)): next(iter(new.index.files))}
     files = []
     for file in old.index.files.values():
+        if new.is_python and file.name in _EVERYBODYS:
+            continue
         copied = FileProto()
         copied.CopyFrom(file)
         copied.name = renamed.get(file.name, file.name)

@@ -205,6 +205,9 @@ def compare_promises(old: Contracts, new: Contracts) -> Iterator[Finding]:
             yield from walk.message("request", _name(was.request), _name(now.request))
         if now is not None and was.response is not None and now.response is not None:
             yield from walk.message("response", _name(was.response), _name(now.response))
+        for error in was.raises if now is not None else ():
+            if now is not None and error in now.raises:
+                yield from walk.message("response", error, error)
     met = walk.met
     for name in old.schemas:
         if name in new.schemas and name not in met:

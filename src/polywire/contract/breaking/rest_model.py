@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 from google.protobuf import descriptor_pb2
@@ -23,6 +24,8 @@ UNKNOWN: Any = object()
 _VARIABLE = re.compile(r"\{([^{}=]+)(?:=([^{}]*))?\}")
 _MAX_DEPTH = 5
 """Names between the dots of a query key."""
+_MAX_PARAMETERS = 20_000
+"""Of one route: messages in messages multiply, and nobody writes so many."""
 _WELL_KNOWN = {"google.protobuf.Timestamp": "timestamp", "google.protobuf.Duration": "duration"}
 
 
@@ -163,7 +166,7 @@ class RestRoute:
             return {}
         bound = {*self.variables, *((self.headers or {}).values() if self.headers is not UNKNOWN else ())}
         found = {}
-        for name, parameter in _flat(contracts, self.request, "", (self.request,)):
+        for name, parameter in islice(_flat(contracts, self.request, "", (self.request,)), _MAX_PARAMETERS):
             if name not in bound and name.split(".")[0] != self.body:
                 found[name] = parameter
         return found

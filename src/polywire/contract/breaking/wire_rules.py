@@ -100,6 +100,24 @@ _TABLE: tuple[tuple[Side, str, str, str], ...] = (
         "Put the tag back: class Card(Message, tag='card').",
     ),
     (
+        "rest",
+        "REST_ERROR_SAME_STATUS",
+        "An error of the contract keeps its status.",
+        "Put http_status= of the error back, or derive another error.",
+    ),
+    (
+        "contract",
+        "CONTRACT_ERROR_NO_DELETE",
+        "A method goes on raising the errors of the contract that it listed.",
+        "List it in raises= again, and raise it where it was raised: callers wait for it by its class.",
+    ),
+    (
+        "contract",
+        "CONTRACT_ERROR_SAME_CODE",
+        "An error of the contract keeps its canonical code, by which callers retry and translate.",
+        "Derive it from the class that it was derived from, and add another error for the new code.",
+    ),
+    (
         "contract",
         "CONTRACT_FIELD_REQUIRED",
         "No request has to have a message or a union on any wire that it did not need before.",
