@@ -198,7 +198,7 @@ class RabbitConsumer:
             if isinstance(outcome, Ack):
                 done.append(hold)
             elif isinstance(outcome, Bury):
-                copies.append((hold, self._dead(hold, outcome, delivery.attempt)))
+                copies.append((hold, self._dead(hold, outcome, hold.starts + hold.started)))
             else:
                 if isinstance(outcome, RetryAfter):
                     hold.starts = delivery.attempt
