@@ -19,22 +19,22 @@ from typing import TypeVar
 from shop.api_v1 import GatewayV1, NewOrder, NewThumb
 from shop.catalogue import goods
 from shop.contracts import (
+    CardDeclined,
     Item,
     Order,
     OrderId,
     OrdersOf,
+    OutOfStock,
     Product,
     ProductQuery,
     ProductSearch,
-    Reason,
     User,
     UserQuery,
-    reason_of,
 )
 from shop.money import euros
 from shop.users import SEEDED
 
-from polywire import CallError, FailedPrecondition, calling, connect
+from polywire import CallError, calling, connect
 
 Answer = TypeVar("Answer")
 
@@ -173,8 +173,10 @@ class Customer:
             started = time.perf_counter()
             try:
                 return await self._shop.place_order(order)
-            except FailedPrecondition as error:
-                return Outcome.DECLINED if reason_of(error) == Reason.CARD_DECLINED else Outcome.OUT_OF_STOCK
+            except CardDeclined:
+                return Outcome.DECLINED
+            except OutOfStock:
+                return Outcome.OUT_OF_STOCK
             except CallError as error:
                 self._report.failures[error.code] += 1
                 return Outcome.FAILED

@@ -129,14 +129,21 @@ def test_the_same_idempotency_key_is_answered_with_the_same_order(shop: RunningS
 
 def test_a_declined_card_and_an_empty_shelf_are_told_apart(shop: RunningShop) -> None:
     declined = shop.curl("POST", "/api/v1/orders", order_of(card=BAD_CARD))
-    assert declined.status == 400
-    assert declined.error["code"] == "failed_precondition"
-    assert declined.error["message"] == "The card ending in 0002 was declined."
-    assert declined.body["details"][0]["debug"] == {"reason": "CARD_DECLINED", "domain": "shop.v1"}
-    sold_out = shop.curl("POST", "/api/v1/orders", order_of(BARGAIN, quantity=2))
-    assert sold_out.status == 400
-    assert sold_out.error["message"] == "Product 'SKU-117' is out of stock: 2 wanted, 1 on hand."
-    assert sold_out.body["details"][0]["debug"] == {"reason": "OUT_OF_STOCK", "domain": "shop.v1"}
+    assert declined.status == 402
+    assert declined.error == {
+        "code": "failed_precondition",
+        "message": "The card ending in 0002 was declined.",
+        "field": None,
+        "reason": "CARD_DECLINED",
+        "type": "shop.v1.CardDeclined",
+        "details": {"card_ending": "0002"},
+    }
+    for _ in range(2):  # the second time out of the orders' own book
+        sold_out = shop.curl("POST", "/api/v1/orders", order_of(BARGAIN, quantity=2), idempotency_key='"none-left"')
+        assert sold_out.status == 409
+        assert sold_out.error["message"] == "Product 'SKU-117' is out of stock: 2 wanted, 1 on hand."
+        assert sold_out.error["reason"] == "OUT_OF_STOCK"
+        assert sold_out.error["details"] == {"product_id": BARGAIN, "wanted": 2, "on_hand": 1}
 
 
 @pytest.mark.parametrize(
@@ -333,6 +340,12 @@ def test_an_order_of_the_second_version_names_its_customer_and_is_seen_by_the_fi
     assert shop.curl("GET", f"/api/v1/orders/{order['order_id']}").body["total_cents"] == 12198
     cancelled = shop.curl("DELETE", created.headers["location"])
     assert (cancelled.status, cancelled.body["state"]) == (200, "cancelled")
+
+
+def test_both_versions_refuse_with_the_same_error(shop: RunningShop) -> None:
+    first, second = (shop.curl("POST", f"/api/{version}/orders", order_of(card=BAD_CARD)) for version in ("v1", "v2"))
+    assert first.status == second.status == 402
+    assert first.error == second.error
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from shop.backoffice import Activity, BasketCount, MailCount, NightlyReports, Pa
 from shop.contracts import (
     Balance,
     Card,
+    CardDeclined,
     Email,
     Item,
     Name,
@@ -17,6 +18,7 @@ from shop.contracts import (
     Order,
     OrderId,
     OrdersOf,
+    OutOfStock,
     Product,
     ProductQuery,
     ProductSearch,
@@ -137,9 +139,10 @@ class GatewayV1(Contract, package="shop.v1", name="Gateway", prefix="/api/v1"):
     @rpc(
         post("/orders", status=201, location="/orders/{order_id}", headers={"idempotency_key": "Idempotency-Key"}),
         timeout=8.0,
+        raises=(OutOfStock, CardDeclined),
     )
     async def place_order(self, order: NewOrder) -> Order:
-        """FailedPrecondition: something is out of stock, or the card was declined."""
+        """NotFound for a customer that is none."""
         raise NotImplementedError
 
     @rpc(get("/orders/{order_id}"), idempotent=True, timeout=3.0)

@@ -7,26 +7,35 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Annotated
 
-from polywire import CallError, Contract, FailedPrecondition, Field, Message, rpc
-from polywire.contract.details import ErrorInfo
+from polywire import Contract, FailedPrecondition, Field, Message, rpc
 from polywire.contract.pagination import PageQuery
 
-
-class Reason(StrEnum):
-    """Why the shop says no to a request that is in order, for programs; the message is for people."""
-
-    OUT_OF_STOCK = "OUT_OF_STOCK"
-    CARD_DECLINED = "CARD_DECLINED"
+# Why the shop says no to a request that is in order. Every caller on every wire gets the same class; in REST it is 409
+# or 402, with the fields in the body.
 
 
-def refused(reason: Reason, message: str) -> FailedPrecondition:
-    """The error to raise. The reason travels as a detail, so that every caller on every wire can tell."""
-    return FailedPrecondition(message, details=[ErrorInfo(reason=reason, domain="shop.v1")])
+class OutOfStock(
+    FailedPrecondition,
+    package="shop.v1",
+    http_status=409,
+    message="Product {product_id!r} is out of stock: {wanted} wanted, {on_hand} on hand.",
+):
+    """There is not enough of a product."""
+
+    product_id: str
+    wanted: int
+    on_hand: int
 
 
-def reason_of(error: CallError) -> str:
-    """Empty where it is another error."""
-    return next((d.reason for d in error.details if isinstance(d, ErrorInfo) and d.domain == "shop.v1"), "")
+class CardDeclined(
+    FailedPrecondition,
+    package="shop.v1",
+    http_status=402,
+    message="The card ending in {card_ending} was declined.",
+):
+    """The bank does not pay."""
+
+    card_ending: str
 
 
 class Product(Message):
@@ -141,9 +150,9 @@ class Inventory(Contract, package="shop.v1"):
         """Units on hand now; it may change before an order is placed."""
         raise NotImplementedError
 
-    @rpc(idempotent=True, timeout=2.0)
+    @rpc(idempotent=True, timeout=2.0, raises=(OutOfStock,))
     async def reserve(self, request: Reserve) -> Reservation:
-        """Put all of the items aside, or none of them: then FailedPrecondition names the first that is short."""
+        """Put all of the items aside, or none of them: then OutOfStock names the first that is short."""
         raise NotImplementedError
 
     @rpc(idempotent=True, timeout=2.0)
@@ -208,9 +217,9 @@ class Balance(Message):
 class Payments(Contract, package="shop.v1"):
     """Money in, and back."""
 
-    @rpc(idempotent=True, timeout=2.0)
+    @rpc(idempotent=True, timeout=2.0, raises=(CardDeclined,))
     async def charge(self, request: Charge) -> Payment:
-        """Take the money, once per charge id. FailedPrecondition if the card is declined or the charge is void."""
+        """Take the money, once per charge id. FailedPrecondition if the charge is void."""
         raise NotImplementedError
 
     @rpc(idempotent=True, timeout=2.0)
@@ -363,12 +372,12 @@ class Tally(Message):
 class Orders(Contract, package="shop.v1"):
     """From a wish to goods and money changing hands."""
 
-    @rpc(timeout=5.0)
+    @rpc(timeout=5.0, raises=(OutOfStock, CardDeclined))
     async def place(self, request: PlaceOrder) -> Order:
         """Reserve, charge and confirm; if one of them fails, nothing of it stays.
 
-        FailedPrecondition: out of stock, or the card was declined. Unavailable: a service did not answer, and the
-        order will be undone; try again with a new key. InvalidArgument: the key was used for a different order.
+        Unavailable: a service did not answer, and the order will be undone; try again with a new key. InvalidArgument:
+        the key was used for a different order.
         """
         raise NotImplementedError
 

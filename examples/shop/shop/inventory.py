@@ -14,11 +14,11 @@ from shop.contracts import (
     Catalog,
     Inventory,
     Item,
+    OutOfStock,
     Product,
     ProductQuery,
     ProductSearch,
     ProductsFound,
-    Reason,
     Reservation,
     ReservationId,
     ReservationState,
@@ -28,7 +28,6 @@ from shop.contracts import (
     StockCount,
     StockQuery,
     StockWatch,
-    refused,
 )
 from shop.database import Database, Row, Value, open_database
 
@@ -217,10 +216,7 @@ class InventoryService(Inventory):
         for product_id, quantity in _added_up(request.items).items():
             row = _row_of(self._database, product_id)
             if row["on_hand"] < quantity:
-                raise refused(
-                    Reason.OUT_OF_STOCK,
-                    f"Product {product_id!r} is out of stock: {quantity} wanted, {row['on_hand']} on hand.",
-                )
+                raise OutOfStock(product_id=product_id, wanted=quantity, on_hand=row["on_hand"])
             self._database.run("UPDATE products SET on_hand = on_hand - ? WHERE product_id = ?", quantity, product_id)
             self._database.run(
                 "INSERT INTO reserved_items VALUES (?, ?, ?, ?, ?)",

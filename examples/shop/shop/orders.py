@@ -17,9 +17,10 @@ import json
 import logging
 import secrets
 import sqlite3
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
 from datetime import UTC, datetime
+from typing import Any
 
 from polywire import (
     App,
@@ -37,6 +38,7 @@ from polywire.clock import SYSTEM_CLOCK, Clock
 from polywire.errors import DO_NOT_RETRY
 from shop.backoffice import Confirmation, Mail
 from shop.contracts import (
+    CardDeclined,
     Charge,
     ChargeId,
     Inventory,
@@ -47,15 +49,13 @@ from shop.contracts import (
     OrdersFound,
     OrdersOf,
     OrderState,
+    OutOfStock,
     Payments,
     PlaceOrder,
-    Reason,
     Reservation,
     ReservationId,
     Reserve,
     Tally,
-    reason_of,
-    refused,
 )
 from shop.database import Database, Row, open_database
 from shop.events import OrderCancelled, OrderConfirmed, OrderCreated, OrderEvent, OrderPaid
@@ -68,11 +68,6 @@ ABANDONED_AFTER = 6.0
 SWEEP_EVERY = 1.0
 TELL_WITHIN = 0.5
 """Seconds for each thing that is told, three times for an order: a bus that hangs makes it about two seconds slower."""
-OUTCOMES: Mapping[str, OrderState] = {
-    Reason.OUT_OF_STOCK: OrderState.OUT_OF_STOCK,
-    Reason.CARD_DECLINED: OrderState.DECLINED,
-}
-"""What becomes of an order that was refused for a reason; without one it has failed."""
 
 
 def create_tables(database: Database) -> None:
@@ -80,7 +75,8 @@ def create_tables(database: Database) -> None:
         CREATE TABLE orders (
             number INTEGER PRIMARY KEY, order_id TEXT NOT NULL UNIQUE, key TEXT NOT NULL UNIQUE, request TEXT NOT NULL,
             user_id TEXT NOT NULL, state TEXT NOT NULL, outcome TEXT NOT NULL DEFAULT '',
-            reason TEXT NOT NULL DEFAULT '', total_cents INTEGER NOT NULL DEFAULT 0, placed_at REAL NOT NULL
+            reason TEXT NOT NULL DEFAULT '', refusal TEXT NOT NULL DEFAULT '{}',
+            total_cents INTEGER NOT NULL DEFAULT 0, placed_at REAL NOT NULL
         )""")
     database.run("CREATE INDEX orders_by_user ON orders (user_id, number)")
     database.run("CREATE INDEX orders_unfinished ON orders (state, placed_at) WHERE state IN ('pending', 'undoing')")
@@ -156,6 +152,21 @@ class Ledger:
         )  # fmt: skip
         return moved == 1
 
+    def refuse(self, order_id: str, error: CallError) -> OrderState:
+        """Give a pending order up for an error, and keep what it says for whoever asks again. Returns its end."""
+        outcome, fields = _refusal(error)
+        with self._database.transaction():
+            if self.give_up(order_id, outcome, error.message):
+                self._database.run("UPDATE orders SET refusal = ? WHERE order_id = ?", json.dumps(fields), order_id)
+        return outcome
+
+    def refusal(self, order_id: str) -> dict[str, Any]:
+        """The fields of the error for which an order was refused."""
+        fields: dict[str, Any] = json.loads(
+            self._database.value("SELECT refusal FROM orders WHERE order_id = ?", order_id)
+        )
+        return fields
+
     def fate(self, order_id: str) -> tuple[OrderState, str]:
         """What becomes of an order that was given up, and why."""
         row = self._database.all("SELECT outcome, reason FROM orders WHERE order_id = ?", order_id)[0]
@@ -208,6 +219,16 @@ class Ledger:
 def _fingerprint(request: PlaceOrder) -> str:
     """What makes two requests the same order. The card number is not kept."""
     return json.dumps([request.user_id, request.card[-4:], [[i.product_id, i.quantity] for i in request.items]])
+
+
+def _refusal(error: CallError) -> tuple[OrderState, dict[str, object]]:
+    """What becomes of an order that ended with *error*, and what the error says."""
+    if isinstance(error, OutOfStock):
+        said = {"product_id": error.product_id, "wanted": error.wanted, "on_hand": error.on_hand}
+        return OrderState.OUT_OF_STOCK, said
+    if isinstance(error, CardDeclined):
+        return OrderState.DECLINED, {"card_ending": error.card_ending}
+    return OrderState.FAILED, {}
 
 
 class News:
@@ -347,13 +368,12 @@ class OrderService(Orders):
     async def place(self, request: PlaceOrder) -> Order:
         order_id = self._ledger.begin(request)
         if order_id is None:
-            return _answer_again(self._ledger.by_key(request))
+            return self._answer_again(self._ledger.by_key(request))
         try:
             await self._news.created(self._ledger.get(order_id))
             await self._carry_out(order_id, request)
         except CallError as error:
-            outcome = OUTCOMES.get(reason_of(error), OrderState.FAILED)
-            self._ledger.give_up(order_id, outcome, error.message)
+            outcome = self._ledger.refuse(order_id, error)
             await self._undo.now_or_later(order_id)
             if outcome is OrderState.FAILED and not isinstance(error, NotFound | InvalidArgument):
                 raise _interrupted(order_id) from error
@@ -377,6 +397,18 @@ class OrderService(Orders):
         if not self._ledger.confirm(order_id):
             raise Unavailable(f"Order {order_id} took so long that it was given up.")
 
+    def _answer_again(self, order: Order) -> Order:
+        """The same answer to the same key."""
+        if order.state in (OrderState.PENDING, OrderState.UNDOING):
+            raise Unavailable(f"Order {order.order_id} is {order.state}. Ask again in a moment.", retry_after=0.5)
+        if order.state is OrderState.OUT_OF_STOCK:
+            raise OutOfStock(order.reason, **self._ledger.refusal(order.order_id))
+        if order.state is OrderState.DECLINED:
+            raise CardDeclined(order.reason, **self._ledger.refusal(order.order_id))
+        if order.state is OrderState.FAILED:
+            raise _interrupted(order.order_id)
+        return order
+
     async def get_order(self, query: OrderId) -> Order:
         return self._ledger.get(query.order_id)
 
@@ -397,19 +429,6 @@ class OrderService(Orders):
 
     async def tally(self) -> Tally:
         return self._ledger.tally()
-
-
-def _answer_again(order: Order) -> Order:
-    """The same answer to the same key."""
-    if order.state in (OrderState.PENDING, OrderState.UNDOING):
-        raise Unavailable(f"Order {order.order_id} is {order.state}. Ask again in a moment.", retry_after=0.5)
-    if order.state is OrderState.OUT_OF_STOCK:
-        raise refused(Reason.OUT_OF_STOCK, order.reason)
-    if order.state is OrderState.DECLINED:
-        raise refused(Reason.CARD_DECLINED, order.reason)
-    if order.state is OrderState.FAILED:
-        raise _interrupted(order.order_id)
-    return order
 
 
 def _interrupted(order_id: str) -> Unavailable:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from polywire import App, FailedPrecondition, InvalidArgument
-from shop.contracts import Balance, Charge, ChargeId, ChargeState, Payment, Payments, Reason, refused
+from shop.contracts import Balance, CardDeclined, Charge, ChargeId, ChargeState, Payment, Payments
 from shop.database import Database, Row, open_database
 
 app = App("payments")
@@ -45,7 +45,7 @@ class PaymentService(Payments):
             )  # fmt: skip
             payment = self._payment(request.charge_id)
         if payment.state is ChargeState.DECLINED:
-            raise refused(Reason.CARD_DECLINED, f"The card ending in {payment.card_ending} was declined.")
+            raise CardDeclined(card_ending=payment.card_ending)
         if payment.state is not ChargeState.CHARGED:
             raise FailedPrecondition(f"Charge {request.charge_id!r} is {payment.state} and cannot be made any more.")
         if (payment.amount_cents, payment.card_ending) != (request.amount_cents, ending):
