@@ -4,6 +4,8 @@
 #   make demo ARGS=--once     the same, ending by itself: exit status 0 if the books balance
 #   make test                 every test; those whose server is not installed are skipped and named at the end
 #   make test ARGS=--require-servers     they fail instead (`python3 -m servers install` installs what is missing)
+#   make torture              kills 1,000 workers on sqlite, and RabbitMQ and Kafka 5 times each, under load; a quarter of an
+#                             hour; `make torture ARGS="sqlite --kills 50"` is a part of it
 #   make check                format, lint, types, imports and the quick tests
 #   make bench                what a call costs, compared with others
 #   make bench-bus            what a task and an event cost, compared with others; needs the servers of `make test`
@@ -14,13 +16,16 @@ VENV := .venv
 PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
 ARGS ?=
 
-.PHONY: demo test check types quick bench bench-bus clean
+.PHONY: demo test torture check types quick bench bench-bus clean
 
 demo: $(VENV)/ready
 	@$(VENV)/bin/python examples/shop/demo.py $(ARGS)
 
 test: $(VENV)/ready-dev
 	@$(VENV)/bin/python -m pytest -n 2 $(ARGS)
+
+torture: $(VENV)/ready-dev
+	@$(VENV)/bin/python -m tests.torture $(ARGS)
 
 check: $(VENV)/ready-dev
 	$(VENV)/bin/ruff format --check --quiet .
