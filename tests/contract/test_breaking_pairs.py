@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from evolution_pairs import PAIRS, Case
 from google.protobuf import descriptor_pb2
-from proto_support import PROTOS, SAMPLES, compiled, module_of
+from proto_support import PROTOS, SAMPLES, compiled, compiled_texts, module_of
 
 from polywire.contract import Contract, Message, service_of
 from polywire.contract.breaking import (
@@ -99,3 +99,23 @@ def imported(text: str, directory: Path) -> Contracts:
     messages = [cls for cls in classes if issubclass(cls, Message) and cls.__module__ == module.__name__]
     enums = [cls for cls in classes if issubclass(cls, enum.Enum) and cls.__module__ == module.__name__]
     return contracts_of_services(services, [cls for cls in messages if not cls.__polywire__.transparent], enums)
+
+
+def test_messages_may_be_in_messages_without_end(tmp_path: Path) -> None:
+    count = 1200
+
+    def files(last: str) -> Contracts:
+        chain = [f"message M{index} {{ M{index + 1} next = 1; }}" for index in range(count)]
+        chain.append(f"message M{count} {{ M0 first = 1; {last} end = 2; }}")
+        route = '{ option (google.api.http) = { post: "/m" body: "*" }; }'
+        head = 'syntax = "proto3";\nimport "google/api/annotations.proto";\n'
+        text = f"{head}service S {{ rpc Go(M0) returns (M0) {route} }}\n" + "\n".join(chain)
+        return contracts_of_files(compiled_texts({"chain.proto": text}), ["chain.proto"])
+
+    found = breaking_changes(files("string"), files("int32"))
+    assert [f"{finding.rule.name} {finding.where}" for finding in found] == [
+        f"FIELD_SAME_TYPE M{count}.end",
+        f"PROTOJSON_FIELD_SAME_FORM M{count}.end",
+        f"REST_REQUEST_FIELD_SAME_TYPE M{count}.end",
+        f"REST_RESPONSE_FIELD_SAME_TYPE M{count}.end",
+    ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from google.protobuf import descriptor_pb2
 
@@ -32,6 +33,9 @@ class Contracts:
 
     single: bool = False
     """Whether it is one file that was named by itself, so that its own name says nothing."""
+
+    known: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
+    """What was worked out of it by the name of a message, while it is compared."""
 
     @property
     def is_python(self) -> bool:
@@ -124,7 +128,7 @@ def named_alike(old: Contracts, new: Contracts) -> Contracts:
         copied.CopyFrom(file)
         copied.name = renamed.get(file.name, file.name)
         files.append(copied)
-    return replace(old, index=index_of(files, old.index.imported.values()))
+    return replace(old, index=index_of(files, old.index.imported.values()), known={})
 
 
 def _only_files(index: Index) -> dict[str, str]:

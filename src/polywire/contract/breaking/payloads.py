@@ -54,6 +54,8 @@ class Walk:
         self.old, self.new, self._judge, self._enum_rule = old, new, judge, enum_rule
         self._exact = old.is_python and new.is_python
         self._seen: set[tuple[str, str, str]] = set()
+        self._waiting: list[tuple[Direction, str, str]] = []
+        """Pairs of messages that were met inside of others: a list, as they may be nested without end."""
 
     @property
     def met(self) -> set[str]:
@@ -63,17 +65,26 @@ class Walk:
     def message(
         self, direction: Direction, before: str, after: str, *, skip: tuple[Collection[str], Collection[str]] = ((), ())
     ) -> Iterator[Finding]:
-        """*skip*: the fields of each that are not there."""
+        """What the judge finds in a pair of messages, and in all that is in them. *skip*: fields that are not there."""
         if not any(skip):
-            if (direction, before, after) in self._seen:
-                return
-            self._seen.add((direction, before, after))
+            self._waiting.append((direction, before, after))
+        else:
+            yield from self._fields(direction, before, after, skip)
+        while self._waiting:
+            pair = self._waiting.pop()
+            if pair not in self._seen:
+                self._seen.add(pair)
+                yield from self._fields(*pair, ((), ()))
+
+    def _fields(
+        self, direction: Direction, before: str, after: str, skip: tuple[Collection[str], Collection[str]]
+    ) -> Iterator[Finding]:
         was, now = fields_of(self.old, before), fields_of(self.new, after)
         reserved = reserved_names(self.new, after)
         for name in [*was, *(name for name in now if name not in was)]:
             if name in skip[0] or name in skip[1]:
                 continue
-            yield from self.field(
+            yield from self._field(
                 f"{after}.{name}",
                 Pair(
                     direction=direction,
@@ -84,20 +95,20 @@ class Walk:
                 ),
             )
 
-    def field(self, where: str, pair: Pair) -> Iterator[Finding]:
+    def _field(self, where: str, pair: Pair) -> Iterator[Finding]:
         for rule, change in self._judge(pair):
             yield Finding(rule=WIRE_RULES[rule], where=where, change=change)
         if pair.was is None or pair.now is None or pair.was.form is not pair.now.form:
             return
         for tag, before in pair.was.members.items():
             if tag in pair.now.members:
-                yield from self.message(pair.direction, before, pair.now.members[tag])
+                self._waiting.append((pair.direction, before, pair.now.members[tag]))
         if pair.was.holds is not None and pair.now.holds is not None:
             yield from self._inside(pair.direction, pair.was.holds, pair.now.holds)
 
     def _inside(self, direction: Direction, was: Holds, now: Holds) -> Iterator[Finding]:
         if was.kind == now.kind == "message":
-            yield from self.message(direction, was.type, now.type)
+            self._waiting.append((direction, was.type, now.type))
         elif was.kind == now.kind == "enum" and self._enum_rule:
             yield from self._enum(was.type, now.type)
 

@@ -24,7 +24,7 @@ UNKNOWN: Any = object()
 _VARIABLE = re.compile(r"\{([^{}=]+)(?:=([^{}]*))?\}")
 _MAX_DEPTH = 5
 """Names between the dots of a query key."""
-_MAX_PARAMETERS = 20_000
+_MAX_PARAMETERS = 2000
 """Of one route: messages in messages multiply, and nobody writes so many."""
 _WELL_KNOWN = {"google.protobuf.Timestamp": "timestamp", "google.protobuf.Duration": "duration"}
 
@@ -63,6 +63,13 @@ class JsonField:
 
 def fields_of(contracts: Contracts, message: str) -> dict[str, JsonField]:
     """The fields of a message by their name in REST's JSON; none for a message that is not known."""
+    if message not in contracts.known:
+        contracts.known[message] = _read(contracts, message)
+    found: dict[str, JsonField] = contracts.known[message]
+    return found
+
+
+def _read(contracts: Contracts, message: str) -> dict[str, JsonField]:
     schema = contracts.schemas.get(message)
     if schema is not None:
         return {field.name: _of_schema(field, contracts) for field in schema.fields}
