@@ -71,6 +71,7 @@ class Services:
         self.deadlines = Deadlines(clock)
         self.counters: dict[str, Counters] = {}
         self._authenticator = None if public else authenticator
+        allow = [allow] if isinstance(allow, str) else allow
         self._allow = () if allow is None else (Allowed(frozenset(allow)),)
         self._access_log = access_log
         self._interceptors = tuple(interceptors)

@@ -291,6 +291,21 @@ async def test_grpcio_sends_rubbish_and_is_told_who_it_is_not(token: str | None)
     assert (refused.value.code(), refused.value.details()) == (code, text.format("trust.v1.Till/Write"))
 
 
+@pytest.mark.parametrize("path", ["/trust.v1.Till/Nothing", "/trust.v1.Nothing/Write", "/nothing"])
+async def test_strangers_at_a_public_listener_are_not_told_which_methods_there_are(path: str) -> None:
+    async with (
+        serving(OpenTill(), public=True) as served,
+        grpc.aio.insecure_channel(served.address) as channel,
+    ):
+        message = f"{path.removeprefix('/')} was not called: there is no such method here."
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await channel.unary_unary(path)(b"", timeout=SOON)
+        assert (refused.value.code(), refused.value.details()) == (grpc.StatusCode.UNIMPLEMENTED, message)
+        status, _, body = await ask(served.address, path, b"{}", content_type="application/json")
+        assert status == 404
+        assert b"Write" not in body.replace(path.encode(), b"").replace(path.removeprefix("/").encode(), b"")
+
+
 async def test_health_is_asked_by_anybody() -> None:
     async with serving(GuardedTill(), authenticator=_tokens(), allow=["orders"]) as served:
         async with grpc.aio.insecure_channel(served.address) as channel:

@@ -133,6 +133,8 @@ async def test_what_the_server_says_and_what_the_code_says_have_to_agree() -> No
     assert await answer(services, "Charge", "orders") == "ok"
     assert await answer(services, "Charge", "gateway") == refused("Charge")
     assert await answer(services, "Charge", "reports") == refused("Charge")
+    one = Services([PlainTill()], authenticator=CERTIFIED, allow="orders")
+    assert [await answer(one, "Charge", name) for name in ("orders", "o")] == ["ok", refused("Charge")]
     nobody = Services([PlainTill()], authenticator=CERTIFIED, allow=[])
     assert await answer(nobody, "Charge", "orders") == refused("Charge")
 

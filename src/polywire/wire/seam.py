@@ -188,6 +188,8 @@ class Dispatcher(Protocol):
         """By full name."""
         ...
 
+    public: bool
+    """Strangers call: they are not told which methods there are."""
     max_message_bytes: int
     """Of one request message after decompression; wires answer `resource_exhausted` beyond."""
     stream_idle_timeout: float
@@ -320,6 +322,8 @@ def request_id_from(value: bytes | None) -> str:
 def unknown_method(dispatcher: Dispatcher, path: str) -> Unimplemented:
     """What is said of a call of *path*, which nobody here handles."""
     name = path[:300].removeprefix("/")
+    if dispatcher.public:
+        return Unimplemented(f"{name} was not called: there is no such method here.")
     service, _, method = name.rpartition("/")
     known = dispatcher.services.get(service)
     if known is None:
