@@ -10,13 +10,12 @@ from typing import Any
 from google.protobuf import descriptor_pb2
 
 from polywire.contract.breaking.described import FileProto, Index, index_of
-from polywire.contract.export import file_descriptors
+from polywire.contract.export_files import Files
 from polywire.contract.export_http import FILES
 from polywire.contract.export_standard import STANDARD
-from polywire.contract.failures import detail_of, errors_of
 from polywire.contract.message import Message
 from polywire.contract.rpc import Rpc, Service
-from polywire.contract.schema import EnumSchema, Schema, closure_of, enum_schema_of, enums_of, schema_of
+from polywire.contract.schema import EnumSchema, Schema, assign_packages, enum_schema_of, schema_of
 from polywire.errors import ContractError
 
 
@@ -31,16 +30,13 @@ class Contracts:
     rpcs: Mapping[str, Rpc] = field(default_factory=dict)
     """By full name, `shop.v1.Inventory/CheckStock`."""
 
+    is_python: bool = False
+    """Whether it says which fields JSON has to have, their limits and defaults, and the status of answers."""
     single: bool = False
     """Whether it is one file that was named by itself, so that its own name says nothing."""
 
     known: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
     """What was worked out of it by the name of a message, while it is compared."""
-
-    @property
-    def is_python(self) -> bool:
-        """Whether it says which fields JSON has to have, their limits and defaults, and the status of answers."""
-        return bool(self.schemas) or bool(self.rpcs)
 
 
 def contracts_of_files(
@@ -66,31 +62,18 @@ def contracts_of_services(
     services: Sequence[Service], messages: Sequence[type[Message]] = (), enums: Sequence[type[enum.Enum]] = ()
 ) -> Contracts:
     """What *services* promise, with *messages* and *enums* besides. Raises ContractError as their export does."""
-    files = file_descriptors(services, messages, enums)
-    index = index_of(files, _standard())
+    assign_packages(services)
+    files = Files(services, messages, enums, http=True)
+    index = index_of([file.described for file in files.in_order()], _standard())
+    declared = {name: cls for cls, name in files.names.items()}
     rpcs = [rpc for service in services for rpc in service.rpcs.values()]
-    used = [message for rpc in rpcs for message in (rpc.request, rpc.response) if message is not None]
-    used += [detail_of(error) for service in services for error in errors_of(service)]
-    reached = closure_of(*used, *messages)
-    found = {schema_of(message).full_name: schema_of(message) for message in reached}
     return Contracts(
         index=index,
-        schemas=found,
-        enums=dict(_named_enums(index, [*enums_of(reached), *enums])),
+        is_python=True,
+        schemas={name: schema_of(cls) for name, cls in declared.items() if issubclass(cls, Message)},
+        enums={name: enum_schema_of(cls) for name, cls in declared.items() if issubclass(cls, enum.Enum)},
         rpcs={rpc.full_name: rpc for rpc in rpcs},
     )
-
-
-def _named_enums(index: Index, found: Sequence[type[enum.Enum]]) -> Iterator[tuple[str, EnumSchema]]:
-    """Enums with the full names that the export gave them."""
-    by_name: dict[str, list[str]] = {}
-    for full_name, placed in index.known_enums.items():
-        by_name.setdefault(placed.name, []).append(full_name)
-    for cls in found:
-        schema = enum_schema_of(cls)
-        for full_name in by_name.get(schema.name, ()):
-            if schema.package is None or full_name == ".".join(part for part in (schema.package, schema.name) if part):
-                yield full_name, schema
 
 
 def _standard() -> Iterator[FileProto]:
