@@ -317,10 +317,16 @@ class Services:
     def _nested(self, call: Call, error: CallError) -> CallError:
         """What this call's caller is told of the error that a call made by its handler ended with.
 
-        Errors of the other service's domain go on as they are. What is about the way there (addresses, credentials,
-        time) is nobody's business further up: it is logged here, and told without.
+        Errors of the other service's domain go on as they are, and so does what this call's own contract lists. What is
+        about the way there (addresses, credentials, time) is nobody's business further up: it is logged here, and told
+        without.
         """
         if not isinstance(error, Unavailable | DeadlineExceeded | Unauthenticated | PermissionDenied):
+            return error
+        handler = self._handlers.get(f"/{call.method}")
+        if handler is not None and type(error) in handler.rpc.raises.values():
+            if isinstance(error, Unavailable):
+                error.reached = "maybe"
             return error
         log.warning("%s failed as %s did: %s (request id %s)", call.method, error.method, error, call.request_id)
         if isinstance(error, Unauthenticated | PermissionDenied):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ Raises = Mapping[str, type[CallError]]
 """Errors by the full name of their detail, `shop.v1.OutOfStock`."""
 
 NOTHING: Raises = MappingProxyType({})
+_making = threading.RLock()
 
 
 def form_of(error: type[CallError]) -> ErrorForm:
@@ -36,15 +38,20 @@ def detail_of(error: type[CallError]) -> type[Message]:
     """
     form = form_of(error)
     if form.detail is None:
-        made: Any = MessageMeta(
-            error.__name__, (Message,), _body(error, form), package=_package(error), name=form.name,
-            reserved=form.reserved,
-        )  # fmt: skip
-        made.__polywire__.error = error
-        schema_of(made)  # what cannot travel is told here, before anybody has the class
-        form.detail = made
+        with _making:  # two of one name would be none for those who look for it
+            if form.detail is None:
+                form.detail = _made(error, form)
     detail: type[Message] = form.detail
     return detail
+
+
+def _made(error: type[CallError], form: ErrorForm) -> Any:
+    made: Any = MessageMeta(
+        error.__name__, (Message,), _body(error, form), package=_package(error), name=form.name, reserved=form.reserved
+    )
+    made.__polywire__.error = error
+    schema_of(made)  # what cannot travel is told here, before anybody has the class
+    return made
 
 
 def _body(error: type[CallError], form: ErrorForm) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from polywire.errors import (
     FailedPrecondition,
     InvalidArgument,
     NotFound,
+    PermissionDenied,
     ResourceExhausted,
     Unavailable,
 )
@@ -53,6 +54,10 @@ class Maintained(Unavailable):
     by: str
 
 
+class Reserved(PermissionDenied, http_status=404):
+    owner: str
+
+
 class WrongSize(InvalidArgument, http_status=422):
     widest: int
 
@@ -74,7 +79,7 @@ class Job(Message):
 class Press(Contract, package=_PACKAGE, raises=(Jammed, Torn, NoPaper, WrongSize)):
     """A method of every kind, each of which raises what the job asks for."""
 
-    @rpc(post("/press/print_one"), raises=(Maintained,))
+    @rpc(post("/press/print_one"), raises=(Maintained, Reserved))
     async def print_one(self, job: Job) -> Job:
         raise NotImplementedError
 
@@ -119,6 +124,7 @@ _TROUBLES: dict[str, Callable[[], CallError]] = {
     "torn": lambda: Torn("Torn it is.", tray=3, corner="left"),
     "no paper": NoPaper,
     "maintained": lambda: Maintained("Come back.", by="the smith"),
+    "reserved": lambda: Reserved("not yours", owner="ada"),
     "wrong size": lambda: WrongSize("too wide", field="trouble", widest=21),
     "haunted": lambda: Haunted("boo", ghost="white"),
     "malformed": lambda: FailedPrecondition("odd", details=[_detail(b"\xff\xff")]),
@@ -254,8 +260,11 @@ class ErrorRules:
             self.serving(PressService()) as behind,
             self.serving(PressService(behind=behind.client(Press))) as front,
         ):
-            error = await _raised_by(front.client(Press).print_one(Job(trouble="jammed")))
-        assert error == _jammed()
+            errors = [
+                await _raised_by(front.client(Press).print_one(Job(trouble=trouble)))
+                for trouble in ("jammed", "reserved", "maintained")
+            ]
+        assert errors == [_jammed(), Reserved("not yours", owner="ada"), Maintained("Come back.", by="the smith")]
 
     async def test_what_a_caller_does_to_an_error_is_not_seen_by_the_handler(self) -> None:
         service = PressService()
