@@ -25,6 +25,7 @@ from polywire.errors import (
 from polywire.policy.breaker import REFUSED, Change, CircuitBreaker, State
 from polywire.policy.evidence import Evidence, evidence
 from polywire.policy.retry import is_retryable
+from polywire.policy.window import CountWindow, TimeWindow
 
 DOWN = Unavailable("x")
 
@@ -533,9 +534,31 @@ def test_its_memory_is_bounded() -> None:
 def test_a_window_of_calls_looks_at_the_last_ones_only() -> None:
     one = breaker(window_calls=4, minimum_calls=4, failure_rate=0.75)
     for failing in (True, True, False, False, True, False, True, True):
+        assert state_of(one) is State.CLOSED
         if failing:
             one.failed(one.admit(1.0), DOWN, 1.0, 0.1)
         else:
             one.succeeded(one.admit(1.0), 1.0, 0.1)
     assert state_of(one) is State.OPEN
     assert one.reason == "3 of 4 calls failed"
+
+
+@given(
+    st.integers(1, 12),
+    st.lists(st.tuples(st.sampled_from([0.0, 0.25, 1.0, 4.0, 20.0]), st.booleans(), st.booleans()), max_size=60),
+)
+def test_windows_count_what_a_list_of_all_calls_says(size: int, calls: list[tuple[float, bool, bool]]) -> None:
+    by_number, by_time = CountWindow(size), TimeWindow(10.0)
+    all_of_them: list[tuple[float, bool, bool]] = []
+    now = 1000.0
+    for step, failed, slow in calls:
+        now += step
+        all_of_them.append((now, failed, slow))
+        for window in (by_number, by_time):
+            if failed or slow:
+                window.add(now, failed, slow)
+            else:
+                window.good(now)
+        recent = [call for call in all_of_them if int(call[0]) > int(now) - 10]
+        for found, seen in ((by_number.tally(now), all_of_them[-size:]), (by_time.tally(now), recent)):
+            assert found == (len(seen), sum(call[1] for call in seen), sum(call[2] for call in seen))

@@ -98,7 +98,7 @@ class Race:
         self.due = None
         delay = self._hedging.delay(now)
         too_late = self._deadline is not None and now >= self._deadline
-        if not self._left or delay is None or too_late or not self._hedging.budget.take(now):
+        if delay is None or too_late or not self._hedging.budget.take(now):
             return False
         self._left -= 1
         self._hedging.copies += 1
