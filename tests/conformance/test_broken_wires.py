@@ -12,7 +12,9 @@ import pytest
 
 from polywire.channel import Channel, Endpoints
 from polywire.client import client_for
-from polywire.contract import Contract
+from polywire.codec.status import travelled
+from polywire.contract import Contract, Message
+from polywire.contract.details import UnknownDetail
 from polywire.discovery import StaticResolver
 from polywire.errors import CallError, Internal, Unavailable
 from polywire.services import Authenticator, Services
@@ -49,6 +51,52 @@ class LosesDetails(LocalWire):
         except CallError as error:
             error.details = ()
             raise
+
+
+class LosesClasses(LocalWire):
+    """Raises the canonical error, whatever the contract lists."""
+
+    async def unary(self, outgoing: Outgoing, encoded: Any, *, wait_for_ready: bool = False) -> Any:
+        try:
+            return await super().unary(outgoing, encoded, wait_for_ready=wait_for_ready)
+        except CallError as error:
+            raise travelled(error) from None
+
+
+class RaisesWhatNobodyLists(LocalWire):
+    """Goes by what the program knows, and not by the contract of its caller."""
+
+    async def unary(self, outgoing: Outgoing, encoded: Any, *, wait_for_ready: bool = False) -> Any:
+        try:
+            return await super().unary(outgoing, encoded, wait_for_ready=wait_for_ready)
+        except CallError as error:
+            for detail in error.details:
+                kind = type(detail).__polywire__.error if isinstance(detail, Message) else None
+                if kind is not None:
+                    fields = {name: getattr(detail, name) for name in detail.__struct_fields__}
+                    raise kind(error.message, **fields) from None
+            raise
+
+
+class FailsOverWhatItCannotRead(LocalWire):
+    async def unary(self, outgoing: Outgoing, encoded: Any, *, wait_for_ready: bool = False) -> Any:
+        try:
+            return await super().unary(outgoing, encoded, wait_for_ready=wait_for_ready)
+        except CallError as error:
+            if any(isinstance(detail, UnknownDetail) for detail in error.details):
+                raise Internal("a detail could not be read") from error
+            raise
+
+
+class SharesErrors(LocalWire):
+    """Hands over the object that the handler raised."""
+
+    async def unary(self, outgoing: Outgoing, encoded: Any, *, wait_for_ready: bool = False) -> Any:
+        try:
+            return await super().unary(outgoing, encoded, wait_for_ready=wait_for_ready)
+        except CallError:
+            service: Any = self._dispatcher.handlers[outgoing.rpc.path].function.__self__  # type: ignore[attr-defined]
+            raise service.raised[-1] from None
 
 
 class HasNoDeadline(LocalWire):
@@ -162,6 +210,14 @@ PLANTED = [
     (MixesUpAnswers, "test_answers_of_concurrent_calls_are_not_mixed_up"),
     (MakesEveryErrorInternal, "test_every_canonical_code_arrives_as_its_class_with_message_and_details"),
     (LosesDetails, "test_every_canonical_code_arrives_as_its_class_with_message_and_details"),
+    (LosesClasses, "test_an_error_of_the_contract_is_raised_as_the_same_class_with_its_fields"),
+    (LosesClasses, "test_an_error_of_the_contract_without_fields_is_raised_as_the_same_class"),
+    (LosesDetails, "test_an_error_that_the_contract_does_not_list_has_its_code_message_and_fields"),
+    (LosesDetails, "test_a_contract_that_lists_no_errors_gets_the_canonical_one_with_the_fields"),
+    (RaisesWhatNobodyLists, "test_an_error_that_the_contract_does_not_list_has_its_code_message_and_fields"),
+    (RaisesWhatNobodyLists, "test_a_contract_that_lists_no_errors_gets_the_canonical_one_with_the_fields"),
+    (FailsOverWhatItCannotRead, "test_fields_that_cannot_be_read_leave_the_canonical_error"),
+    (SharesErrors, "test_what_a_caller_does_to_an_error_is_not_seen_by_the_handler"),
     (HasNoDeadline, "test_a_call_ends_at_its_deadline_and_the_handler_is_cancelled"),
     (HasNoDeadline, "test_the_deadline_is_known_to_the_handler_and_to_those_it_calls"),
     (ForgetsToCancel, "test_a_cancelled_call_cancels_its_handler"),
@@ -180,6 +236,7 @@ async def test_the_suite_catches_a_broken_wire(
     kind: type[LocalWire], test: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("polywire.testing.wires.SOON", 0.5)
+    monkeypatch.setattr("polywire.testing.wire_errors.SOON", 0.5)
 
     class Suite(WireSuite):
         @asynccontextmanager

@@ -10,16 +10,20 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from proto_support import compiled_texts, module_of
 
 from polywire.codec import codec_for
-from polywire.codec.failures import MAX_DETAIL_BYTES, fields_as_message, own_details
+from polywire.codec.failures import MAX_DETAIL_BYTES, as_declared, fields_as_message, own_details
+from polywire.codec.status import error_from, unpack_details
 from polywire.contract import Contract, Field, Message, assign_packages, rpc, schema_of, service_of
 from polywire.contract.export import proto_files
 from polywire.contract.failures import detail_of, name_of, reason_of
 from polywire.contract.protofile import python_module
 from polywire.errors import (
     BY_CODE,
+    BY_NUMBER,
     REST_STATUSES,
     CallError,
     ContractError,
@@ -357,6 +361,19 @@ def test_fields_that_cannot_be_sent_are_logged_and_left_out(caplog: pytest.LogCa
     assert first == "the fields of Occupied were not sent: Occupied.slot: expected `int`, got `str`"
     assert second == "the fields of Occupied were not sent: they have 4101 bytes, and 4096 is the most"
     assert third.startswith("the fields of Wrong were not sent: Wrong.a is annotated `object`, which cannot travel.")
+
+
+@given(st.binary(max_size=60), st.sampled_from(["lot.v1.Occupied", "lot.v1.Rented", "lot.v7.Oversized", "a.B"]))
+def test_whatever_a_peer_sends_the_error_is_its_canonical_one_at_worst(value: bytes, name: str) -> None:
+    park = service_of(Lot).rpcs["park"]
+    for number, canonical in BY_NUMBER.items():
+        told = error_from(number, "theirs", unpack_details([(f"type.googleapis.com/{name}", value)]))
+        error = as_declared(told, park)
+        assert isinstance(error, canonical)
+        assert error.message == "theirs"
+        if type(error) is not canonical:
+            assert type(error).number == number
+            assert fields_as_message(error) == codec_for(detail_of(type(error)), "proto").decode(value)
 
 
 # As a `.proto` file

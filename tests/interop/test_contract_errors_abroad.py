@@ -19,6 +19,7 @@ from polywire import App, CallError, Contract, FailedPrecondition, Message, NotF
 from polywire.contract import service_of
 from polywire.contract.details import UnknownDetail
 from polywire.contract.export import proto_files
+from polywire.errors import REST_STATUSES
 
 code_pb2 = untyped("google.rpc.code_pb2")
 status_pb2 = untyped("google.rpc.status_pb2")
@@ -240,9 +241,11 @@ async def test_fields_of_grpcio_under_another_code_leave_the_canonical_error() -
 
 @asynccontextmanager
 async def rest_by_hand(error: object, status: int = 423) -> AsyncIterator[str]:
-    """A REST service of another framework, which answers with a problem document."""
+    """A REST service of another framework, which answers with a problem document, or with nothing."""
 
     async def answer(request: web.Request) -> web.Response:
+        if error is None:
+            return web.Response(status=status)
         return web.Response(status=status, text=json.dumps({"error": error}), content_type="application/problem+json")
 
     application = web.Application()
@@ -284,3 +287,21 @@ async def test_fields_that_make_no_sense_leave_the_canonical_error_of_a_rest_ser
             await _lend(shelf)
     assert type(caught.value) is FailedPrecondition
     assert (caught.value.message, caught.value.details) == ("by hand", ())
+
+
+@pytest.mark.parametrize(
+    ("code", "status"), [(code, status) for code in REST_STATUSES for status in REST_STATUSES[code]]
+)
+async def test_a_status_that_an_error_may_have_is_of_its_kind_without_a_document(code: str, status: int) -> None:
+    kin = {
+        400: "invalid_argument",
+        409: "aborted",
+        422: "invalid_argument",
+        404: "not_found",
+        413: "resource_exhausted",
+    }
+    kin |= {412: "failed_precondition", 423: "failed_precondition"}
+    async with rest_by_hand(None, status) as address, connect(Shelf, address) as shelf:
+        with pytest.raises(CallError) as caught:
+            await _lend(shelf)
+    assert caught.value.code == kin.get(status, code)
