@@ -21,6 +21,7 @@ async def passes(
     """A run under *trouble* after which all is as promised."""
     run = Run(stage, directory, **options)  # type: ignore[arg-type]  # of Run
     found = await run.through(trouble)
-    assert problems(found, checks) == []
+    wrong = problems(found, checks)
+    assert not wrong, "\n".join(wrong)
     assert len(found.state("confirmed")) > 100
     return run, found

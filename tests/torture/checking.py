@@ -39,12 +39,16 @@ class Evidence:
     starts: list[Start] = field(default_factory=list)
     begun: Counter[str] = field(default_factory=Counter)
     """How often a start was about to be told to the backend, by id."""
-    duplicates: int = 0
-    """Messages that the inbox stopped."""
+    stopped: list[str] = field(default_factory=list)
+    """Ids of what the inbox stopped, once for each time."""
     released: int = 0
     """By workers that ended in order."""
     pending: int | None = 0
     strange: list[str] = field(default_factory=list)
+
+    @property
+    def duplicates(self) -> int:
+        return len(self.stopped)
 
     @property
     def done(self) -> set[str]:
@@ -87,7 +91,7 @@ def _read_notes(path: Path, found: Evidence) -> None:
         elif what == "begin":
             found.begun[words[0]] += 1
         elif what == "duplicate":
-            found.duplicates += 1
+            found.stopped.append(words[0])
         elif what == "ended":
             found.released += int(words[0])
 
@@ -165,12 +169,17 @@ def strange(found: Evidence) -> list[str]:
 
 
 def attempts(found: Evidence) -> list[str]:
-    """What was released costs no attempt. Only for runs in which nobody was killed."""
-    failures = {"retry": FAILURES}
+    """What was released costs no attempt. Only for runs in which nobody was killed.
+
+    What was done and comes again, as its acknowledgement got lost, was not released.
+    """
+    failures, stopped = {"retry": FAILURES}, set(found.stopped)
     return [
         f"{_name(found, start.id)} was started as attempt {start.attempt}"
         for start in found.starts
-        if (sent := found.sent[start.id]).kind not in DIES and start.attempt > 1 + failures.get(sent.kind, 0)
+        if (sent := found.sent[start.id]).kind not in DIES
+        and start.id not in stopped
+        and start.attempt > 1 + failures.get(sent.kind, 0)
     ]
 
 
