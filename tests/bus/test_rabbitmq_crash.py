@@ -16,6 +16,9 @@ from rabbitmq_support import CleanQueue, a_name, an_envelope, opened, until, wit
 from servers.keeper import ROOT
 from servers.pytest_plugin import require_server
 from servers.rabbitmq import RabbitMQ
+from tests.torture.running import killing_workers
+from tests.torture.stage import rabbitmq_stage
+from torture_support import passes
 
 from polywire.bus.backend.rabbitmq import RabbitQueue
 from polywire.bus.core import Ack, DeadLetter, QueueSpec, Settlement
@@ -23,7 +26,7 @@ from polywire.errors import DeliveryError, MessageRefused, PublishUnknown
 
 pytestmark = pytest.mark.slow
 
-KILLS = 50
+KILLS = 10
 WORKERS = 3
 SETTLED = 2.0
 """Seconds after declaring a quorum queue within which a SIGKILL leaves it registered and dead (3.10 and 4.0)."""
@@ -78,7 +81,18 @@ async def all_dead(queue: RabbitQueue, name: str) -> list[DeadLetter]:
     return await queue.dead(name, limit=100_000)
 
 
-async def test_fifty_killed_workers_lose_nothing_and_the_accounts_close(rabbitmq_url: str, tmp_path: Path) -> None:
+@pytest.mark.timeout(300)
+async def test_fifty_killed_workers_of_the_real_consumer_lose_nothing(rabbitmq_url: str, tmp_path: Path) -> None:
+    """Effects behind the inbox once, keys in order, accounts closed; some messages fail, die, or kill their worker."""
+    stage = rabbitmq_stage(rabbitmq_url)
+    run, found = await passes(stage, tmp_path, killing_workers(50), workers=WORKERS, deadly_every=1000)
+    assert run.crew.killed == 50
+    assert found.duplicates > 0
+    async with opened(rabbitmq_url, *stage.queues):
+        pass  # which deletes them
+
+
+async def test_killed_workers_lose_nothing_and_the_accounts_close(rabbitmq_url: str, tmp_path: Path) -> None:
     name, log, sent, dice = a_name(), tmp_path / "done", Sent(), random.Random(2)
     async with opened(rabbitmq_url, QueueSpec(name=name)) as queue:
         with workers(rabbitmq_url, name, log) as running:
