@@ -17,7 +17,7 @@ from grpc_support import grpc, untyped
 
 from polywire import App, CallError, Contract, FailedPrecondition, Message, NotFound, connect, get, rpc, serve
 from polywire.contract import service_of
-from polywire.contract.details import UnknownDetail
+from polywire.contract.details import ErrorInfo, UnknownDetail
 from polywire.contract.export import proto_files
 from polywire.errors import REST_STATUSES
 
@@ -67,6 +67,10 @@ class ShelfService(Shelf):
 
 
 def _trouble(book: Book) -> CallError:
+    if book.title == "long":
+        return Overdue(title="long", until="May", details=[ErrorInfo(reason="x" * 7000)])
+    if book.title == "odd":
+        return Overdue(title="odd", until="May", details=["no message"])
     if book.title == "Solaris":
         return Overdue(title=book.title, until="May", queue=["ada", "bob"])
     return Lost(title=book.title)
@@ -172,6 +176,16 @@ async def test_connect_answers_with_the_canonical_status_and_the_fields_among_th
         document = await answer.json()
     assert (document["code"], document["message"]) == ("failed_precondition", "Solaris is lent until May.")
     assert [detail["type"] for detail in document["details"]] == ["lending.v1.Overdue"]
+
+
+@pytest.mark.parametrize("scheme", ["grpc", "http"])
+@pytest.mark.parametrize(("title", "most"), [("long", 1), ("odd", 0)])
+async def test_what_stands_beside_an_error_does_not_cost_it_its_class(scheme: str, title: str, most: int) -> None:
+    async with serve(app, "127.0.0.1:0") as address, connect(Shelf, f"{scheme}://{address}") as shelf:
+        with pytest.raises(Overdue) as caught:
+            await shelf.lend(Book(title=title))
+    assert (caught.value.title, caught.value.until) == (title, "May")
+    assert len(caught.value.details) <= most
 
 
 # We call them.
