@@ -17,6 +17,10 @@ from pathlib import Path
 import apsw
 import pytest
 from sqlite_processes_support import first_starts_out_of_order, lines, process, stopper
+from tests.torture.checking import problems
+from tests.torture.running import Run, killing_workers
+from tests.torture.stage import sqlite_stage
+from torture_support import passes
 
 from polywire.bus.backend.sqlite import SqliteQueue
 from polywire.bus.backend.sqlite_lock import FileLock, this_process
@@ -158,8 +162,35 @@ async def test_nothing_is_lost_when_a_process_goes_on_that_was_stopped_in_a_tran
         assert len(lines(log)) == 1500
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("kills", [8, pytest.param(50, marks=pytest.mark.slow)])
+async def test_fifty_killed_workers_of_the_real_consumer_lose_nothing(tmp_path: Path) -> None:
+    """Effects behind the inbox once, keys in order, accounts closed; some messages fail, die, or kill their worker."""
+    run, found = await passes(sqlite_stage(tmp_path), tmp_path, killing_workers(50), workers=4, deadly_every=1000)
+    assert run.crew.killed == 50
+    assert found.duplicates > 0
+
+
+@pytest.mark.slow
+async def test_four_workers_of_the_real_consumer_share_the_work(tmp_path: Path) -> None:
+    run = Run(sqlite_stage(tmp_path), tmp_path, workers=4, kinds={"plain": 1}, pause=0.001)
+
+    async def all_at_work(run: Run) -> None:
+        await run.until(lambda: all(member.starts for member in run.crew.members), "work of each worker")
+        begun.extend(member.starts for member in run.crew.members)
+        await run.more(2500)
+        ended.extend(member.starts for member in run.crew.members)
+
+    begun: list[int] = []
+    ended: list[int] = []
+    found = await run.through(all_at_work)
+    assert problems(found) == []
+    work = [after - before for before, after in zip(begun, ended, strict=True)]
+    assert min(work) >= 0.15 * sum(work), work
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("kills", [8])
 async def test_killed_workers_lose_nothing_and_keep_the_order_of_keys(tmp_path: Path, kills: int) -> None:
     """done + dead + pending = confirmed; of each key, the first handling of each message is in order."""
     dice = random.Random(kills)
