@@ -338,6 +338,23 @@ class TakesBackWhatIsHeld(Unbroken):
             return super().cancel(id) or id in self._by_id
 
 
+class TellsNobodyWhatWasTakenAway(Unbroken):
+    class worker(MemoryConsumer):  # noqa: N801
+        def withdrawn(self, delivery: Delivery) -> None:
+            self._held.pop(delivery, None)
+
+
+class HandsOutAgainWhatWasTakenAway(Unbroken):
+    class store(queue_module._Queue):  # noqa: N801
+        def finish(self, message: queue_module._Message) -> None:
+            self.release(message, 0.0)
+
+
+class TakesAwayWhatWaitsOnly(Unbroken):
+    async def withdraw(self, queue: str, id: str) -> bool:
+        return await self.cancel(queue, id)
+
+
 class RemembersWhatWasTakenBack(Unbroken):
     class store(queue_module._Queue):  # noqa: N801
         def cancel(self, id: str) -> bool:
@@ -546,6 +563,16 @@ PLANTED_IN_QUEUES: list[tuple[type[Unbroken], str]] = [
     (ForgetsThePriorityOfARetry, "test_a_retried_message_keeps_its_priority"),
     (KeepsDuplicates, "test_a_second_message_of_the_same_id_is_not_kept"),
     (TakesBackWhatIsHeld, "test_a_message_that_is_held_or_done_cannot_be_taken_back_or_moved"),
+    (
+        TellsNobodyWhatWasTakenAway,
+        "test_a_message_under_way_is_taken_away_from_its_consumer_which_hears_of_it",
+    ),
+    (
+        HandsOutAgainWhatWasTakenAway,
+        "test_a_message_under_way_is_taken_away_from_its_consumer_which_hears_of_it",
+    ),
+    (TakesAwayWhatWaitsOnly, "test_a_message_under_way_is_taken_away_from_its_consumer_which_hears_of_it"),
+    (TakesAwayWhatWaitsOnly, "test_what_is_settled_after_it_was_taken_away_changes_nothing_for_its_key"),
     (RemembersWhatWasTakenBack, "test_what_was_taken_back_can_be_sent_again"),
     (MovesNothing, "test_a_waiting_message_can_be_moved"),
     (PeekTakes, "test_peek_shows_what_comes_next_and_disturbs_nothing"),

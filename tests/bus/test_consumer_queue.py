@@ -315,6 +315,50 @@ async def test_stopping_lets_handlers_finish_and_gives_back_the_rest_without_an_
         await runner.stop()  # twice is fine
 
 
+async def test_a_handler_whose_message_is_taken_back_is_told_by_cancellation_and_nothing_comes_of_it() -> None:
+    async with bench() as b:
+        begun: list[int] = []
+        ended: list[str] = []
+
+        async def handle(job: Job) -> None:
+            call = current()
+            begun.append(job.n)
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                ended.append(f"{job.n} {call.ended_by}")
+                if job.n == 2:
+                    raise RuntimeError("interrupted") from None
+                if job.n == 1:
+                    raise
+
+        runner = await b.run(handling(handle))
+        await b.send(*(envelope(n) for n in range(4)))
+        await until(lambda: len(begun) == 4)
+        for n in range(3):
+            assert await b.queue.withdraw(QUEUE, f"m{n}")
+        await until(lambda: runner.in_flight == 1)
+        await turns()
+        assert sorted(ended) == ["0 withdrawn", "1 withdrawn", "2 withdrawn"]
+        assert (runner.counters.retried, runner.counters.dead, await b.dead(), await b.left()) == (0, 0, [], 1)
+
+
+async def test_a_message_that_is_taken_back_before_its_start_is_not_handled() -> None:
+    async with bench() as b:
+        script = Script()
+        gate = asyncio.Event()
+        script.plan[0] = [gate]
+        runner = await b.run(handling(script.handle), concurrency=1, prefetch=5)
+        runner.runs.average = 0.0
+        await b.send(*(envelope(n) for n in range(3)))
+        await until(lambda: runner.held == 3)
+        assert await b.queue.withdraw(QUEUE, "m1")
+        gate.set()
+        await b.empty()
+        await turns()
+        assert (script.seen, runner.held) == ([0, 2], 0)
+
+
 async def test_a_handler_that_turns_the_cancellation_of_a_shutdown_into_an_error_did_not_fail() -> None:
     async with bench() as b:
 

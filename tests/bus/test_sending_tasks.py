@@ -25,6 +25,7 @@ from sending_support import (
 
 from polywire.bus.backend.memory import MemoryQueue
 from polywire.bus.backend.memory_results import MemoryResults
+from polywire.bus.consumer import QueueRunner, task_handling
 from polywire.bus.consumer.results import StoredAnswers
 from polywire.bus.core import Ack, Envelope, Settlement, TaskQueue
 from polywire.bus.core.envelope import PROTOBUF
@@ -501,7 +502,43 @@ async def test_a_waiting_task_is_taken_back_or_moved() -> None:
     assert backend.cancelled == [("shop.v1.Images", sent.id)]
     with pytest.raises(Cancelled) as cancelled:
         await sent.result()
-    assert str(cancelled.value) == "shop.v1.Images/Resize was cancelled through its receipt before it was handled."
+    assert str(cancelled.value) == "shop.v1.Images/Resize was cancelled through its receipt before it was done."
+
+
+def _sender_to(queue: TaskQueue, results: Results) -> Sender:
+    return Sender("orders", tasks=BusWires(default=queue), results=results)
+
+
+async def test_a_running_task_is_cancelled_through_its_receipt() -> None:
+    results = MemoryResults()
+    queue = MemoryQueue()
+    await queue.start()
+    await queue.declare(queues_of([Images]))
+    begun, ended = asyncio.Event(), asyncio.Event()
+
+    async def resize(request: Resize) -> Thumb:
+        begun.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+        raise AssertionError
+
+    task = service_of(Images).tasks["resize"]
+    runner = QueueRunner(queue, task.queue, [task_handling(task, resize, {results.name: results})])
+    await runner.start()
+    sent = await enqueue(images_over(_sender_to(queue, results)).resize, Resize(picture="a"))
+    async with asyncio.timeout(60.0):
+        await begun.wait()
+        assert await sent.cancel()
+        await ended.wait()
+        with pytest.raises(Cancelled) as cancelled:
+            await sent.result()
+    assert str(cancelled.value) == "shop.v1.Images/Resize was cancelled through its receipt before it was done."
+    assert not await sent.cancel()
+    await runner.stop(0.0)
+    assert await queue.dead(task.queue) == []
+    await queue.close()
 
 
 async def test_a_backend_that_finds_nothing_by_id_refuses_to_cancel() -> None:

@@ -1,8 +1,9 @@
 """A worker to be killed: `python -m polywire.testing.bus_worker URL --queue NAME` or `--topic NAME --group NAME`.
 
 It reads one JSON object per line, does it, and answers with one per line, `{"answer": ...}` or `{"error": "..."}`:
-`receive` (`count`), `start`, `ack`, `retry` and `release` (`ids`), `done` (`ids`), `send` (`texts`), `assigned`,
-`block` (`seconds`, with the event loop standing still), `close`. At the end of its input it ends like a killed one.
+`receive` (`count`), `start`, `ack`, `retry` and `release` (`ids`), `withdraw` (`id`), `done` (`ids`), `send` (`texts`),
+`assigned`, `block` (`seconds`, with the event loop standing still), `close`. At the end of its input it ends like a
+killed one.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from polywire.bus.core import (
     TaskQueue,
     new_id,
 )
+from polywire.bus.core.queue import Withdrawing
 
 OUTCOMES: dict[str, Outcome] = {"ack": Ack(), "retry": RetryAfter(0.0), "release": Release()}
 
@@ -54,6 +56,8 @@ class QueueWorker:
             return await self._settle(order["ids"], OUTCOMES[name])
         if name == "send":
             return await _send(self._backend.send, self._queue, order["texts"])
+        if name == "withdraw":
+            return await cast(Withdrawing, self._backend).withdraw(self._queue, order["id"])
         if name == "close":
             return await self._consumer.close()
         raise ValueError(f"a worker of a queue cannot {name!r}")

@@ -29,7 +29,7 @@ WORKER: list[str] = ["-m", "polywire.testing.bus_worker"]
 class BusSuite:
     """Ground of `QueueSuite`, `LogSuite` and `FanoutSuite`: what a backend's class sets, and how tests wait."""
 
-    patience: ClassVar[float] = 5.0
+    patience: ClassVar[float] = 30.0
     """Seconds within which whatever must happen happens."""
     quiet: ClassVar[float] = 0.3
     """Seconds that are watched where nothing may happen."""

@@ -7,7 +7,7 @@ import random
 import time
 from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 from polywire.bus.backend.opening import open_tasks
 from polywire.bus.core import (
@@ -24,6 +24,7 @@ from polywire.bus.core import (
     Settlement,
     TaskQueue,
 )
+from polywire.bus.core.queue import ToldOfWithdrawals, Withdrawing
 from polywire.errors import (
     BackendLost,
     BackendUnreachable,
@@ -36,6 +37,7 @@ from polywire.errors import (
     Unsupported,
 )
 from polywire.testing.buses import PASSWORD, BusSuite, raised
+from polywire.testing.clock import ManualClock
 from polywire.testing.queue_kit import OpenQueue
 
 REFUSED_NAMES = ("", "a b", "mails/urgent", "mäils", "a\nb", "a'; drop table job; --", "..", "x" * 300)
@@ -924,6 +926,94 @@ class QueueSuite(BusSuite):
                 assert not await queue.backend.move(queue.name, sent.id, self.clock.time() + 60)
                 await queue.settle(consumer, [got], Ack())
             await queue.until_stats(ready=0, delayed=0, in_flight=0)
+
+    async def _told_of_withdrawals(self, queue: OpenQueue, consumer: QueueConsumer) -> list[Delivery]:
+        """Grows by what is taken away from *consumer*."""
+        self.need(queue.guarantees, "withdraw")
+        found: list[Delivery] = []
+        cast(ToldOfWithdrawals, consumer).when_withdrawn(found.append)
+        return found
+
+    async def _withdraw(self, queue: OpenQueue, id: str) -> bool:
+        return await self.within(cast(Withdrawing, queue.backend).withdraw(queue.name, id), what="taking it back")
+
+    async def test_a_message_under_way_is_taken_away_from_its_consumer_which_hears_of_it(self) -> None:
+        async with self.queue() as queue:
+            one, two = await queue.send("1", "2")
+            consumer = await queue.consumer()
+            told = await self._told_of_withdrawals(queue, consumer)
+            held = {got.envelope.id: got for got in await queue.receive(consumer, 2, start=True)}
+            other = await queue.again()
+            assert await self._withdraw(other, one.id)
+            assert not await self._withdraw(other, one.id)
+
+            async def heard() -> bool:
+                return told == [held[one.id]]
+
+            await self.until(heard, what="hearing of it")
+            for outcome in (Ack(), RetryAfter(0.0), Bury("rejected"), Release()):
+                await self._settle_stale(consumer, held[one.id], outcome)
+            await queue.start(consumer, [held[two.id]])
+            await queue.settle(consumer, [held[two.id]], Ack())
+            await queue.until_stats(ready=0, delayed=0, in_flight=0, dead=0)
+            await queue.nothing_for(consumer, what="what was taken back came again")
+            assert not await self._withdraw(queue, two.id)
+
+    async def test_a_message_that_waits_is_taken_back_in_the_same_way(self) -> None:
+        async with self.queue() as queue:
+            self.need(queue.guarantees, "withdraw")
+            now, later = await queue.send("1"), await queue.send("2", not_before=self.clock.time() + 3600.0)
+            for sent in (*now, *later):
+                assert await self._withdraw(queue, sent.id)
+            await queue.until_stats(ready=0, delayed=0)
+            assert not await self._withdraw(queue, "never-sent")
+            await queue.send("again", id=now[0].id)
+            await queue.handle(await queue.consumer())
+
+    async def test_what_is_settled_after_it_was_taken_away_changes_nothing_for_its_key(self) -> None:
+        """Also where the consumer did not hear of it."""
+        for outcome in (Ack(), Bury("rejected"), RetryAfter(0.0), Release()):
+            async with self.queue(keyed=True) as queue:
+                self.need(queue.guarantees, "withdraw")
+                sent = await queue.send("a1", "a2", "a3", key="a")
+                consumer, other = await queue.consumer(), await queue.consumer()
+                (held,) = await queue.receive(consumer, start=True)
+                assert await self._withdraw(queue, sent[0].id)
+                (second,) = await queue.receive(other, start=True)
+                await self._settle_stale(consumer, held, outcome)
+                await queue.nothing_for(consumer, what="two messages of a key were handed out")
+                await queue.settle(other, [second], Ack())
+                assert await self._text_of_next(queue, other) == "a3"
+                assert second.envelope.id == sent[1].id
+                await queue.until_stats(ready=0, delayed=0, in_flight=0, dead=0)
+
+    async def test_another_process_takes_a_message_away(self) -> None:
+        async with self.queue() as queue:
+            self.need(queue.guarantees, "shared")
+            consumer = await queue.consumer()
+            told = await self._told_of_withdrawals(queue, consumer)
+            (sent,) = await queue.send("1")
+            (held,) = await queue.receive(consumer, start=True)
+            worker = await queue.worker()
+            assert await self.within(worker.ask("withdraw", id=sent.id), what="taking it back in another process")
+
+            async def heard() -> bool:
+                return told == [held]
+
+            await self.until(heard, what="hearing of it")
+            await queue.until_stats(ready=0, in_flight=0, dead=0)
+
+    async def test_what_was_taken_back_from_a_killed_consumer_does_not_come_again(self) -> None:
+        async with self.queue() as queue:
+            self.need(queue.guarantees, "withdraw")
+            (sent,) = await queue.send("1")
+            victim = await queue.victim()
+            await victim.receive(1, start=True)
+            assert await self._withdraw(queue, sent.id)
+            await victim.kill()
+            await self.pass_time(2 * self.lease if isinstance(self.clock, ManualClock) else self.quiet)
+            await queue.nothing_for(await queue.consumer())
+            await queue.until_stats(ready=0, in_flight=0, dead=0)
 
     async def test_what_was_taken_back_can_be_sent_again(self) -> None:
         async with self.queue() as queue:

@@ -39,6 +39,7 @@ GUARANTEES = Guarantees(
     priorities=admin.PRIORITIES,
     attempts="exact",
     cancel=True,
+    withdraw=True,
     deduplicate=True,
     dead_letters=True,
     peek=True,
@@ -223,6 +224,10 @@ class SqliteQueue:
     async def cancel(self, queue: str, id: str) -> bool:
         row = await self._queue(queue)
         return await self._do("The message was not taken back", lambda tx: admin.cancel(tx, row, id))
+
+    async def withdraw(self, queue: str, id: str) -> bool:
+        row = await self._queue(queue)
+        return await self._do("The message was not taken back", lambda tx: admin.withdraw(tx, row, id))
 
     async def move(self, queue: str, id: str, not_before: float) -> bool:
         row = await self._queue(queue)

@@ -131,6 +131,23 @@ def cancel(tx: Transaction, row: QueueRow, id: str) -> bool:
     return True
 
 
+def withdraw(tx: Transaction, row: QueueRow, id: str) -> bool:
+    """As `cancel`, from a consumer too. It does not matter whose it was: nothing that it says of it counts any more."""
+    if cancel(tx, row, id):
+        return True
+    held = tx.rows(
+        "DELETE FROM held WHERE pos = (SELECT pos FROM message WHERE queue = ? AND id = ?) RETURNING pos", (row.n, id)
+    )
+    if not held:
+        return False
+    ((pos,),) = held
+    ((key,),) = tx.rows("DELETE FROM message WHERE pos = ? RETURNING key", (pos,))
+    if key is not None:
+        messages.follow(tx, row, [key])
+    tx.changed.update((row.channel, row.withdrawals))
+    return True
+
+
 def move(tx: Transaction, row: QueueRow, id: str, not_before: float) -> bool:
     found = _waiting(tx, row, id)
     if found is None:

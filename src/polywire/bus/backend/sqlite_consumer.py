@@ -16,6 +16,7 @@ from polywire.bus.backend import sqlite_messages as messages
 from polywire.bus.backend.sqlite_file import NotDone, PerhapsDone, SharedFile, Transaction, Work, deadline_in
 from polywire.bus.backend.sqlite_messages import Claimed, QueueRow
 from polywire.bus.core import Ack, Bury, Delivery, Envelope, Release, RetryAfter, Settlement, unpack
+from polywire.bus.core.queue import Withdrawn
 from polywire.clock import Clock, Timer
 from polywire.errors import BackendLost, ConsumerClosed, UndecodableMessage
 
@@ -131,6 +132,38 @@ class _Settle(Work):
             self.future.set_exception(self._consumer.gone())
 
 
+class _Watch(Work):
+    """Wait until something that a consumer holds is taken back."""
+
+    durable = False
+
+    def __init__(self, consumer: SqliteConsumer, owner: int) -> None:
+        self._consumer = consumer
+        self._owner = owner
+        self.channel = consumer.row.withdrawals
+        self.missing: list[int] = []
+
+    def run(self, tx: Transaction) -> bool:
+        self._look(tx.connection)
+        return bool(self.missing) or not tx.owns(self._owner)
+
+    def peek(self, connection: apsw.Connection, now: float) -> bool:
+        self._look(connection)
+        return bool(self.missing)
+
+    def _look(self, connection: apsw.Connection) -> None:
+        # First what is held here: what is fetched after that is in the file, but not here.
+        here = list(self._consumer.held)
+        there = {pos for (pos,) in connection.execute("SELECT pos FROM held WHERE owner = ?", (self._owner,))}
+        self.missing = [pos for pos in here if pos not in there]
+
+    def finish(self) -> None:
+        self._consumer.withdrawn(self)
+
+    def fail(self, error: Exception) -> None:
+        """Whoever settles or receives is told what there is to tell."""
+
+
 class SqliteConsumer:
     """Receives from one queue in a file. What it holds, it holds as an owner in the file, by a number that is never
     used again: whoever takes its work over deletes that, and then nothing that it still says counts."""
@@ -156,6 +189,8 @@ class SqliteConsumer:
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._due: Timer | None = None
         self._unasked: Timer | None = None
+        self._told: Withdrawn | None = None
+        self._watch: _Watch | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._closed = False
         self._failure: str | None = None
@@ -176,6 +211,7 @@ class SqliteConsumer:
 
     def _joined(self, owner: int) -> None:
         self._owner = owner
+        self._watch_withdrawals()
         self._file.writer.leases[owner] = self.row.lease
         self._file.poke(self.row.channel)
 
@@ -394,6 +430,39 @@ class SqliteConsumer:
         except BackendLost:
             return  # whoever settles or receives next is told
 
+    # ---- what is taken away ----------------------------------------------------------------------------------------
+
+    @property
+    def held(self) -> Collection[int]:
+        """Positions, settlements under way not included."""
+        return self._held
+
+    def when_withdrawn(self, told: Withdrawn) -> None:
+        self._told = told
+        self._watch_withdrawals()
+
+    def _watch_withdrawals(self) -> None:
+        if self._told is None or self._owner is None or self._closed or self._failure is not None:
+            return
+        self._watch = _Watch(self, self._owner)
+        with contextlib.suppress(NotDone):  # whoever settles or receives is told
+            self._file.submit(self._watch)
+
+    def withdrawn(self, watch: _Watch) -> None:
+        if watch is not self._watch:
+            return
+        gone = [self._held.pop(pos) for pos in watch.missing if pos in self._held]
+        for delivery in gone:
+            self._started.discard(delivery.token)
+            if delivery in self._buffer:
+                self._buffer.remove(delivery)
+            elif self._told is not None:
+                self._told(delivery)
+        if gone or watch.missing:
+            self._watch_withdrawals()
+        if gone and self._waiting:
+            self._ask()
+
     # ---- the end ---------------------------------------------------------------------------------------------------
 
     def failed(self, error: Exception) -> None:
@@ -431,8 +500,9 @@ class SqliteConsumer:
             return
         self._closed = True
         self._told_closed(self)
-        if self._claim is not None:
-            self._claim.gone = True
+        for work in (self._claim, self._watch):
+            if work is not None:
+                work.gone = True
         for timer in (self._due, self._unasked):
             if timer is not None:
                 timer.cancel()

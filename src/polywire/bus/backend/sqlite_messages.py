@@ -48,6 +48,11 @@ class QueueRow:
         return f"q{self.n}"
 
     @property
+    def withdrawals(self) -> str:
+        """The channel of those who hear of what is taken away from them."""
+        return f"w{self.n}"
+
+    @property
     def limited(self) -> bool:
         return self.concurrency is not None or self.rate is not None
 
@@ -226,6 +231,10 @@ def finish(tx: Transaction, queue: QueueRow, owner: int, positions: Sequence[int
     """Forget messages, and let the next of their *keys* follow."""
     which = numbers(positions)
     tx.execute("DELETE FROM held WHERE pos IN (SELECT value FROM carray(?)) AND owner = ?", (which, owner))
+    if tx.connection.changes() < len(positions):
+        # What was taken back meanwhile is gone, and the next of its key follows already.
+        left = tx.rows("SELECT key FROM message WHERE pos IN (SELECT value FROM carray(?))", (which,))
+        keys = [key for (key,) in left if key is not None]
     forget(tx, queue, which, len(positions))
     follow(tx, queue, keys)
     if queue.limited:

@@ -14,13 +14,13 @@ from polywire.bus.consumer.limits import Alone
 from polywire.bus.consumer.parks import Parks
 from polywire.bus.consumer.run import MessageLog, Processes, Runs, Work
 from polywire.bus.consumer.runner import CONCURRENCY, ODD_DELAY, Runner, wake_up
-from polywire.threads import Threads
 from polywire.bus.consumer.verdict import clean
 from polywire.bus.core.inbox import Inbox
 from polywire.bus.core.log import EventLog, LogConsumer, Partition, Record, ToldOfStarts
 from polywire.bus.core.queue import Ack, Bury, Outcome, Release, RetryAfter
 from polywire.clock import SYSTEM_CLOCK, Clock
 from polywire.errors import SetupError
+from polywire.threads import Threads
 
 log = logging.getLogger("polywire.consumer")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Collection, Coroutine, Sequence
-from typing import Any
+from typing import Any, cast
 
 from polywire.bus.consumer.bell import Bell
 from polywire.bus.consumer.handling import Handling
@@ -13,7 +13,6 @@ from polywire.bus.consumer.kinds import Kind
 from polywire.bus.consumer.limits import Alone
 from polywire.bus.consumer.run import MessageLog, Processes, Runs, Work
 from polywire.bus.consumer.runner import CONCURRENCY, ODD_DELAY, Runner
-from polywire.threads import Threads
 from polywire.bus.consumer.verdict import ACK, RELEASE, clean
 from polywire.bus.core.inbox import Inbox
 from polywire.bus.core.queue import (
@@ -26,9 +25,11 @@ from polywire.bus.core.queue import (
     RetryAfter,
     Settlement,
     TaskQueue,
+    ToldOfWithdrawals,
 )
 from polywire.clock import SYSTEM_CLOCK, Clock
 from polywire.errors import SetupError
+from polywire.threads import Threads
 
 log = logging.getLogger("polywire.consumer")
 
@@ -113,7 +114,17 @@ class QueueRunner(Runner[QueueSession, Entry, Delivery]):
         return self._session is not None and self._queue.connected and not self._paused and not self._stopping
 
     async def _open(self) -> QueueSession:
-        return QueueSession(await self._queue.consumer(self.name, limit=self._limit))
+        session = QueueSession(await self._queue.consumer(self.name, limit=self._limit))
+        if self._queue.guarantees.withdraw:
+            cast(ToldOfWithdrawals, session.consumer).when_withdrawn(self._withdrawn)
+        return session
+
+    def _withdrawn(self, delivery: Delivery) -> None:
+        """Its message was taken back. Its handler is told by cancellation; one that did not start will not."""
+        work = next((work for work in self._running if work.item is delivery and not work.items), None)
+        if work is not None and work.ended is None:
+            log.info("%s was taken back while it was handled (id %s)", delivery.envelope.type, delivery.envelope.id)
+            work.end("withdrawn")
 
     def _loops(self, session: QueueSession) -> list[Coroutine[Any, Any, None]]:
         return [self._move(session), self._settle_others(session)]

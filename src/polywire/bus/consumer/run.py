@@ -12,7 +12,6 @@ from typing import Any, Protocol
 from polywire.bus.consumer.counters import Counters
 from polywire.bus.consumer.handling import Handling, UnreadableBody
 from polywire.bus.consumer.incoming import Incoming
-from polywire.threads import Threads
 from polywire.bus.consumer.verdict import ACK, STRAY_DELAY, TimeLimit, WorkerLost, clean, judge
 from polywire.bus.core.envelope import Envelope
 from polywire.bus.core.inbox import Inbox, UnderWay, _under_way
@@ -21,6 +20,7 @@ from polywire.clock import SYSTEM_CLOCK, Clock
 from polywire.context import NO_METADATA, Call, _current
 from polywire.errors import AlreadyDone, BatchFailed, Reject, RetryLater, SetupError
 from polywire.policy.deadline import Deadlines
+from polywire.threads import Threads
 from polywire.wire.request_id import new_request_id
 
 log = logging.getLogger("polywire.consumer")
@@ -98,7 +98,7 @@ class Work:
         self.task: asyncio.Task[Any] | None = None
         self.call: Call | None = None
         self.ended: str | None = None
-        """Why it was cancelled by us: `deadline` or `shutdown`."""
+        """Why it was cancelled by us: `deadline`, `shutdown` or `withdrawn`."""
         self.said = ""
         """How it ended, by the name that it has in logs."""
         self.started = 0.0

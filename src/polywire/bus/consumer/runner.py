@@ -14,9 +14,9 @@ from polywire.bus.consumer.kinds import Kind
 from polywire.bus.consumer.limits import Alone, Rate
 from polywire.bus.consumer.reopening import Closable, Reopening
 from polywire.bus.consumer.run import Runs, Work
-from polywire.threads import Threads
 from polywire.clock import Clock, Timer
 from polywire.errors import SetupError
+from polywire.threads import Threads
 
 log = logging.getLogger("polywire.consumer")
 

@@ -17,7 +17,7 @@ STRAY_DELAY = 1.0
 ACK = Ack()
 RELEASE = Release()
 
-Ending = Literal["", "deadline", "shutdown"]
+Ending = Literal["", "deadline", "shutdown", "withdrawn"]
 
 
 class TimeLimit(Exception):
@@ -39,7 +39,7 @@ def judge(error: BaseException, *, ended: str | None, attempt: int, backoff: Bac
     """
     if isinstance(error, AlreadyDone):
         return ACK
-    if ended == "shutdown":
+    if ended in ("shutdown", "withdrawn"):
         return RELEASE
     if isinstance(error, asyncio.CancelledError):
         return Release(STRAY_DELAY)

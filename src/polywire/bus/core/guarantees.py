@@ -33,6 +33,8 @@ class Guarantees:
     has one beside it with a far limit; `approximate`, it may cost one."""
     cancel: bool = False
     """A waiting message can be taken back or moved by its id."""
+    withdraw: bool = False
+    """A message under way can be taken away from its consumer, which is told: its queues are `Withdrawing`."""
     deduplicate: bool = False
     """A second message of the same id and queue is not kept, for a while."""
     dead_letters: bool = True

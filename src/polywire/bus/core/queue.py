@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -181,6 +181,29 @@ class QueueConsumer(Protocol):
     async def close(self) -> None:
         """Release what is held and not settled, as `Release()`. May be called twice, and during `receive`, which then
         raises ConsumerClosed."""
+
+
+Withdrawn = Callable[[Delivery], None]
+"""Told which delivery is not held any more, as its message was taken back."""
+
+
+class ToldOfWithdrawals(Protocol):
+    """A consumer that hears at once of what is taken away from it. Where `Guarantees.withdraw`."""
+
+    def when_withdrawn(self, told: Withdrawn) -> None:
+        """From now on, *told* is called for each delivery whose message was taken back."""
+
+
+class Withdrawing(Protocol):
+    """A task queue from which messages under way can be taken back. Where `Guarantees.withdraw`.
+
+    What its consumer still says of such a message changes nothing, as of any that it does not hold; the next message of
+    its key may be handed out at once.
+    """
+
+    async def withdraw(self, queue: str, id: str) -> bool:
+        """Take a message back, whether it waits or is held. False where it is done, dead, or was never there."""
+        ...
 
 
 class TaskQueue(Protocol):

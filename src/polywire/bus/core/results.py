@@ -105,8 +105,8 @@ def given_up(task: str, id: str, reason: str) -> Outcome:
 
 
 def cancelled(task: str) -> Outcome:
-    """The outcome of a task that was taken back before it was handled."""
-    return failure(Cancelled(f"{task} was cancelled through its receipt before it was handled."))
+    """The outcome of a task that was taken back before it was done."""
+    return failure(Cancelled(f"{task} was cancelled through its receipt before it was done."))
 
 
 def value_of(outcome: Outcome, task: str, response: type[Message] | None) -> Any:

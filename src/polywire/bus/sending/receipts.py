@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
+from polywire.bus.core.queue import Withdrawing
 from polywire.bus.core.results import cancelled, result_key, value_of
 from polywire.bus.sending.sender import Sender
 from polywire.codec.failures import as_declared
@@ -64,10 +65,18 @@ class Receipt(Generic[R]):
         return max(0.0, seconds if left is None else min(seconds, left))
 
     async def cancel(self) -> bool:
-        """Take the task back. False where it is not waiting (any more): it runs, is done, or is dead."""
+        """Take the task back. False where that is too late: it is done, or dead; or it runs, and the backend lacks
+        `withdraw` among its guarantees.
+
+        Where it has it, the handler of a task that runs is cancelled, in whatever process, and is not started again;
+        what it did until then is done. One that does not let itself be cancelled, as in a thread, goes on for nothing.
+        """
         queue = self._sender.queue_of(self._task)
         self._refuse_without_cancel(queue.guarantees.cancel, queue.guarantees.backend)
-        taken = await queue.cancel(self._task.queue, self.id)
+        if queue.guarantees.withdraw:
+            taken = await cast(Withdrawing, queue).withdraw(self._task.queue, self.id)
+        else:
+            taken = await queue.cancel(self._task.queue, self.id)
         if taken and self._task.response is not None and self._sender.results is not None:
             key = result_key(self._task.full_name, self.id)
             await self._sender.results.put(key, cancelled(self._task.full_name), ttl=self._task.result_ttl)

@@ -36,6 +36,7 @@ from polywire.bus.core.queue import (
     Release,
     RetryAfter,
     Settlement,
+    Withdrawn,
 )
 from polywire.clock import SYSTEM_CLOCK, Clock, Timer
 from polywire.errors import BackendLost, ConsumerClosed, MessageRefused, PolywireError, SetupError, UndecodableMessage
@@ -59,6 +60,7 @@ class _Message:
     __slots__ = (
         "due",
         "envelope",
+        "holder",
         "lane",
         "level",
         "lost",
@@ -77,6 +79,8 @@ class _Message:
         self.number = number
         self.level = level
         self.state = READY
+        self.holder: tuple[MemoryConsumer, Delivery] | None = None
+        """Who had it last."""
         self.due = 0.0
         """On the monotonic clock."""
         self.since = 0.0
@@ -362,6 +366,17 @@ class _Queue:
         self._put(message, not_before - self._clock.time())
         return True
 
+    def withdraw(self, id: str) -> bool:
+        message = self._by_id.get(id)
+        if message is None or message.state != HELD:
+            return self.cancel(id)
+        self.finish(message)
+        self._remembered.discard(id)
+        if message.holder is not None:
+            consumer, delivery = message.holder
+            consumer.withdrawn(delivery)
+        return True
+
     def _waiting_one(self, id: str) -> _Message | None:
         message = self._by_id.get(id)
         return None if message is None or message.state == HELD else message
@@ -435,6 +450,17 @@ class MemoryConsumer:
         self._held: dict[Delivery, _Message] = {}
         self._receiving: set[asyncio.Future[None]] = set()
         self._ended: PolywireError | None = None
+        self._told: Withdrawn | None = None
+
+    def when_withdrawn(self, told: Withdrawn) -> None:
+        self._told = told
+
+    def withdrawn(self, delivery: Delivery) -> None:
+        """It is not held any more."""
+        if self._held.pop(delivery, None) is not None:
+            self._queue.wake()
+            if self._told is not None:
+                self._told(delivery)
 
     @property
     def room(self) -> int:
@@ -466,6 +492,7 @@ class MemoryConsumer:
             message.why,
         )
         self._held[delivery] = message
+        message.holder = self, delivery
         return delivery
 
     async def _something(self) -> None:
@@ -548,7 +575,8 @@ class MemoryConsumer:
 
 def _lose_all(queue: _Queue, held: list[_Message]) -> None:
     for message in reversed(held):
-        queue.lose(message)
+        if message.state == HELD:  # it may have been taken back meanwhile
+            queue.lose(message)
 
 
 @dataclass(eq=False)
@@ -571,6 +599,7 @@ class MemoryQueue:
             delay=True,
             priorities=10,
             cancel=True,
+            withdraw=True,
             deduplicate=True,
             peek=True,
             shared_limits=True,
@@ -683,6 +712,9 @@ class MemoryQueue:
 
     async def cancel(self, queue: str, id: str) -> bool:
         return self._queue(queue).cancel(id)
+
+    async def withdraw(self, queue: str, id: str) -> bool:
+        return self._queue(queue).withdraw(id)
 
     async def move(self, queue: str, id: str, not_before: float) -> bool:
         return self._queue(queue).move(id, not_before)
