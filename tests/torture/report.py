@@ -72,6 +72,8 @@ def _shown(value: Any) -> str:
 
 def write(rows: list[dict[str, Any]], directory: Path = RESULTS) -> None:
     """Into `torture.json` and `torture.md`; rows of backends that did not run this time stay."""
+    if not rows:
+        return
     noted = directory / "torture.json"
     old = json.loads(noted.read_text())["rows"] if noted.exists() else []
     new = {each["backend"] for each in rows}
@@ -83,7 +85,7 @@ def write(rows: list[dict[str, Any]], directory: Path = RESULTS) -> None:
     )
     noted.write_text(json.dumps({"rows": rows}, indent=1) + "\n")
     made_by = ", ".join(f"{each['backend']} {each['made']} at {each['commit']}" for each in rows)
-    text = f"Measured by `make torture` ({rows[0]['machine']}): {made_by}.\n\n{table(rows)}\n{NOTES}"
+    text = f"Measured by `make torture` ({rows[-1]['machine']}): {made_by}.\n\n{table(rows)}\n{NOTES}"
     (directory / "torture.md").write_text(text)
 
 
