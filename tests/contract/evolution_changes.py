@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import dataclass, field
 
 Files = dict[str, str]
@@ -153,6 +154,8 @@ class Change:
     name: str
     old: Files
     new: Files = field(repr=False)
+    edits: tuple[tuple[str, str], ...] = ()
+    """What is replaced in SHOP, where it is one of that file."""
 
 
 def _edit(name: str, *replaced: tuple[str, str], file: str = "shop/v1/shop.proto") -> Change:
@@ -160,7 +163,7 @@ def _edit(name: str, *replaced: tuple[str, str], file: str = "shop/v1/shop.proto
     for was, now in replaced:
         assert text.count(was) == 1, f"{name}: {was!r} stands {text.count(was)} times in {file}"
         text = text.replace(was, now)
-    return Change(name, {file: _NAMES[file]}, {file: text})
+    return Change(name, {file: _NAMES[file]}, {file: text}, replaced if _NAMES[file] == SHOP else ())
 
 
 def _legacy(name: str, *replaced: tuple[str, str]) -> Change:
@@ -426,3 +429,19 @@ CHANGES: tuple[Change, ...] = (
     _legacy("a group is removed", ("  optional group Detail = 8 {\n    optional string text = 1;\n  }\n", "")),
 )
 """Every one is shown to `buf breaking`; what it says of each stands in evolution_verdicts.json."""
+
+
+def together(count: int, seed: int) -> list[Change]:
+    """Several of the changes to SHOP at once, *count* times, as far as they do not get into each other's way."""
+    chance = random.Random(seed)
+    edits = [change for change in CHANGES if change.edits]
+    made = []
+    for _ in range(count):
+        text, names = SHOP, []
+        for change in chance.sample(edits, chance.randint(2, 6)):
+            if all(text.count(was) == 1 for was, _ in change.edits):
+                names.append(change.name)
+                for was, now in change.edits:
+                    text = text.replace(was, now)
+        made.append(Change(", ".join(names), {"shop/v1/shop.proto": SHOP}, {"shop/v1/shop.proto": text}))
+    return made

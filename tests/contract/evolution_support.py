@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -57,9 +57,12 @@ def _write(directory: Path, files: Mapping[str, str]) -> None:
 
 
 def ask_all(program: str) -> dict[str, Verdict]:
+    return dict(zip((change.name for change in CHANGES), verdicts_of_buf(program, CHANGES), strict=True))
+
+
+def verdicts_of_buf(program: str, changes: Sequence[Change]) -> list[Verdict]:
     with ThreadPoolExecutor(2) as pool:
-        verdicts = pool.map(lambda change: verdict_of_buf(program, change), CHANGES)
-    return {change.name: verdict for change, verdict in zip(CHANGES, verdicts, strict=True)}
+        return list(pool.map(lambda change: verdict_of_buf(program, change), changes))
 
 
 def main() -> None:

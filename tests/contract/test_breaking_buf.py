@@ -8,8 +8,8 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from evolution_changes import CHANGES, Change, Files
-from evolution_support import VERDICTS, Verdict, ask_all, buf, buf_version, spelled
+from evolution_changes import CHANGES, Change, Files, together
+from evolution_support import VERDICTS, Verdict, ask_all, buf, buf_version, spelled, verdicts_of_buf
 from google.protobuf import descriptor_pb2
 from proto_support import compiled, write
 from servers.pytest_plugin import MISSING
@@ -88,6 +88,24 @@ def test_the_prepared_changes_are_many_and_touch_every_rule() -> None:
 def test_buf_says_today_what_is_stored_of_it(installed_buf: str) -> None:
     now = ask_all(installed_buf)
     assert now == STORED["verdicts"], f"stored of buf {STORED['buf']}, now {buf_version(installed_buf)}"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_changes_together_are_judged_as_buf_judges_them(installed_buf: str, tmp_path: Path) -> None:
+    read = []
+    for index, change in enumerate(together(30, seed=7)):
+        place = tmp_path / str(index)
+        try:
+            read.append((change, contracts_of(change.old, place / "old"), contracts_of(change.new, place / "new")))
+        except AssertionError:
+            continue  # one took away what another needs
+    assert len(read) >= 15
+    verdicts = verdicts_of_buf(installed_buf, [change for change, _, _ in read])
+    for (change, old, new), theirs in zip(read, verdicts, strict=True):
+        for category in CATEGORIES:
+            found, expected = ours(change, old, new, category), of_category(theirs, category)
+            assert sorted(map(without_line, found)) == sorted(map(without_line, expected)), change.name
 
 
 def test_our_rules_are_in_the_categories_that_buf_puts_them_in(installed_buf: str) -> None:
