@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from polywire.contract.policies import Balance
-from polywire.policy.balance import LeastBusy, eligible
+from polywire.policy.balance import LeastBusy, choose, eligible
 from polywire.policy.balance_hash import ByKey, place
 from polywire.policy.balance_kinds import balancer_of
 from polywire.policy.balance_rotation import RoundRobin, Weighted
@@ -71,6 +71,20 @@ def test_whatever_balances_takes_a_usable_endpoint_that_was_not_tried_while_ther
         best = [endpoint for endpoint in untried if endpoint.usable] or untried or all_of_them
         assert picked in best
         assert list(eligible(all_of_them, tried)) == best
+
+
+@given(st.integers(4, 9), st.data())
+def test_the_power_of_two_choices_is_even_among_those_that_count(count: int, data: st.DataObject) -> None:
+    all_of_them = endpoints(count)
+    for endpoint in data.draw(st.lists(st.sampled_from(all_of_them), max_size=count - 3, unique=True)):
+        endpoint.usable = False
+    tried = data.draw(st.lists(st.sampled_from(all_of_them), max_size=1))
+    best = eligible(all_of_them, tried)
+    dice = random.Random(data.draw(st.integers(0, 2**32)))
+    drawn = Counter(choose(all_of_them, dice.random(), tried).address for _ in range(len(best) * 300))
+    assert set(drawn) == {endpoint.address for endpoint in best}
+    assert min(drawn.values()) > 300 * 0.6
+    assert max(drawn.values()) < 300 * 1.5
 
 
 # ---- in turn ----

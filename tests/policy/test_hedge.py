@@ -24,7 +24,8 @@ def plenty() -> RetryBudget:
 
 
 def hedging(budget: RetryBudget | None = None, *, idempotent: bool = True, **values: Any) -> Hedging:
-    return Hedging(Hedge(**({"after": 1.0} | values)), idempotent=idempotent, budget=budget or plenty())
+    values = {"after": 1.0} | values
+    return Hedging(Hedge(**values), idempotent=idempotent, budget=budget or plenty())
 
 
 @dataclass
@@ -152,6 +153,11 @@ async def test_the_first_answer_counts_and_the_loser_is_cancelled_and_awaited() 
 async def test_a_quick_call_is_sent_once() -> None:
     target, found, at = await outcome(hedging(copies=4), [(0.9, None)])
     assert (found, at, target.started) == (0, 0.9, [0.0])
+
+
+async def test_no_more_copies_are_sent_than_declared() -> None:
+    target, _, _ = await outcome(hedging(copies=2), [(50.0, None)] * 6)
+    assert target.started == [0.0, 1.0, 2.0]
 
 
 async def test_a_method_that_is_not_idempotent_is_never_sent_twice() -> None:

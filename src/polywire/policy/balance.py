@@ -39,7 +39,7 @@ class Balancer(Protocol[Picked]):
 def eligible(endpoints: Sequence[Endpoint], tried: Collection[Endpoint]) -> Sequence[Endpoint]:
     """Those of *endpoints* that count: usable and not tried, or at least not tried, or all."""
     for endpoint in endpoints:
-        if not endpoint.usable or endpoint in tried:
+        if not endpoint.usable or (tried and endpoint in tried):
             break
     else:
         return endpoints
@@ -48,6 +48,10 @@ def eligible(endpoints: Sequence[Endpoint], tried: Collection[Endpoint]) -> Sequ
         or [endpoint for endpoint in endpoints if endpoint not in tried]
         or endpoints
     )
+
+
+STIR = 7919.0
+"""A throw times this, without its integer part, is as good as another throw."""
 
 
 class LeastBusy(Generic[Picked]):
@@ -66,20 +70,24 @@ def choose(endpoints: Sequence[Endpoint], dice: float, tried: Collection[Endpoin
     are no others. *dice* is in [0, 1). *endpoints* is not empty. (Mitzenmacher, "The Power of Two Choices in Randomized
     Load Balancing", 2001.)
     """
-    count = len(endpoints)
-    if count == 1:
+    if len(endpoints) == 1:
         return endpoints[0]
-    best = [endpoint for endpoint in endpoints if endpoint.usable and endpoint not in tried]
-    if not best:
-        best = [endpoint for endpoint in endpoints if endpoint not in tried] or list(endpoints)
-    count = len(best)
-    if count == 1:
-        return best[0]
-    # One throw serves both draws: its integer part picks the first, what is left of it the second among the others.
+    one, other = _draw(endpoints, dice)
+    if not (one.usable and other.usable) or (tried and (one in tried or other in tried)):
+        best = eligible(endpoints, tried)
+        if len(best) == 1:
+            return best[0]
+        # Where in [0, 1) this throw fell is known now, so that it is no fair one among fewer: stir it.
+        one, other = _draw(best, dice * STIR % 1.0)
+    return one if one.in_flight <= other.in_flight else other
+
+
+def _draw(endpoints: Sequence[Endpoint], dice: float) -> tuple[Endpoint, Endpoint]:
+    """Two different ones by one throw: its integer part picks the first, what is left of it the second."""
+    count = len(endpoints)
     throw = dice * count
     first = int(throw)
     second = int((throw - first) * (count - 1))
     if second >= first:
         second += 1
-    one, other = best[first], best[second]
-    return one if one.in_flight <= other.in_flight else other
+    return endpoints[first], endpoints[second]
