@@ -52,7 +52,8 @@ class MemoryResults:
         self._check_open()
         if outcome.size > self.max_bytes:
             raise MessageRefused(
-                f"A result of {outcome.size} bytes was not kept: the store {self.name!r} takes {self.max_bytes}."
+                f"The outcome of {key!r} was not stored: it has {outcome.size} bytes, and the results of store "
+                f"{self.name!r} take {self.max_bytes}. Store what it refers to elsewhere, and return the place."
             )
         self._forget(key)
         self._kept[key] = outcome, self._clock.monotonic() + ttl
