@@ -1,4 +1,4 @@
-"""A broker that takes messages and says nothing: what it did not confirm is perhaps there, and never confirmed."""
+"""A broker that says nothing, or is away: what it did not confirm is perhaps there, and never confirmed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rabbitmq_support import a_name, an_envelope, opened, received, until, withi
 
 from polywire.bus.backend.rabbitmq import RabbitQueue
 from polywire.bus.core import Ack, QueueSpec, Settlement
-from polywire.errors import PublishUnknown
+from polywire.errors import MessageRefused, PublishUnknown
 
 
 class Proxy:
@@ -19,12 +19,16 @@ class Proxy:
 
     def __init__(self, host: str, port: int) -> None:
         self._broker = host, port
+        self.away = False
         self.heard = asyncio.Event()
         self.heard.set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._writers: list[asyncio.StreamWriter] = []
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self.away:
+            writer.transport.abort()
+            return
         from_broker, to_broker = await asyncio.open_connection(*self._broker)
         self._writers += [writer, to_broker]
         always = asyncio.Event()
@@ -41,6 +45,11 @@ class Proxy:
                 target.write(data)
                 await target.drain()
         target.close()
+
+    def cut(self) -> None:
+        """All connections break."""
+        for writer in self._writers:
+            writer.transport.abort()
 
     async def close(self) -> None:
         for task in self._tasks:
@@ -95,5 +104,40 @@ async def test_what_nobody_confirms_is_perhaps_sent_and_never_confirmed(rabbitmq
         consumer = await direct.consumer(name, limit=10)
         found = await received(consumer, 3)
         assert [each.envelope.id for each in found] == [before.id, sent.id, later.id]
+        await consumer.settle([Settlement(each, Ack()) for each in found])
+        await consumer.close()
+
+
+async def test_what_is_sent_while_the_broker_is_away_is_refused_in_time_and_sent_later(rabbitmq_url: str) -> None:
+    name = a_name()
+    before, lost, later = an_envelope("0"), an_envelope("1"), an_envelope("2")
+    async with opened(rabbitmq_url, QueueSpec(name=name)) as direct, proxied(rabbitmq_url) as (proxy, url):
+        queue = RabbitQueue(url)
+        shown = url.replace("guest:guest", "guest:***")
+        await within(queue.start())
+        try:
+            assert await within(queue.send(name, [before])) == [None]
+            proxy.away = True
+            proxy.cut()
+
+            async def noticed() -> bool:
+                return not queue.connected
+
+            await until(noticed, "losing the connection")
+            [error] = await within(queue.send(name, [lost], timeout=0.5))
+            assert isinstance(error, MessageRefused)
+            start, _, reason = str(error).partition(f"RabbitMQ at '{shown}' is not connected (")
+            assert start == f"Message {lost.id!r} to {name!r} was not sent: "
+            assert reason.endswith("). Try again later.")
+            assert len(reason) > len("). Try again later."), "no reason was given"
+            waiting = asyncio.create_task(queue.send(name, [later], timeout=60.0))
+            proxy.away = False
+            assert await within(waiting, 60.0) == [None]
+        finally:
+            proxy.away = False
+            await within(queue.close())
+        consumer = await direct.consumer(name, limit=10)
+        found = await received(consumer, 2)
+        assert [each.envelope.id for each in found] == [before.id, later.id]
         await consumer.settle([Settlement(each, Ack()) for each in found])
         await consumer.close()
