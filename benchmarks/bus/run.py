@@ -27,29 +27,26 @@ from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from benchmarks.bus.goals import judged, share_of
+from benchmarks.bus.goals import share_of
 from benchmarks.bus.pile import pile_up
-from benchmarks.bus.quote import NOTES
 from benchmarks.bus.stacks import STACKS, Stack
+from benchmarks.bus.tables import FIGURES, LATENCY_RATE, RESULTS, Row, tables, write_document
 from servers import find
 from servers.base import Server
 
 ROOT = Path(__file__).resolve().parents[2]
-RESULTS = ROOT / "benchmarks" / "results"
 BROKER_CORE, WORKER_CORE = "0", "1"
 WORK = 0.001
 """Seconds that a task of the second table takes."""
-LATENCY_RATE = 100.0
-"""Messages per second at which latency is measured: what every stack carries with ease."""
 MEMORY = "polywire, memory"
 SHAPES = ("hot", "delayed", "low")
 """Of backlogs in a file; brokers know one."""
+SETTLE = 1.0
+"""Seconds after which a client that has a backlog in front of it has fetched what it fetches ahead."""
 GIVE_UP = 120.0
 """Seconds for one process to say what it has to say."""
 
 LIBRARIES = ("apsw", "celery", "confluent-kafka", "faststream", "huey", "pika", "uvloop")
-
-Row = dict[str, Any]
 
 
 class StackFailed(Exception):
@@ -171,10 +168,12 @@ def flow(machine: Machine, stack: str, seconds: float) -> Row:
         machine.forget(place)
 
 
-def through(stack: str, seconds: float, **place: Any) -> Row:
+def through(stack: str, seconds: float, behind: int = 0, **place: Any) -> Row:
+    """Where it has to take *behind* messages at most that are older, it is measured once it has some."""
     with worker(stack, "send", **place, seconds=seconds) as sender:
         sent = sender.told("sent")
-    with worker(stack, "receive", **place, count=sent["total"], seconds=seconds) as handler:
+    options = {"count": behind, "settle": SETTLE} if behind else {"count": sent["total"]}
+    with worker(stack, "receive", **place, **options, seconds=seconds) as handler:
         return side("send", sent) | side("receive", handler.told("handled"))
 
 
@@ -229,7 +228,7 @@ def growth(machine: Machine, stack: str, shape: str, count: int, rounds: int, se
             empty = machine.place(STACKS[stack]) | {"shape": shape}
             found["empty"].append(through(stack, seconds, **empty))
             machine.forget(empty)
-            found["full"].append(through(stack, seconds, **full))
+            found["full"].append(through(stack, seconds, count // rounds if shape == "plain" else 0, **full))
     finally:
         if holding is not None:
             holding.__exit__(None, None, None)
@@ -319,72 +318,10 @@ def grown(machine: Machine, stacks: list[str], options: argparse.Namespace) -> l
     return rows
 
 
-# ---- what is shown ---------------------------------------------------------------------------------------------------
-
-FIGURES = ("per_second", "us")
-SHAPE_NAMES = {
-    "hot": "all of one key, which is held",
-    "delayed": "all delayed",
-    "low": "all of low priority",
-    "plain": "in front, or unread",
-}
+# ---- what is kept ----------------------------------------------------------------------------------------------------
 
 
-def tables(results: dict[str, list[Row]]) -> str:
-    lines = []
-    for kind, title, send, receive in (
-        ("tasks", "Tasks that do nothing", "enqueued/s", "processed/s"),
-        ("events", "Events", "published/s", "consumed/s"),
-    ):
-        rows = [row for row in results["flow"] if row["kind"] == kind]
-        if rows:
-            lines += [
-                f"\n### {title}\n",
-                f"| stack | {send} | µs CPU | {receive} | µs CPU | both sides |",
-                "|---" * 6 + "|",
-            ]
-            lines += [_flow_line(row) for row in rows]
-    if results["work"]:
-        lines += ["\n### Tasks that wait for 1 ms\n", "| stack | per second and worker | µs CPU |", "|---|---|---|"]
-        lines += [f"| {row['stack']} | {row['per_second']:,.0f} | {row['us']:.1f} |" for row in results["work"]]
-    if results["latency"]:
-        lines += [f"\n### From sending to the handler, {LATENCY_RATE:g} messages per second\n"]
-        lines += ["| stack | p50 ms | p95 ms | p99 ms |", "|---|---|---|---|"]
-        lines += [f"| {r['stack']} | {r['p50']:.1f} | {r['p95']:.1f} | {r['p99']:.1f} |" for r in results["latency"]]
-    if results["syncs"]:
-        lines += ["\n### Syncs of the file per task, from sending to handled\n", "| senders | syncs |", "|---|---|"]
-        lines += [f"| {row['senders']} | {row['per_message']:.3f} |" for row in results["syncs"]]
-    if results["backlog"]:
-        lines += [
-            "\n### Beside a backlog\n",
-            "Of what is done with an empty queue of the same kind: rate, and work per CPU.\n",
-        ]
-        lines += ["| stack | messages | backlog | send: rate | CPU | receive: rate | CPU |", "|---" * 7 + "|"]
-        lines += [_backlog_line(row) for row in results["backlog"]]
-    lines += ["\n### Goals\n", goals_table(results)]
-    return "\n".join(lines)
-
-
-def goals_table(results: dict[str, list[Row]]) -> str:
-    lines = ["| goal | measured | |", "|---|---|---|"]
-    lines += [f"| {one.goal} | {one.measured} | {'met' if one.met else '**missed**'} |" for one in judged(results)]
-    return "\n".join(lines)
-
-
-def _flow_line(row: Row) -> str:
-    lost = f" (failed in {row['failed']} rounds)" if row["failed"] else ""
-    return (
-        f"| {row['stack']}{lost} | {row['send_per_second']:,.0f} | {row['send_us']:.1f} | "
-        f"{row['receive_per_second']:,.0f} | {row['receive_us']:.1f} | {row['send_us'] + row['receive_us']:.1f} |"
-    )
-
-
-def _backlog_line(row: Row) -> str:
-    shares = " | ".join(f"{share_of(row, s, f):.2f}" for s in ("send", "receive") for f in FIGURES)
-    return f"| {row['stack']} | {row['count']:,} | {SHAPE_NAMES[row['shape']]} | {shares} |"
-
-
-def save(results: dict[str, list[Row]], options: argparse.Namespace, took: float) -> None:
+def save(results: dict[str, list[Row]], options: argparse.Namespace, took: float, load: float) -> None:
     made: Row = {
         "made": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": subprocess.run(
@@ -396,11 +333,11 @@ def save(results: dict[str, list[Row]], options: argparse.Namespace, took: float
         "rounds": options.rounds,
         "seconds": options.seconds,
         "took": round(took),
+        "load": round(load, 1),
     }
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "bus.json").write_text(json.dumps({"about": made, **results}, indent=1) + "\n")
-    text = f"Measured by `make bench-bus`: {json.dumps(made)}\n{tables(results)}\n"
-    (RESULTS / "bus.md").write_text(f"{text}\n{NOTES.read_text()}" if NOTES.exists() else text)
+    RESULTS.parent.mkdir(exist_ok=True)
+    RESULTS.write_text(json.dumps({"about": made, **results}, indent=1) + "\n")
+    write_document()
 
 
 def main() -> None:
@@ -412,14 +349,14 @@ def main() -> None:
     parser.add_argument("--folder", help="on the disk to measure")
     parser.add_argument("--save", action="store_true", help="store the results under benchmarks/results")
     options = parser.parse_args()
-    started = time.monotonic()
+    started, load = time.monotonic(), os.getloadavg()[0]
     with TemporaryDirectory(dir=options.folder, prefix="polywire-bench-") as folder:
         results = run(options, Path(folder))
     print(tables(results))
     took = time.monotonic() - started
     print(f"\n{took:.0f} s")
     if options.save:
-        save(results, options, took)
+        save(results, options, took, load)
 
 
 if __name__ == "__main__":

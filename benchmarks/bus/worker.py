@@ -83,31 +83,45 @@ async def send_evenly(stack: Stack, place: Place, seconds: float, rate: float) -
 
 
 class Meter:
-    """Counts what is handled, from any thread, and tells the figures when all was or the time is over."""
+    """Counts what is handled, from any thread, and tells the figures when all was or the time is over.
 
-    def __init__(self, total: int, seconds: float, *, first: int = FIRST, latency: bool = False) -> None:
-        self._first = min(first, max(1, total // 10))
+    It begins *settle* seconds after the first message, when a client that fetches ahead has what it wants to have.
+    """
+
+    def __init__(self, total: int, seconds: float, *, settle: float = 0.0, latency: bool = False) -> None:
+        self._first = min(FIRST, max(1, total // 10))
+        self._latest = max(1, total // 2)
         self._total = total
         self._seconds = seconds
+        self._settle = settle
         self._numbers = itertools.count(1)
         self._latencies: list[float] | None = [] if latency else None
         self._told = threading.Lock()
-        self._started = self._cpu = 0.0
+        self._came = self._started = self._cpu = 0.0
+        self._before = 0
+        """Messages that were handled before it began."""
 
     def handled(self, sent: float) -> None:
         number = next(self._numbers)
-        if self._latencies is not None and number > self._first:
+        if not self._started:
+            self._begin(number)
+            return
+        if self._latencies is not None:
             self._latencies.append(time.time() - sent)
-        if number == self._first:
-            self._started, self._cpu = time.perf_counter(), time.process_time()
-        elif number >= self._total or (not number & 63 and time.perf_counter() - self._started > self._seconds):
+        if number >= self._total or (not number & 63 and time.perf_counter() - self._started > self._seconds):
             self._tell(number)
 
+    def _begin(self, number: int) -> None:
+        now = time.perf_counter()
+        self._came = self._came or now
+        if number >= self._latest or (number >= self._first and now - self._came >= self._settle):
+            self._before, self._cpu, self._started = number, time.process_time(), now
+
     def _tell(self, number: int) -> None:
-        if number < self._first or not self._told.acquire(blocking=False):
+        if not self._told.acquire(blocking=False):
             return
         took, spent = time.perf_counter() - self._started, time.process_time() - self._cpu
-        facts: dict[str, Any] = {"count": number - self._first, "seconds": took, "cpu": spent}
+        facts: dict[str, Any] = {"count": number - self._before, "seconds": took, "cpu": spent}
         if self._latencies is not None:
             found = sorted(self._latencies)
             facts |= {f"p{p}": found[min(len(found) - 1, int(len(found) * p / 100))] for p in (50, 95, 99)}
@@ -211,8 +225,8 @@ def main() -> None:
     parser.add_argument("--senders", type=int, default=1)
     parser.add_argument("--rate", type=float, default=100.0)
     parser.add_argument("--pause", type=float, default=0.0)
+    parser.add_argument("--settle", type=float, default=0.0)
     parser.add_argument("--latency", action="store_true")
-    parser.add_argument("--profile", help="write a profile of what was done there")
     asked = parser.parse_args()
     place = Place(asked.url, asked.place, asked.shape)
     stack = STACKS.get(asked.stack, STACKS["polywire, sqlite"])
@@ -220,7 +234,9 @@ def main() -> None:
         "send": lambda: send(stack, place, asked.seconds),
         "send-count": lambda: send_count(stack, place, asked.count),
         "send-evenly": lambda: send_evenly(stack, place, asked.seconds, asked.rate),
-        "receive": lambda: receive(stack, place, Meter(asked.count, asked.seconds, latency=asked.latency), asked.pause),
+        "receive": lambda: receive(
+            stack, place, Meter(asked.count, asked.seconds, settle=asked.settle, latency=asked.latency), asked.pause
+        ),
         "memory": lambda: memory(asked.seconds),
         "syncs": lambda: syncs(place, asked.count, asked.senders),
         "hold": lambda: hold(place),

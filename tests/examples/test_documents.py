@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from benchmarks.bus import quote as bus_quote
+from benchmarks.bus import tables as bus_tables
 from benchmarks.calls import quote
 
 import polywire
@@ -49,6 +51,14 @@ def test_the_readme_quotes_the_stored_results_of_the_benchmark() -> None:
     assert quote.section_of(quote.README.read_text()) == quote.quoted()
 
 
+def test_the_readme_quotes_the_stored_results_of_the_benchmark_of_the_bus() -> None:
+    assert bus_quote.section_of(bus_quote.README.read_text()) == bus_quote.quoted()
+
+
+def test_the_tables_of_the_bus_are_those_of_its_stored_results() -> None:
+    assert bus_tables.DOCUMENT.read_text() == bus_tables.document()
+
+
 def test_every_command_of_polywire_in_the_readme_exists() -> None:
     commands = set(re.findall(r"`polywire ([a-z]+)", (ROOT / "README.md").read_text()))
     assert commands >= {"up", "call", "contract"}
@@ -60,8 +70,8 @@ def test_every_command_of_polywire_in_the_readme_exists() -> None:
 
 
 def test_every_target_of_make_in_the_readme_exists() -> None:
-    targets = set(re.findall(r"(?:^|`)make ([a-z]+)", (ROOT / "README.md").read_text(), re.MULTILINE))
-    known = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    targets = set(re.findall(r"(?:^|`)make ([a-z-]+)", (ROOT / "README.md").read_text(), re.MULTILINE))
+    known = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     assert targets <= known
 
 
