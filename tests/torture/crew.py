@@ -25,6 +25,8 @@ class Member:
         self.starts = 0
         self.deadly = False
         """It noted that it is about to kill itself."""
+        self.ready = False
+        """It consumes, and knows what SIGTERM means."""
         self._offset = 0
         own = msgspec.structs.replace(workplace, log=str(self.notes))
         command = [sys.executable, "-m", "tests.torture.worker", msgspec.json.encode(own).decode()]
@@ -44,6 +46,8 @@ class Member:
             if what == b"start":
                 self.starts += 1
                 started.add(rest.partition(b" ")[0].decode())
+            elif what == b"ready":
+                self.ready = True
             elif what == b"deadly":
                 self.deadly = True
 
@@ -122,8 +126,9 @@ class Crew:
             member.process.kill()
             member.process.wait()
         member.read(self.started)
-        if member.process.returncode and not member.deadly:
-            self.strange.append(f"a worker ended after SIGTERM with {member.process.returncode}: see {member.output}")
+        status = member.process.returncode
+        if status and not member.deadly and (member.ready or status != -signal.SIGTERM):
+            self.strange.append(f"a worker ended after SIGTERM with {status}: see {member.output}")
 
     def abandon(self) -> None:
         """Whatever happened, none is left."""
