@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 
 HERE = Path(__file__).parent
-SOON = 20.0
+SOON = 60.0
 """Seconds; generous, as the machine may be busy with other things."""
 
 TINY = """\
