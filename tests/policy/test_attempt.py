@@ -6,6 +6,7 @@ import itertools
 
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.policy.unhurried_support import UNHURRIED
 
 from polywire.policy.attempt import attempt_deadline, call_deadline, worth_starting
 
@@ -14,6 +15,7 @@ SECONDS = st.one_of(st.none(), st.floats(0.001, 1e4))
 DEADLINES = st.one_of(st.none(), st.floats(0, 2e6))
 
 
+@UNHURRIED
 @given(NOW, SECONDS, DEADLINES)
 def test_a_call_ends_at_the_earliest_of_what_bounds_it(now: float, timeout: float | None, parent: float | None) -> None:
     """Against a model that lists all bounds."""
@@ -22,6 +24,7 @@ def test_a_call_ends_at_the_earliest_of_what_bounds_it(now: float, timeout: floa
         assert deadline_of(now, timeout, parent) == (min(bounds) if bounds else None)
 
 
+@UNHURRIED
 @given(NOW, st.lists(st.tuples(SECONDS, SECONDS, st.floats(0, 10)), min_size=1, max_size=8))
 def test_along_a_chain_no_child_and_no_attempt_ends_later_than_any_of_its_parents(
     now: float, chain: list[tuple[float | None, float | None, float]]
@@ -37,6 +40,7 @@ def test_along_a_chain_no_child_and_no_attempt_ends_later_than_any_of_its_parent
     assert all(earlier >= end for earlier, end in itertools.pairwise(ends))
 
 
+@UNHURRIED
 @given(NOW, DEADLINES, st.floats(0, 10))
 def test_no_attempt_is_begun_for_which_there_is_no_time(now: float, deadline: float | None, least: float) -> None:
     assert worth_starting(now, deadline, least) == (deadline is None or now + least < deadline)

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.policy.unhurried_support import UNHURRIED
 
 from polywire.contract.policies import Balance
 from polywire.policy.balance import LeastBusy, choose, eligible
@@ -55,6 +56,7 @@ KINDS = [Balance(by=by) for by in ("least_busy", "round_robin", "weighted", "by_
 
 
 @pytest.mark.parametrize("policy", KINDS, ids=lambda policy: policy.by)
+@UNHURRIED
 @given(data=st.data())
 def test_whatever_balances_takes_a_usable_endpoint_that_was_not_tried_while_there_is_one(
     policy: Balance, data: st.DataObject
@@ -73,6 +75,7 @@ def test_whatever_balances_takes_a_usable_endpoint_that_was_not_tried_while_ther
         assert list(eligible(all_of_them, tried)) == best
 
 
+@UNHURRIED
 @given(st.integers(4, 9), st.data())
 def test_the_power_of_two_choices_is_even_among_those_that_count(count: int, data: st.DataObject) -> None:
     all_of_them = endpoints(count)
@@ -103,6 +106,7 @@ def test_an_endpoint_that_is_left_out_does_not_double_the_share_of_its_neighbour
     assert order == [0, 2, 3, 0, 2, 3]
 
 
+@UNHURRIED
 @given(st.lists(st.integers(1, 6), min_size=1, max_size=40))
 def test_turns_stay_even_while_endpoints_come_and_go(counts: list[int]) -> None:
     robin = RoundRobin[Endpoint]()
@@ -121,6 +125,7 @@ def test_weights_are_interleaved_as_nginx_does() -> None:
     assert "".join(weighted.pick(three, 0.0).address for _ in range(14)) == "aabacaa" * 2
 
 
+@UNHURRIED
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=6), st.integers(1, 60))
 def test_at_no_time_is_a_share_more_than_one_call_per_endpoint_away_from_its_weight(
     weights: list[int], calls: int
@@ -158,7 +163,7 @@ def test_a_key_stays_with_its_endpoint_in_every_process_and_order() -> None:
         assert int(told.stdout) == place(b"customer-1")
 
 
-@settings(max_examples=30)
+@settings(UNHURRIED, max_examples=30)
 @given(st.integers(2, 9), st.data())
 def test_an_endpoint_that_leaves_moves_its_own_keys_and_no_others(count: int, data: st.DataObject) -> None:
     pool = endpoints(count)
@@ -168,7 +173,7 @@ def test_an_endpoint_that_leaves_moves_its_own_keys_and_no_others(count: int, da
     assert all(after[key] == owner for key, owner in before.items() if owner != gone.address)
 
 
-@settings(max_examples=30)
+@settings(UNHURRIED, max_examples=30)
 @given(st.integers(1, 9))
 def test_an_endpoint_that_joins_takes_keys_and_moves_none_between_others(count: int) -> None:
     pool = endpoints(count + 1)
@@ -191,7 +196,7 @@ def test_keys_are_spread_evenly() -> None:
     assert max(shares.values()) < 1000 * 1.35
 
 
-@settings(max_examples=50)
+@settings(UNHURRIED, max_examples=50)
 @given(st.integers(2, 8), st.sampled_from([1.1, 1.25, 2.0]), st.integers(0, 2**32))
 def test_no_endpoint_bears_more_than_its_bounded_share_of_one_hot_key(count: int, load: float, seed: int) -> None:
     pool, balancer, dice = endpoints(count), ByKey[Endpoint](load), random.Random(seed)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.policy.unhurried_support import UNHURRIED
 
 from polywire.contract.policies import Breaker
 from polywire.errors import (
@@ -158,7 +159,7 @@ STEPS = st.one_of(
 ERRORS: dict[str, BaseException] = {"failed": DOWN, "nothing": asyncio.CancelledError()}
 
 
-@settings(max_examples=400)
+@settings(UNHURRIED, max_examples=400)
 @given(POLICIES, st.lists(STEPS, max_size=120))
 def test_it_does_what_a_model_does_that_remembers_every_call(
     policy: Breaker, steps: list[tuple[str, Any, bool]]
@@ -543,6 +544,7 @@ def test_a_window_of_calls_looks_at_the_last_ones_only() -> None:
     assert one.reason == "3 of 4 calls failed"
 
 
+@UNHURRIED
 @given(
     st.integers(1, 12),
     st.lists(st.tuples(st.sampled_from([0.0, 0.25, 1.0, 4.0, 20.0]), st.booleans(), st.booleans()), max_size=60),

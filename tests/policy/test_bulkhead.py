@@ -11,6 +11,7 @@ from typing import Any, Literal
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.policy.unhurried_support import UNHURRIED
 
 from polywire.contract.policies import Bulkhead
 from polywire.errors import CallError, DeadlineExceeded, ResourceExhausted
@@ -103,7 +104,7 @@ STEPS = st.one_of(
 )
 
 
-@settings(max_examples=200)
+@settings(UNHURRIED, max_examples=200)
 @given(st.integers(1, 3), st.integers(0, 4), st.booleans(), st.lists(STEPS, max_size=80))
 def test_it_does_what_a_model_does_that_keeps_lists_of_names(
     limit: int, queue: int, lifo: bool, steps: list[tuple[str, Any]]

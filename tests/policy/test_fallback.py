@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.policy.unhurried_support import UNHURRIED
 
 from polywire.contract.policies import NOTHING, Fallback
 from polywire.errors import BY_CODE, InvalidArgument, Unavailable
@@ -16,6 +17,7 @@ from polywire.policy.fallback import Fallbacks, LastGood
 DOWN = Unavailable("x")
 
 
+@UNHURRIED
 @given(
     st.integers(1, 4),
     st.lists(st.tuples(st.sampled_from(["wait", "remember", "find"]), st.integers(0, 5)), max_size=60),

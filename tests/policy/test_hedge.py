@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.policy.unhurried_support import UNHURRIED
 
 from polywire.contract.policies import Hedge
 from polywire.errors import DO_NOT_RETRY, CallError, InvalidArgument, NotFound, ResourceExhausted, Unavailable
@@ -119,7 +120,7 @@ ERRORS = {"ok": None, "down": Unavailable("x"), "wrong": InvalidArgument("x")}
 PLANS = st.lists(st.tuples(st.integers(1, 60), st.sampled_from(["ok", "ok", "down", "wrong"])), min_size=5, max_size=5)
 
 
-@settings(max_examples=100)
+@settings(UNHURRIED, max_examples=100)
 @given(PLANS, st.integers(1, 20), st.integers(1, 4), st.sampled_from([None, 7, 25]))
 def test_it_does_what_a_model_does_that_looks_at_one_event_after_the_other(
     steps: list[tuple[int, str]], after: int, copies: int, deadline: int | None
@@ -272,6 +273,7 @@ def test_the_observed_time_is_that_in_which_95_percent_were_answered() -> None:
     assert len(latencies._last) == 128
 
 
+@UNHURRIED
 @given(st.lists(st.floats(0.0, 100.0), min_size=32, max_size=300))
 def test_the_observed_time_is_exact_over_the_last_calls(times: list[float]) -> None:
     latencies = Latencies()

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.policy.unhurried_support import UNHURRIED
 
 from polywire.contract.policies import Ejection
 from polywire.policy.balance import choose
@@ -190,7 +191,7 @@ STEPS = st.one_of(
 )
 
 
-@settings(max_examples=400)
+@settings(UNHURRIED, max_examples=400)
 @given(POLICIES, st.integers(1, 4), st.lists(STEPS, max_size=120))
 def test_it_does_what_a_model_does_that_keeps_every_attempt(
     policy: Ejection, count: int, steps: list[tuple[Any, int]]

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.policy.unhurried_support import UNHURRIED
 
 import polywire.policy
 from polywire.contract import policies
@@ -132,6 +133,7 @@ VALUES = st.fixed_dictionaries(
 )
 
 
+@UNHURRIED
 @given(VALUES, VALUES, VALUES)
 def test_of_several_declarations_the_nearest_that_gives_a_value_wins(
     method: dict[str, Any], service: dict[str, Any], system: dict[str, Any]

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.policy.shedding_support import simulate
+from tests.policy.unhurried_support import UNHURRIED
 
 from polywire.contract.policies import Priority, Shedding
 from polywire.errors import ResourceExhausted
@@ -26,6 +27,7 @@ def limiter(**values: Any) -> Limiter:
 # ---- admission ----
 
 
+@UNHURRIED
 @given(
     st.integers(1, 12),
     st.lists(st.tuples(st.sampled_from(["in", "in", "in", "out"]), st.sampled_from(list(Priority))), max_size=80),
@@ -66,6 +68,7 @@ def test_a_call_that_is_turned_away_is_told_when_to_come_again() -> None:
     assert is_retryable(error, repeatable=False)
 
 
+@UNHURRIED
 @given(st.integers(0, 100), st.floats(0, 1, exclude_max=True))
 def test_pushback_grows_with_the_share_that_is_turned_away_and_is_spread_by_chance(away: int, dice: float) -> None:
     one = Limiter(Shedding(limit=1, adaptive=False, pushback=0.1), dice=lambda: dice)
@@ -80,7 +83,7 @@ def test_pushback_grows_with_the_share_that_is_turned_away_and_is_spread_by_chan
 # ---- whatever happens ----
 
 
-@settings(max_examples=150)
+@settings(UNHURRIED, max_examples=150)
 @given(st.data())
 def test_the_limit_stays_between_its_bounds_and_every_place_comes_back(data: st.DataObject) -> None:
     policy = Shedding(limit=8, minimum=3, maximum=40, window=0.05, window_calls=data.draw(st.integers(1, 5)))
@@ -122,7 +125,7 @@ def test_at_twice_its_capacity_it_keeps_its_goodput_and_what_it_accepts_is_quick
     assert course.p99(5, 24) < 3 * unloaded
 
 
-@settings(max_examples=12, deadline=None)
+@settings(UNHURRIED, max_examples=12)
 @given(
     st.sampled_from([0.002, 0.005, 0.02]),
     st.sampled_from([0.01, 0.05, 0.2]),
