@@ -1,1 +1,1 @@
-"""Decisions about calls: deadlines, retries, balance. Nothing here opens, sends or waits."""
+"""Decisions about calls: whether, when, where to and how often. Nothing here opens or sends anything."""
