@@ -178,6 +178,10 @@ def _typed(name: str, now: str, was: str = "  int64 quantity = 2;") -> Change:
     return _edit(name, (was, now))
 
 
+def _piece(ctype: str) -> str:
+    return f'syntax = "proto2";\nmessage A {{\n  optional string text = 1 [ctype = {ctype}];\n}}\n'
+
+
 _BOOK = "library/v1/library.proto"
 _ORDERS = "service Orders {\n  rpc Place(Order) returns (Order);\n}\n"
 _ITEM = SHOP[SHOP.index("  message Item") : SHOP.index("  string order_id")]
@@ -406,6 +410,8 @@ CHANGES: tuple[Change, ...] = (
         {_BOOK: LIBRARY},
     ),
     # proto2.
+    Change("a piece of text becomes text", {"a.proto": _piece("STRING_PIECE")}, {"a.proto": _piece("STRING")}),
+    Change("a text becomes a piece of it", {"a.proto": _piece("STRING")}, {"a.proto": _piece("STRING_PIECE")}),
     _legacy(
         "a required field is added",
         ("repeated int32 marks = 5;", "repeated int32 marks = 5;\n  required string more = 11;"),

@@ -125,3 +125,30 @@ def test_every_rule_says_what_to_do() -> None:
         assert rule.purpose.endswith(".")
         assert rule.way_out.endswith(".")
         assert "  " not in rule.purpose + rule.way_out
+
+
+PROTOJSON = {
+    "a field moves into a oneof": ["ONEOF quantity", "ONEOF farm", "ONEOF factory"],
+    "a oneof is renamed": [],
+    "a field gets another number": [],
+    "a field is renamed and keeps its name in JSON": [],
+    "two fields swap numbers": [],
+    "a name is taken by another field": ["FORM quantity"],
+    "int64 to uint64": [],
+    "int64 to int32": ["FORM quantity"],
+    "an enum to another": [f"DELETE STATE_{name}" for name in ("FRESH", "GONE", "STALE", "UNSPECIFIED")],
+    "a message to another of the same form": [],
+    "single to optional": ["PRESENCE quantity"],
+    "single to repeated": ["FORM quantity"],
+    "a value gets another number": [],
+    "two values swap names": [],
+}
+
+
+@pytest.mark.parametrize("name", PROTOJSON)
+def test_protojson_goes_by_names_where_protobuf_goes_by_numbers(name: str, tmp_path: Path) -> None:
+    change = next(change for change in CHANGES if change.name == name)
+    old, new = contracts_of(change.old, tmp_path / "old"), contracts_of(change.new, tmp_path / "new")
+    found = breaking_changes(old, new, sides=["protojson"])
+    named = [f"{finding.rule.name.rpartition('_')[2]} {finding.where.rpartition('.')[2]}" for finding in found]
+    assert sorted(named) == sorted(PROTOJSON[name])
