@@ -27,7 +27,7 @@ from proto_support import (
     without_comments,
 )
 
-from polywire.cli.contract import Found
+from polywire.cli.targets import Found
 from polywire.codec import codec_for
 from polywire.contract import Message, schema_of
 from polywire.contract.export import file_descriptors, proto_files

@@ -10,8 +10,8 @@ from contextlib import asynccontextmanager
 import pytest
 from http1_support import until
 from http2_support import REQUEST, Call
+from test_http2_floods import FLOODS, repeated
 from tests.faults.notes_service import NotesService, Strangers, strangers_at
-from tests.net.test_http2_floods import FLOODS, repeated
 
 from polywire.net.http2.frames import ACK, GOAWAY, PING, PREFACE, SETTINGS, ErrorCode, frame, unpack_header
 from polywire.net.listener import Listener

@@ -40,6 +40,9 @@ AGAIN = 0.1
 READ_AT_ONCE = 500
 GROUPS_AT_ONCE = 50
 
+# confluent-kafka declares these functions without types.
+_EARLIEST: Callable[[], Any] = OffsetSpec.earliest
+_LATEST: Callable[[], Any] = OffsetSpec.latest
 _GONE = {KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC}
 _SOON = {
     KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
@@ -219,10 +222,10 @@ class Cluster:
     # ---- offsets ----------------------------------------------------------------------------------------------------
 
     async def first(self, topic: str, partitions: int) -> dict[int, int]:
-        return await self._offsets(topic, range(partitions), OffsetSpec.earliest())
+        return await self._offsets(topic, range(partitions), _EARLIEST())
 
     async def end(self, topic: str, partitions: int) -> dict[int, int]:
-        return await self._offsets(topic, range(partitions), OffsetSpec.latest())
+        return await self._offsets(topic, range(partitions), _LATEST())
 
     async def at(self, topic: str, partitions: int, seconds: float) -> dict[int, int]:
         """Of the first record that was appended at that time or later; -1 where there is none."""
@@ -243,7 +246,7 @@ class Cluster:
 
     def _read(self, topic: str, starts: Mapping[int, int], limit: int | None) -> list[Message]:
         found: list[Message] = []
-        missing = dict.fromkeys(starts, limit)
+        missing: dict[int, int | None] = dict.fromkeys(starts, limit)
         last = time.monotonic()
         with self._reader() as client:
             client.assign([TopicPartition(topic, number, offset) for number, offset in starts.items()])

@@ -252,8 +252,8 @@ class Member:
                 self._not_committed(lane.partition, error.args[0])
             return False
         failed = [(each, each.error) for each in answers or () if each.error is not None]
-        for each, error in failed:
-            self._not_committed((each.topic, each.partition), error)
+        for each, reason in failed:
+            self._not_committed((each.topic, each.partition), reason)
         return not failed
 
     # ---- partitions come and go -------------------------------------------------------------------------------------
