@@ -277,6 +277,76 @@ class SeeksToTheNextEventOnly(UnbrokenLog):
             super().seek(Seek(latest=True) if to.time is not None else to)
 
 
+class ForgetsToRaiseTheGeneration(UnbrokenLog):
+    class group(log_module._Group):  # noqa: N801
+        def raise_generation(self) -> None:
+            return
+
+
+class RaisesTheGenerationOfEveryGroup(UnbrokenLog):
+    class group(log_module._Group):  # noqa: N801
+        def raise_generation(self) -> None:
+            for group in self.topic.groups.values():
+                group.generation += 1
+
+
+class RaisesTheGenerationOnceOnly(UnbrokenLog):
+    class group(log_module._Group):  # noqa: N801
+        def raise_generation(self) -> None:
+            self.generation = 1
+
+
+class RaisesTheGenerationOfWhatWasSoughtOnly(UnbrokenLog):
+    """As where it is kept by partition."""
+
+    class group(log_module._Group):  # noqa: N801
+        def seek(self, to: Seek) -> None:
+            super().seek(to)
+            self.moved = range(len(self.shares)) if to.offsets is None else to.offsets
+
+    class member(MemoryLogConsumer):  # noqa: N801
+        def _record(self, share: log_module._Share, offset: int, generation: int) -> Record:
+            moved = getattr(self._group(share.partition[0]), "moved", ())
+            return super()._record(share, offset, generation if share.partition[1] in moved else 0)
+
+
+class ForgetsTheGenerationWithItsMembers(UnbrokenLog):
+    class member(MemoryLogConsumer):  # noqa: N801
+        async def close(self) -> None:
+            for group in self._groups:
+                group.generation = 0
+            await super().close()
+
+
+class ForgetsTheGenerationWhenItIsRestarted(UnbrokenLog):
+    def restart(self) -> None:
+        super().restart()
+        for group in self._space.groups:
+            group.generation = 0
+
+
+class RaisesTheGenerationOfWhoJoinsOnly(UnbrokenLog):
+    class member(MemoryLogConsumer):  # noqa: N801
+        def _record(self, share: log_module._Share, offset: int, generation: int) -> Record:
+            self.joined = getattr(self, "joined", generation)
+            return super()._record(share, offset, self.joined)
+
+
+class GivesCopiesTheGenerationOfTheGroup(UnbrokenLog):
+    class member(MemoryLogConsumer):  # noqa: N801
+        def _hold(self, group: log_module._Group, copy: Any) -> Record:
+            record = super()._hold(group, copy)
+            record.generation = group.generation
+            return record
+
+
+class GivesCopiesTheGenerationOfTheirSender(UnbrokenLog):
+    class member(MemoryLogConsumer):  # noqa: N801
+        async def retry(self, record: Record, outcome: RetryAfter) -> None:
+            record.generation = record.envelope.generation
+            await super().retry(record, outcome)
+
+
 class CountsTheLagToWhatWasRead(UnbrokenLog):
     class group(log_module._Group):  # noqa: N801
         def stats(self) -> Any:
@@ -378,6 +448,15 @@ PLANTED_IN_LOGS: list[tuple[type[UnbrokenLog], str]] = [
     (SeeksEveryGroup, "test_seeking_moves_one_group_only"),
     (SeeksAndBelievesWhatWasReadBefore, "test_a_running_group_is_told_where_to_go_on_or_the_seek_is_refused"),
     (SeeksToTheNextEventOnly, "test_a_group_can_be_sent_to_a_time"),
+    (ForgetsToRaiseTheGeneration, "test_a_seek_raises_the_generation_of_its_group_and_of_no_other"),
+    (RaisesTheGenerationOfEveryGroup, "test_a_seek_raises_the_generation_of_its_group_and_of_no_other"),
+    (RaisesTheGenerationOnceOnly, "test_a_seek_raises_the_generation_of_its_group_and_of_no_other"),
+    (RaisesTheGenerationOfWhatWasSoughtOnly, "test_a_seek_of_one_partition_raises_the_generation_of_all"),
+    (ForgetsTheGenerationWithItsMembers, "test_the_generation_outlives_members_and_connections"),
+    (ForgetsTheGenerationWhenItIsRestarted, "test_the_generation_outlives_a_restart_of_the_backend"),
+    (RaisesTheGenerationOfWhoJoinsOnly, "test_members_that_run_read_in_the_new_generation_or_the_seek_is_refused"),
+    (GivesCopiesTheGenerationOfTheGroup, "test_retries_dead_letters_and_redrives_keep_the_generation_of_their_event"),
+    (GivesCopiesTheGenerationOfTheirSender, "test_a_generation_that_a_sender_claims_does_not_count"),
     (CountsTheLagToWhatWasRead, "test_the_lag_is_what_is_not_done_by_partition"),
     (BeginsWithWhatComes, "test_a_new_group_begins_with_the_earliest_event"),
     (BeginsAlwaysWithTheEarliest, "test_a_new_group_may_begin_with_what_comes"),

@@ -288,8 +288,25 @@ def test_who_leaves_in_order_costs_nobody_anything() -> None:
     assert go(lane(suspect.last_mark(), arrived=range(4, 30)), 1)[0].lost == 2
 
 
+def test_every_commit_repeats_the_generation_of_the_group() -> None:
+    made = lane(Mark(0, generation=3), arrived=range(30), limit=3)
+    commit(made, made.cover())
+    assert [record.generation for record in made.take(10, 0.0)] == [3, 3, 3]
+    made.finish(0)
+    for mark in (made.mark(), made.last_mark(), inherited(made.mark(), 10)):
+        assert mark.generation == 3
+        assert read(mark.offset, mark.text) == mark
+    assert made.mark().text == "polywire open=1 started=3 lost=0 suspects=0 guarded=0 generation=3"
+    again = after_crash(made)
+    commit(again, again.cover())
+    assert again.take(1, 0.0)[0].generation == 3
+
+
+MANY = f"polywire open=0 started=0 lost=0 suspects=0 guarded=0 generation={'9' * 4000}"
+
+
 def test_a_commit_that_somebody_else_made_says_nothing() -> None:
-    for text in (None, "", "mine", "polywire", "polywire open=1 started=x lost=0 suspects=0 guarded=0"):
+    for text in (None, "", "mine", "polywire", "polywire open=1 started=x lost=0 suspects=0 guarded=0", MANY):
         assert read(7, text) == Mark(7)
     mark = Mark(7, True, 9, 1, 8, 100)
     assert read(7, mark.text) == mark

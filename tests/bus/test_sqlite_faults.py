@@ -227,7 +227,7 @@ def test_a_file_of_a_newer_polywire_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SetupError) as caught:
         asyncio.run(SqliteQueue(f"sqlite:{path}").start())
     assert str(caught.value) == (
-        f"The bus at {str(path)!r} was not opened: its tables are of version 7, and this polywire knows version 1. "
+        f"The bus at {str(path)!r} was not opened: its tables are of version 7, and this polywire knows version 2. "
         "Upgrade polywire, or name another file."
     )
 

@@ -931,6 +931,115 @@ class LogSuite(BusSuite):
             for to in (Seek(), Seek(earliest=True, latest=True), Seek(time=1.0, offsets={0: 0})):
                 await raised(log.backend.seek(log.topic, GROUP, to), ValueError)
 
+    # ---- generations ------------------------------------------------------------------------------------------------
+
+    async def test_a_seek_raises_the_generation_of_its_group_and_of_no_other(self) -> None:
+        async with self.log(GROUP, "warehouse", partitions=2) as log:
+            self.need(log.guarantees, "replay")
+            await log.append_all([self.message(key=f"k{number}") for number in range(8)])
+            for generation in range(3):
+                member = await log.member()
+                assert {record.generation for record in await log.handle(member, 8)} == {generation}
+                await member.close()
+                await self._seek(log, Seek(earliest=True))
+            other = await log.handle(await log.member("warehouse"), 8)
+            assert {record.generation for record in other} == {0}
+
+    async def test_a_seek_of_one_partition_raises_the_generation_of_all(self) -> None:
+        async with self.log(partitions=2) as log:
+            self.need(log.guarantees, "replay")
+            await self._seek(log, Seek(offsets={0: 0}))
+            await self._seek(log, Seek(offsets={}))
+            await log.append_all([self.message(key=f"k{number}") for number in range(8)])
+            got = await log.handle(await log.member(), 8)
+            assert {(record.partition, record.generation) for record in got} == {(0, 1), (1, 1)}
+
+    async def test_the_generation_outlives_members_and_connections(self) -> None:
+        async with self.log(partitions=2) as log:
+            self.need(log.guarantees, "replay")
+            await self._seek(log, Seek(latest=True))
+            again = log
+            for _ in range(3):
+                # Each time what is committed was committed by another member.
+                await again.append_all([self.message(key=f"k{number}") for number in range(8)])
+                member = await again.member()
+                assert {record.generation for record in await again.handle(member, 8)} == {1}
+                await member.close()
+                again = await again.again()
+
+    async def test_the_generation_outlives_a_restart_of_the_backend(self) -> None:
+        async with self.log() as log:
+            self.need(log.guarantees, "replay")
+            self.need(log.guarantees, "durable")
+            await log.append("0")
+            await self._seek(log, Seek(earliest=True))
+            await self.restart_backend(log.url)
+            (got,) = await log.handle(await self._member_again(log))
+            assert got.generation == 1
+
+    async def test_members_that_run_read_in_the_new_generation_or_the_seek_is_refused(self) -> None:
+        async with self.log() as log:
+            self.need(log.guarantees, "replay")
+            await log.append("0", "1", "2")
+            member = await log.only_member()
+            assert {record.generation for record in await log.receive(member, 3)} == {0}
+            try:
+                await self.within(log.backend.seek(log.topic, GROUP, Seek(earliest=True)), what="seeking")
+            except GroupRunning:
+                await log.append("3")
+                (last,) = await log.receive(member)
+                assert last.generation == 0, "a seek was refused, and raised the generation"
+                return
+            again = await log.receive(member, 3)
+            assert [(record.offset, record.generation) for record in again] == [(0, 1), (1, 1), (2, 1)]
+            await member.done(again)
+
+    async def test_retries_dead_letters_and_redrives_keep_the_generation_of_their_event(self) -> None:
+        async with self.log(GROUP, "warehouse") as log:
+            self.need(log.guarantees, "replay")
+            await log.append("retried", "dead")
+            member = await log.member()
+            for got in await log.receive(member, 2):
+                if got.envelope.body == b"dead":
+                    await self.within(member.bury(got, Bury("rejected")), what="burying")
+                else:
+                    await self.within(member.retry(got, RetryAfter(0.0)), what="retrying")
+            await member.close()
+            await self._seek(log, Seek(earliest=True))
+            await log.backend.revive(log.topic, GROUP, await log.until_dead(1))
+            member = await log.member()
+            got = await log.receive(member, 4)
+            assert sorted((record.envelope.body, record.retried, record.generation) for record in got) == [
+                (b"dead", False, 1),
+                (b"dead", True, 0),
+                (b"retried", False, 1),
+                (b"retried", True, 0),
+            ]
+            # And again, of both generations.
+            for record in got:
+                await self.within(member.retry(record, RetryAfter(0.0)), what="retrying")
+            again = await log.handle(member, 4)
+            assert sorted((record.envelope.body, record.generation) for record in again) == [
+                (b"dead", 0),
+                (b"dead", 1),
+                (b"retried", 0),
+                (b"retried", 1),
+            ]
+
+    async def test_a_generation_that_a_sender_claims_does_not_count(self) -> None:
+        async with self.log() as log:
+            await log.append("1", generation=7)
+            member = await log.member()
+            (got,) = await log.receive(member)
+            assert got.generation == 0
+            await self.within(member.retry(got, RetryAfter(0.0)), what="retrying")
+            (again,) = await log.receive(member)
+            assert (again.retried, again.generation) == (True, 0)
+            await self.within(member.bury(again, Bury("rejected")), what="burying")
+            await log.backend.revive(log.topic, GROUP, await log.until_dead(1))
+            (revived,) = await log.handle(member)
+            assert revived.generation == 0
+
     # ---- looking ----------------------------------------------------------------------------------------------------
 
     async def test_the_lag_is_what_is_not_done_by_partition(self) -> None:

@@ -77,6 +77,11 @@ class KafkaLog:
     A confirmed event was taken by all replicas that are in sync (`acks=all`; set `min.insync.replicas=2` and
     `?replication=3` where more than one broker shall have it). Keys are spread over partitions as Java's clients do it.
 
+    A group is replayed by `seek` while none of its members runs, as Kafka would tell them nothing. Its generation is in
+    the text beside its committed offsets: tools that move these in another way (`kafka-consumer-groups.sh`), and the
+    broker that forgets those of a group without members (`offsets.retention.minutes`), take it back to 0, and what an
+    inbox remembers of that generation is not done again.
+
     The URL's options: `group_protocol=consumer|classic` (where it names none, what the group has, or the new protocol
     where all brokers say that they offer it), `ca_file`, `cert_file`, `key_file`, `sasl=SCRAM-SHA-512`,
     `password_file`, `replication`, `max_message_bytes`, `compression`, the times in seconds `linger`,
@@ -306,7 +311,13 @@ class KafkaLog:
         latest = frozenset(topic for topic in topics if self._starts_latest(topic, group))
         protocol = await self._protocol(cluster, group)
         return [
-            Joins(group=group, topics=topics, protocol=protocol, latest=latest),
+            Joins(
+                group=group,
+                topics=topics,
+                protocol=protocol,
+                latest=latest,
+                partitions={topic: there[topic] or 0 for topic in topics},
+            ),
             Joins(group=f"{group}.retry", topics=tuple(retries), protocol=protocol, retries=retries),
         ]
 
@@ -396,7 +407,9 @@ class KafkaLog:
         count = await self._partitions(cluster, topic)
         members, _ = await cluster.members(group)
         offsets = await self._goal(cluster, topic, count, to)
-        if members or not await cluster.commit(group, topic, offsets):
+        marks = await cluster.marks(group, topic, count)
+        generation = max((mark.generation for mark in marks.values()), default=0) + 1
+        if members or not await cluster.commit(group, topic, offsets, generation):
             raise GroupRunning(
                 f"The group {group!r} of the topic {topic!r} was not sent elsewhere: {members or 'some'} members of it "
                 f"are running, and Kafka tells them nothing. Stop them, and start them again afterwards."

@@ -26,6 +26,7 @@ from confluent_kafka.admin._listoffsets import OffsetSpec
 from confluent_kafka.cimpl import NewTopic
 
 from polywire.bus.backend.kafka_address import Address, Log
+from polywire.bus.backend.kafka_marks import Mark, read
 from polywire.bus.backend.kafka_messages import Message
 from polywire.errors import BackendUnreachable
 
@@ -139,6 +140,10 @@ class Cluster:
 
     async def committed(self, group: str, topic: str, partitions: int) -> dict[int, int]:
         """Offsets of the group, of those partitions where it committed any."""
+        return {number: mark.offset for number, mark in (await self.marks(group, topic, partitions)).items()}
+
+    async def marks(self, group: str, topic: str, partitions: int) -> dict[int, Mark]:
+        """What the group committed last, of those partitions where it committed anything."""
         places = [TopicPartition(topic, number) for number in range(partitions)]
         with self._translated(f"the offsets of the group {group!r}"):
             request = [ConsumerGroupTopicPartitions(group, places)]
@@ -150,13 +155,15 @@ class Cluster:
                 if error.args[0].code() not in _NO_GROUP:
                     raise
                 return {}
-        return {each.partition: each.offset for each in found.topic_partitions or () if each.offset >= 0}
+        committed = [each for each in found.topic_partitions or () if each.offset >= 0]
+        return {each.partition: read(each.offset, each.metadata) for each in committed}
 
-    async def commit(self, group: str, topic: str, offsets: Mapping[int, int]) -> bool:
+    async def commit(self, group: str, topic: str, offsets: Mapping[int, int], generation: int = 0) -> bool:
         """False where the group has members: it is theirs to commit."""
         if not offsets:
             return True
-        places = [TopicPartition(topic, number, offset) for number, offset in offsets.items()]
+        texts = {number: Mark(offset, generation=generation).text for number, offset in offsets.items()}
+        places = [TopicPartition(topic, n, offset, metadata=texts[n]) for n, offset in offsets.items()]
         with self._translated(f"for other offsets of the group {group!r}"):
             request = [ConsumerGroupTopicPartitions(group, places)]
             try:

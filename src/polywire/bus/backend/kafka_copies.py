@@ -80,7 +80,7 @@ def new_topics(topic: str, group: str, address: Address) -> list[NewTopic]:
 
 def retry_of(record: Record, group: str, delay: float, due: float, error: str) -> tuple[str, Outgoing]:
     """The topic for it, and the copy."""
-    envelope = msgspec.structs.replace(record.envelope, attempt=record.attempt, lost=record.lost)
+    envelope = msgspec.structs.replace(record.stamped, attempt=record.attempt, lost=record.lost)
     return _bucket(record.topic, group, delay), _retry(envelope, record.position, due, error)
 
 
@@ -119,7 +119,7 @@ def dead_copy(record: Record, outcome: Bury, died: float) -> Outgoing:
         (ATTEMPTS, str(record.attempt)),
         (DIED, repr(died)),
     ]
-    return _copy(record.envelope, record.position, record.position, told)
+    return _copy(record.stamped, record.position, record.position, told)
 
 
 def taken_out(buried: Buried) -> Outgoing:

@@ -6,7 +6,7 @@ import heapq
 import time
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from polywire.bus.backend.kafka_marks import Mark
@@ -131,7 +131,10 @@ class Lane:
     def _record(self, message: Message, offset: int, envelope: Envelope, unreadable: str | None) -> KafkaRecord:
         topic, number = self.partition
         lost = self._lost(offset)
-        return KafkaRecord(topic, number, offset, envelope, self.epoch, lost + 1, lost, False, unreadable, self, offset)
+        generation = self._mark.generation
+        return KafkaRecord(
+            topic, number, offset, envelope, self.epoch, lost + 1, lost, False, unreadable, generation, self, offset
+        )
 
     def _lost(self, offset: int) -> int:
         if offset == self._head:
@@ -189,7 +192,7 @@ class Lane:
     def last_mark(self) -> Mark:
         """What is to be committed when it is given up in order: nothing was lost by that."""
         mark = self._as_mark(self.watermark)
-        return Mark(mark.offset, False, mark.started, mark.lost, mark.suspects, mark.guarded)
+        return replace(mark, open=False)
 
     def _as_mark(self, started: int) -> Mark:
         if self.out:
@@ -202,6 +205,7 @@ class Lane:
             self._lost_first(),
             suspects if suspects > self.watermark else 0,
             guarded if guarded > self.watermark else 0,
+            self._mark.generation,
         )
 
     def _lost_first(self) -> int:
@@ -259,7 +263,9 @@ class RetryLane(Lane):
         lost = envelope.lost + self._lost(offset)
         attempt = envelope.attempt + 1 + self._lost(offset)
         topic, number, at = origin_of(message) or (self.topic, 0, offset)
-        return KafkaRecord(topic, number, at, envelope, self.epoch, attempt, lost, True, unreadable, self, offset)
+        return KafkaRecord(
+            topic, number, at, envelope, self.epoch, attempt, lost, True, unreadable, envelope.generation, self, offset
+        )
 
 
 def _decoded(message: Message) -> tuple[Envelope, str | None]:

@@ -12,6 +12,10 @@ open was left by a crash, and records are counted as lost at this granularity:
   after a commit that says so. A record that kills its worker before any commit could tell is therefore among the
   suspects after the second crash, and known for certain after the third. No other record is lost more than once, but
   where it runs longer than a second just before one that kills its worker at once.
+
+It also says which generation the group is in, where it was replayed. `seek` writes the next one together with the new
+offsets, and every later commit repeats it. The generation of the group is the highest that any partition of the topic
+has, so that those which were never committed, or are new, need none.
 """
 
 from __future__ import annotations
@@ -19,12 +23,14 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-_FORM = re.compile(r"polywire open=([01]) started=(\d+) lost=(\d+) suspects=(\d+) guarded=(\d+)", re.ASCII)
+_FORM = re.compile(
+    r"polywire open=([01]) started=(\d+) lost=(\d+) suspects=(\d+) guarded=(\d+)(?: generation=(\d{1,9}))?", re.ASCII
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """One commit of one partition. All but *lost* and *open* are offsets."""
+    """One commit of one partition. All but *open*, *lost* and *generation* are offsets."""
 
     offset: int
     """The first record that is not done."""
@@ -37,13 +43,16 @@ class Mark:
     """Records before it were lost at least once."""
     guarded: int = 0
     """Records before it are handed out only after a commit that says so."""
+    generation: int = 0
+    """Of the group, where it was replayed."""
 
     @property
     def text(self) -> str:
-        return (
+        said = (
             f"polywire open={self.open:d} started={self.started} lost={self.lost} "
             f"suspects={self.suspects} guarded={self.guarded}"
         )
+        return f"{said} generation={self.generation}" if self.generation else said
 
 
 def read(offset: int, text: str | None) -> Mark:
@@ -51,8 +60,8 @@ def read(offset: int, text: str | None) -> Mark:
     found = _FORM.fullmatch(text or "")
     if found is None:
         return Mark(offset)
-    open_, started, lost, suspects, guarded = (int(group) for group in found.groups())
-    return Mark(offset, bool(open_), started, lost, suspects, guarded)
+    open_, started, lost, suspects, guarded, generation = (int(group) for group in found.groups("0"))
+    return Mark(offset, bool(open_), started, lost, suspects, guarded, generation)
 
 
 def inherited(mark: Mark, reach: int) -> Mark:
@@ -64,4 +73,4 @@ def inherited(mark: Mark, reach: int) -> Mark:
     if mark.started > mark.offset:
         lost, suspects = lost + 1, max(suspects, mark.started)
     guarded = max(mark.guarded, suspects, mark.offset + reach)
-    return Mark(mark.offset, True, mark.offset, lost, suspects, guarded)
+    return Mark(mark.offset, True, mark.offset, lost, suspects, guarded, mark.generation)

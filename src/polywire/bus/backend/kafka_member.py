@@ -7,7 +7,7 @@ import concurrent.futures
 import threading
 import time
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
@@ -54,6 +54,8 @@ class Joins:
     """Topics at whose end the group begins where it never committed."""
     retries: Mapping[str, str] = field(default_factory=dict)
     """Of topics that are a group's own retries: whose."""
+    partitions: Mapping[str, int] = field(default_factory=dict)
+    """How many the group's topics had; those of its retries are not named."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -260,7 +262,7 @@ class Member:
 
     def _assign(self, client: Consumer, partitions: list[TopicPartition]) -> None:
         """Begin where the group is."""
-        marks = self._ask(lambda: [self._begin(found) for found in client.committed(partitions, timeout=ASKING)])
+        marks = self._ask(lambda: self._begins(client, partitions))
         if marks is None:
             return
         lanes = [self._lane((each.topic, each.partition), mark) for each, mark in zip(partitions, marks, strict=True)]
@@ -280,9 +282,20 @@ class Member:
                 time.sleep(POLL)
         return None
 
+    def _begins(self, client: Consumer, partitions: list[TopicPartition]) -> list[Mark]:
+        """Where to begin with each, in the group's generation, which any partition of its topic may tell."""
+        mine = {(each.topic, each.partition) for each in partitions}
+        known = {(topic, n) for topic, count in self._joins.partitions.items() for n in range(count)}
+        others = [TopicPartition(*each) for each in known - mine]
+        found = client.committed([*partitions, *others], timeout=ASKING)
+        newest = dict.fromkeys(self._joins.topics, 0)
+        for each in found:
+            if each.error is not None:
+                raise KafkaException(each.error)
+            newest[each.topic] = max(newest[each.topic], read(each.offset, each.metadata).generation)
+        return [replace(self._begin(each), generation=newest[each.topic]) for each in found[: len(partitions)]]
+
     def _begin(self, committed: TopicPartition) -> Mark:
-        if committed.error is not None:
-            raise KafkaException(committed.error)
         if committed.offset >= 0:
             return inherited(read(committed.offset, committed.metadata), self._owner.limit + 2 * COMMIT_RECORDS)
         place = TopicPartition(committed.topic, committed.partition)

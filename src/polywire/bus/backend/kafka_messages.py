@@ -65,7 +65,7 @@ def headers_of(envelope: Envelope) -> Headers:
         found["ce_notbefore"] = timestamp(envelope.not_before)
     if envelope.expires is not None:
         found["ce_expirytime"] = timestamp(envelope.expires)
-    if envelope.priority or envelope.attempt or envelope.lost or envelope.redrive_count:
+    if envelope.priority or envelope.attempt or envelope.lost or envelope.redrive_count or envelope.generation:
         _count(envelope, found)
     if envelope.headers:
         for name, value in envelope.headers.items():
@@ -79,6 +79,7 @@ def _count(envelope: Envelope, found: Headers) -> None:
         ("ce_attempt", envelope.attempt),
         ("ce_lost", envelope.lost),
         ("ce_redrivecount", envelope.redrive_count),
+        ("ce_generation", envelope.generation),
     ):
         if count:
             found[name] = str(count)
@@ -151,6 +152,7 @@ _NUMBERS = {
     "ce_attempt": "attempt",
     "ce_lost": "lost",
     "ce_redrivecount": "redrive_count",
+    "ce_generation": "generation",
 }
 
 

@@ -219,7 +219,10 @@ def _revive(tx: Transaction, row: QueueRow, letter: DeadLetter, data: bytes) -> 
         data = pack(msgspec.structs.replace(envelope, redrive_count=envelope.redrive_count + 1))
     except UndecodableMessage:
         pass  # buried again, unless somebody can read it now
-    messages.insert_again(tx, row, letter.envelope.id or letter.position, data, 0, None)
+    name = letter.envelope.id or letter.position
+    if letter.envelope.generation:  # what was replayed may be dead twice, and comes again twice
+        name += f"#{letter.envelope.generation}"
+    messages.insert_again(tx, row, name, data, 0, None)
     tx.execute("DELETE FROM dead WHERE n = ?", (_number(letter),))
 
 

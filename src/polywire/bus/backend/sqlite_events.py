@@ -9,11 +9,12 @@ from functools import cache
 from typing import Any
 
 import apsw
+from msgspec.structs import replace
 
 from polywire.bus.backend import sqlite_messages as messages
 from polywire.bus.backend.sqlite_file import Transaction
 from polywire.bus.backend.sqlite_messages import QueueRow
-from polywire.bus.core import GroupSpec, QueueSpec, TopicSpec, unpack
+from polywire.bus.core import GroupSpec, QueueSpec, TopicSpec, pack, unpack
 from polywire.errors import UndecodableMessage
 
 FORGOTTEN = 1000
@@ -64,6 +65,8 @@ class Share:
     suspects_end: int
     lost: int
     lost_limit: int
+    generation: int
+    """Of the group, as its members see it in the transaction that reads for them."""
 
     @property
     def last_chance(self) -> bool:
@@ -207,12 +210,12 @@ def assigned(tx: Transaction, team: TeamRow, owner: int) -> tuple[dict[int, Shar
         (owner, team.n, owner),
     )
     rows = tx.rows(
-        """SELECT p.part, max(p.next, part.first), p.epoch, p.suspect, p.suspects_end, p.lost, q.lost_limit, p.wanted
-        FROM progress p JOIN queue q ON q.n = ? JOIN part ON part.topic = ? AND part.part = p.part
-        WHERE p.team = ? AND p.owner = ?""",
-        (team.queue.n, team.topic.n, team.n, owner),
+        """SELECT p.part, max(p.next, part.first), p.epoch, p.suspect, p.suspects_end, p.lost, q.lost_limit,
+        t.generation, p.wanted FROM progress p JOIN team t ON t.n = p.team JOIN queue q ON q.n = t.queue
+        JOIN part ON part.topic = t.topic AND part.part = p.part WHERE p.team = ? AND p.owner = ?""",
+        (team.n, owner),
     )
-    return {row[0]: Share(*row[:7]) for row in rows}, {row[0] for row in rows if row[7] != owner}
+    return {row[0]: Share(*row[:8]) for row in rows}, {row[0] for row in rows if row[8] != owner}
 
 
 def leave(tx: Transaction, team: TeamRow, owner: int) -> None:
@@ -251,13 +254,22 @@ def take_over(tx: Transaction, owner: int) -> None:
 
 def _bury_lost(tx: Transaction, team: int, part: int, pos: int, lost: int) -> None:
     row = tx.first(
-        """SELECT e.envelope, t.queue FROM team t JOIN event e ON e.topic = t.topic AND e.part = ? AND e.pos = ?
-        WHERE t.n = ?""",
+        """SELECT e.envelope, t.queue, t.generation FROM team t
+        JOIN event e ON e.topic = t.topic AND e.part = ? AND e.pos = ? WHERE t.n = ?""",
         (part, pos, team),
     )
     if row is not None:
         error = f"The worker died {lost} times while it handled this event."
-        bury(tx, row[1], row[0], "worker_lost", error, lost)
+        bury(tx, row[1], _stamped(row[0], row[2]), "worker_lost", error, lost)
+
+
+def _stamped(data: bytes, generation: int) -> bytes:
+    """A packed event as copies carry it; what cannot be read is as it was."""
+    try:
+        envelope = unpack(data)
+    except UndecodableMessage:
+        return data
+    return data if envelope.generation == generation else pack(replace(envelope, generation=generation))
 
 
 def bury(tx: Transaction, queue: int, envelope: bytes, reason: str, error: str, attempts: int) -> None:
@@ -331,7 +343,9 @@ def release(tx: Transaction, team: int, owner: int, parts: Sequence[int]) -> Non
 
 
 def seek(tx: Transaction, team: TeamRow, offsets: dict[int, int]) -> None:
-    """Let the group go on from these offsets. Its members see by the epoch that they have to begin anew."""
+    """Let the group go on from these offsets, in its next generation. Its members see by the epoch that they have to
+    begin anew."""
+    tx.execute("UPDATE team SET generation = generation + 1 WHERE n = ? AND ?", (team.n, bool(offsets)))
     for part, offset in offsets.items():
         tx.execute(
             """UPDATE progress SET next = ?, reached = ?, epoch = epoch + 1, suspect = -1, suspects_end = -1, lost = 0

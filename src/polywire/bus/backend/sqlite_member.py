@@ -345,7 +345,7 @@ class Member:
             return
         self._reassign(fetch.shares)
         for part, epoch, rows in fetch.read:
-            self._add(self.lanes[part], epoch, rows)
+            self._add(self.lanes[part], epoch, fetch.shares[part].generation, rows)
         for row in fetch.again:
             self._add_retry(row)
         unwanted = fetch.unwanted - self.giving_up
@@ -364,7 +364,7 @@ class Member:
                 self.lanes[part] = Lane(share)
                 self.giving_up.discard(part)
 
-    def _add(self, lane: Lane, epoch: int, rows: list[events.Read]) -> None:
+    def _add(self, lane: Lane, epoch: int, generation: int, rows: list[events.Read]) -> None:
         if rows[0][0] > lane.next:
             logger.warning(
                 "The group %r of %r missed %d events of partition %d: they were forgotten before it read them.",
@@ -378,6 +378,7 @@ class Member:
             record = record_of(self.team.topic.name, lane.share.part, pos, data, epoch)
             record.lost = lane.share.lost_at(pos)
             record.attempt = record.lost + 1
+            record.generation = generation
             lane.buffer.append(record)
             lane.open += 1
         lane.next = rows[-1][0] + 1
@@ -386,6 +387,7 @@ class Member:
         _, pos, attempt, lost, data = row
         record = record_of(self.team.topic.name, -1, pos, data)
         record.retried, record.attempt, record.lost = True, attempt + 1, lost
+        record.generation = record.envelope.generation
         self.retries.append(record)
         self.held[pos] = record
 

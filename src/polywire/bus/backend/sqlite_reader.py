@@ -223,7 +223,7 @@ class SqliteLogConsumer:
                 lambda tx, owner, pos: _bury_retry(tx, team, owner, pos, envelope, outcome),
             )
         elif self._lane(record) is not None:
-            data = envelope.body if record.unreadable is not None else pack(envelope)
+            data = envelope.body if record.unreadable is not None else pack(record.stamped)
             await self.do(lambda tx: events.bury(tx, team.queue.n, data, outcome.reason, outcome.error, record.attempt))
             await self.done([record])
 
@@ -351,9 +351,12 @@ class SqliteLogConsumer:
 
 
 def _retry(tx: Transaction, team: TeamRow, record: Record, due: float | None) -> None:
-    """The copy's own id names the place in the log: the same event may be published twice, and both be tried again."""
-    data = record.envelope.body if record.unreadable is not None else pack(record.envelope)
+    """The copy's own id names the place in the log and the generation: the same event may be published twice, or
+    replayed, and both be tried again."""
+    data = record.envelope.body if record.unreadable is not None else pack(record.stamped)
     name = f"{record.envelope.id}@{record.partition}/{record.offset}"
+    if record.generation:
+        name += f"#{record.generation}"
     messages.insert_again(tx, team.queue, name, data, record.attempt, due)
     tx.changed.add(team.channel)
 

@@ -12,7 +12,7 @@ import apsw
 
 from polywire.errors import BackendUnreachable, SetupError
 
-VERSION = 1
+VERSION = 2
 APPLICATION = 0x706F6C79
 """`application_id` of the file: "poly"."""
 BUSY = 0.2
@@ -74,15 +74,18 @@ CREATE TABLE event (topic INTEGER NOT NULL, part INTEGER NOT NULL, pos INTEGER N
     envelope BLOB NOT NULL) STRICT;
 CREATE UNIQUE INDEX event_pos ON event (topic, part, pos);
 
--- A group of a topic. Its retries and dead letters are in the tables of the queue that belongs to it.
+-- A group of a topic. Its retries and dead letters are in the tables of the queue that belongs to it. Each replay
+-- raises the generation.
 CREATE TABLE team (n INTEGER PRIMARY KEY AUTOINCREMENT, topic INTEGER NOT NULL, name TEXT NOT NULL,
-    queue INTEGER NOT NULL, UNIQUE (topic, name)) STRICT;
+    queue INTEGER NOT NULL, generation INTEGER NOT NULL DEFAULT 0, UNIQUE (topic, name)) STRICT;
 -- What a group has done of a partition (all before next), who reads it (owner), who should (wanted), how far it was
 -- handed out (reached), and which events were under way when a reader died (suspect to suspects_end, lost times).
 CREATE TABLE progress (team INTEGER NOT NULL, part INTEGER NOT NULL, next INTEGER NOT NULL, reached INTEGER NOT NULL,
     owner INTEGER, wanted INTEGER, epoch INTEGER NOT NULL, suspect INTEGER NOT NULL, suspects_end INTEGER NOT NULL,
     lost INTEGER NOT NULL, PRIMARY KEY (team, part)) STRICT, WITHOUT ROWID;
 """
+UPGRADES = {1: "ALTER TABLE team ADD COLUMN generation INTEGER NOT NULL DEFAULT 0"}
+"""What makes of a file of each older version one of the next. An older polywire that has the file open goes on."""
 
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
@@ -201,7 +204,8 @@ def _configure(connection: apsw.Connection, exclusive: bool) -> None:
 
 
 def _prepare(connection: apsw.Connection, path: str) -> None:
-    """Make the tables of a new file; refuse a file that is something else, or newer than this program."""
+    """Make the tables of a new file, upgrade an older one; refuse a file that is something else, or newer than this
+    program."""
     version, application = connection.pragma("user_version"), connection.pragma("application_id")
     if version == 0 and connection.execute("SELECT count(*) FROM sqlite_schema").get == 0:
         _create(connection)
@@ -214,6 +218,8 @@ def _prepare(connection: apsw.Connection, path: str) -> None:
             f"The bus at {path!r} was not opened: its tables are of version {version}, and this polywire knows "
             f"version {VERSION}. Upgrade polywire, or name another file."
         )
+    elif version < VERSION:
+        _upgrade(connection, version)
 
 
 def _create(connection: apsw.Connection) -> None:
@@ -221,4 +227,11 @@ def _create(connection: apsw.Connection) -> None:
         connection.execute(SCHEMA)
         connection.execute("INSERT INTO file VALUES (?, 0, 0, 0.0)", (secrets.token_hex(16),))
         connection.execute(f"PRAGMA application_id = {APPLICATION}")
+        connection.execute(f"PRAGMA user_version = {VERSION}")
+
+
+def _upgrade(connection: apsw.Connection, version: int) -> None:
+    with connection:
+        for old in range(version, VERSION):
+            connection.execute(UPGRADES[old])
         connection.execute(f"PRAGMA user_version = {VERSION}")

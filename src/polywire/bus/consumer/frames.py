@@ -37,6 +37,7 @@ class Run(msgspec.Struct, tag=True, array_like=True):
     position: str
     dice: float
     """In [0, 1), for the delay of a retry."""
+    generation: int
 
 
 class Extend(msgspec.Struct, tag=True, array_like=True):

@@ -73,7 +73,6 @@ class LogRunner(Runner[LogSession, Lane, Record]):
         rate: float | None = None,
         lost_limit: int = 3,
         inbox: Inbox | None = None,
-        generation: int = 0,
         threads: Threads | None = None,
         processes: Processes | None = None,
         message_log: MessageLog | None = None,
@@ -83,7 +82,7 @@ class LogRunner(Runner[LogSession, Lane, Record]):
     ) -> None:
         own_threads = Threads(concurrency, group) if threads is None else None
         runs = Runs(
-            ", ".join(topics), group, wire="events", clock=clock, inbox=inbox, generation=generation,
+            ", ".join(topics), group, wire="events", clock=clock, inbox=inbox,
             threads=threads or own_threads, processes=processes, message_log=message_log,
         )  # fmt: skip
         super().__init__(

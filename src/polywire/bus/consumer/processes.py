@@ -161,7 +161,7 @@ class _Process:
     async def handle(self, work: Work, dice: float) -> Result:
         item = work.item
         try:
-            await self._send(pack_frame(Run(pack(item.envelope), item.attempt, item.position, dice)))
+            await self._send(pack_frame(Run(pack(item.envelope), item.attempt, item.position, dice, item.generation)))
             while True:
                 frame = await read_frame(self._reader)
                 if isinstance(frame, Result):

@@ -80,7 +80,6 @@ class QueueRunner(Runner[QueueSession, Entry, Delivery]):
         lost_limit: int = 3,
         keyed: bool = False,
         inbox: Inbox | None = None,
-        generation: int = 0,
         threads: Threads | None = None,
         processes: Processes | None = None,
         message_log: MessageLog | None = None,
@@ -89,7 +88,7 @@ class QueueRunner(Runner[QueueSession, Entry, Delivery]):
     ) -> None:
         own_threads = Threads(concurrency, name) if threads is None else None
         runs = Runs(
-            name, group, wire="tasks" if group is None else "events", clock=clock, inbox=inbox, generation=generation,
+            name, group, wire="tasks" if group is None else "events", clock=clock, inbox=inbox,
             threads=threads or own_threads, processes=processes, message_log=message_log,
         )  # fmt: skip
         super().__init__(

@@ -40,6 +40,9 @@ class Item(Protocol):
     @property
     def position(self) -> str: ...
 
+    @property
+    def generation(self) -> int: ...
+
 
 class MessageLog(Protocol):
     """Where one line per run goes; `polywire.telemetry.message_log.MessageLog` is one."""
@@ -161,7 +164,6 @@ class Runs:
         wire: str = "",
         clock: Clock = SYSTEM_CLOCK,
         inbox: Inbox | None = None,
-        generation: int = 0,
         threads: Threads | None = None,
         processes: Processes | None = None,
         message_log: MessageLog | None = None,
@@ -177,7 +179,6 @@ class Runs:
         self._clock = clock
         self.now = clock.monotonic
         self._inbox = inbox
-        self._generation = generation
         self._threads = threads
         self._processes = processes
         self._message_log = message_log
@@ -268,12 +269,12 @@ class Runs:
             call.message = Incoming(work)
         work.call = call
         _current.set(call)
-        group, generation = self._inbox_group, self._generation
+        group = self._inbox_group
         if not work.items:
-            _under_way.set((UnderWay(group, envelope.source, envelope.id, generation),))
+            _under_way.set((UnderWay(group, envelope.source, envelope.id, work.item.generation),))
         else:
-            found = (item.envelope for item in work.items)
-            _under_way.set(tuple(UnderWay(group, e.source, e.id, generation) for e in found))
+            found = ((item.envelope, item.generation) for item in work.items)
+            _under_way.set(tuple(UnderWay(group, e.source, e.id, generation) for e, generation in found))
         work.slot = self.deadlines.add(deadline, work)
         return call
 

@@ -36,7 +36,6 @@ class Loaded:
     handlings: Sequence[Handling]
     group: str | None = None
     inbox: Inbox | None = None
-    generation: int = 0
 
 
 Loader = Callable[..., AbstractAsyncContextManager[Loaded]]
@@ -49,6 +48,7 @@ class _Sent:
     envelope: Envelope
     attempt: int
     position: str
+    generation: int
 
 
 class _Clock(SystemClock):
@@ -113,7 +113,7 @@ class Worker:
         clock = _Clock()
         runs = Runs(
             loaded.destination, loaded.group, wire="tasks" if loaded.group is None else "events", clock=clock,
-            inbox=loaded.inbox, generation=loaded.generation,
+            inbox=loaded.inbox,
         )  # fmt: skip
         handlings = {name: _here(handling) for name, handling in by_type(list(loaded.handlings)).items()}
         frames: asyncio.Queue[Frame | None] = asyncio.Queue()
@@ -131,7 +131,7 @@ class Worker:
         handling = handlings.get(envelope.type)
         if handling is None:
             raise UndecodableMessage(f"{envelope.type!r} is not handled by what this process loaded.")
-        work = _Work(runs, handling, _Sent(envelope, frame.attempt, frame.position))
+        work = _Work(runs, handling, _Sent(envelope, frame.attempt, frame.position, frame.generation))
         work.send = self._send
         # A task of its own, so that nothing that a handler leaves in its context meets the next message.
         work.task = asyncio.get_running_loop().create_task(runs.one(work))

@@ -67,6 +67,8 @@ class Envelope(msgspec.Struct, array_like=True, omit_defaults=False):
     redrive_count: int = 0
     reply_to: str | None = None
     """Where an answer is awaited: of requests of the queue wire, and of tasks with a result."""
+    generation: int = 0
+    """Of the group when it read the event, of copies among its retries and dead letters; see `Record.generation`."""
 
 
 _pack = msgspec.msgpack.Encoder().encode
@@ -109,6 +111,7 @@ _NUMBERS = {
     "attempt": "attempt",
     "lost": "lost",
     "redrivecount": "redrive_count",
+    "generation": "generation",
 }
 
 
@@ -136,7 +139,7 @@ def attributes_of(envelope: Envelope) -> dict[str, str]:
         found["expirytime"] = timestamp(envelope.expires)
     if envelope.version != 1:
         found["dataversion"] = str(envelope.version)
-    if envelope.priority or envelope.attempt or envelope.lost or envelope.redrive_count:
+    if envelope.priority or envelope.attempt or envelope.lost or envelope.redrive_count or envelope.generation:
         _add_counts(envelope, found)
     return found
 
@@ -147,6 +150,7 @@ def _add_counts(envelope: Envelope, found: dict[str, str]) -> None:
         ("attempt", envelope.attempt),
         ("lost", envelope.lost),
         ("redrivecount", envelope.redrive_count),
+        ("generation", envelope.generation),
     ):
         if count:
             found[name] = str(count)

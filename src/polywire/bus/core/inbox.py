@@ -17,7 +17,8 @@ class UnderWay:
         self.source = source
         self.id = id
         self.generation = generation
-        """Raised by each replay of the group, so that what it did once is done again."""
+        """Raised by each replay of the group, so that what it did once is done again; `Record.generation`. 0 for a
+        task: a queue is not replayed."""
         self.begun = False
         """Set by the store: a transaction was opened for this message; a second one is an error."""
         self.recorded = False

@@ -6,6 +6,8 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
+import msgspec
+
 from polywire.bus.core.envelope import Envelope
 from polywire.bus.core.guarantees import Guarantees
 from polywire.bus.core.queue import EVERY_DEAD, Bury, DeadFilter, DeadLetter, RetryAfter
@@ -54,10 +56,21 @@ class Record:
     """It comes from the group's own retries, where it was put by `retry`; it is settled by `done`, and has no place in
     the order of its topic."""
     unreadable: str | None = None
+    generation: int = 0
+    """Of the group when it was read: 0 until its first `seek`, which raises it by one, as every other one does. What
+    the inbox remembers of an older one does not count, so that what is replayed has its effects once more. Copies among
+    retries and dead letters keep theirs."""
 
     @property
     def position(self) -> str:
         return f"{self.topic}/{self.partition}@{self.offset}"
+
+    @property
+    def stamped(self) -> Envelope:
+        """The envelope as copies carry it: with the generation under which it was read, whatever its sender said."""
+        if self.envelope.generation == self.generation:
+            return self.envelope
+        return msgspec.structs.replace(self.envelope, generation=self.generation)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,7 +149,7 @@ class EventLog(Protocol):
     """A backend for events. Opened by `start`, used from one event loop.
 
     * `append` puts events of one key into one partition, in the order of the calls, and returns as `TaskQueue.send`.
-    * A new group starts where its GroupSpec says.
+    * A new group starts where its GroupSpec says, with the generation 0.
     """
 
     guarantees: Guarantees
@@ -177,7 +190,14 @@ class EventLog(Protocol):
         ...
 
     async def seek(self, topic: str, group: str, to: Seek) -> None:
-        """Let a group go on from somewhere else. Raises GroupRunning where its members cannot be told."""
+        """Let a group go on from somewhere else, and raise its generation by one, together: no record of the new place
+        is read under the old one. Nothing happens where `Seek.offsets` is empty. Raises GroupRunning where its members
+        cannot be told.
+
+        The generation is that of the whole group, of all partitions of this topic, as an event that was published twice
+        can be in two of them. Where only some are named in `Seek.offsets`, what a member of the others had done and not
+        committed when it was killed has its effects once more, too.
+        """
 
     async def dead(
         self, topic: str, group: str, which: DeadFilter = EVERY_DEAD, *, limit: int = 100

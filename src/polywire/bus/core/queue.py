@@ -50,6 +50,11 @@ class Delivery:
     """Why the envelope could not be read; it then holds the bytes as body and is to be buried as `undecodable`."""
 
     @property
+    def generation(self) -> int:
+        """0: a queue is not replayed."""
+        return 0
+
+    @property
     def suspect(self) -> bool:
         """It was under way when a worker died: perhaps it killed it. Suspects run one at a time."""
         return self.lost > 0

@@ -203,6 +203,7 @@ class _Group:
     def __init__(self, spec: GroupSpec, topic: _Topic, clock: Clock) -> None:
         self.spec = spec
         self.topic = topic
+        self.generation = 0
         self.dead: dict[str, DeadLetter] = {}
         self.members: list[MemoryLogConsumer] = []
         self.copies: deque[_Copy] = deque()
@@ -291,7 +292,7 @@ class _Group:
         position = f"{record.position}#{self._numbers}"
         self.dead[position] = DeadLetter(
             queue=f"{self.spec.topic}.{self.spec.group}",
-            envelope=record.envelope,
+            envelope=record.stamped,
             reason=outcome.reason,
             error=outcome.error[:MAX_ERROR],
             attempts=record.attempt,
@@ -315,8 +316,11 @@ class _Group:
     # ---- positions --------------------------------------------------------------------------------------------------
 
     def seek(self, to: Seek) -> None:
+        goal = {n: self._offset(to, n, share.shelf) for n, share in enumerate(self.shares)}
+        if any(offset is not None for offset in goal.values()):
+            self.raise_generation()
         for number, share in enumerate(self.shares):
-            offset = self._offset(to, number, share.shelf)
+            offset = goal[number]
             if offset is None:
                 continue
             share.go_to(min(max(offset, share.shelf.base), share.shelf.end))
@@ -325,6 +329,9 @@ class _Group:
             share.epoch += 1
             if share.owner is not None:
                 share.owner.wake()
+
+    def raise_generation(self) -> None:
+        self.generation += 1
 
     def _offset(self, to: Seek, number: int, shelf: _Shelf) -> int | None:
         if to.time is not None:
@@ -413,17 +420,20 @@ class MemoryLogConsumer:
             share = shares[(place + self._turn) % len(shares)]
             share.skip_forgotten()
             count = min(limit - len(taken), share.room(self._limit), share.shelf.end - share.position)
+            generation = self._group(share.partition[0]).generation
             for offset in range(share.position, share.position + count):
                 if offset not in share.done:
-                    taken.append(self._record(share, offset))
+                    taken.append(self._record(share, offset, generation))
             share.position += max(count, 0)
         return taken
 
-    def _record(self, share: _Share, offset: int) -> Record:
+    def _record(self, share: _Share, offset: int, generation: int) -> Record:
         entry = share.shelf.entries[offset - share.shelf.base]
         lost = share.lost.get(offset, 0)
         topic, number = share.partition
-        return Record(topic, number, offset, entry.envelope, share.epoch, lost + 1, lost, False, entry.unreadable)
+        return Record(
+            topic, number, offset, entry.envelope, share.epoch, lost + 1, lost, False, entry.unreadable, generation
+        )
 
     def _take_copies(self, limit: int) -> list[Record]:
         taken: list[Record] = []
@@ -444,6 +454,7 @@ class MemoryLogConsumer:
         topic = group.spec.topic
         record = Record(topic, copy.partition, copy.offset, envelope, 0, copy.starts + 1, copy.lost, True)
         record.unreadable = entry.unreadable
+        record.generation = envelope.generation
         self._copies[record] = copy
         return record
 
@@ -457,7 +468,7 @@ class MemoryLogConsumer:
     async def retry(self, record: Record, outcome: RetryAfter) -> None:
         if not self._holds(record):
             return
-        entry = _Entry(record.envelope, self._clock.time(), record.unreadable)
+        entry = _Entry(record.stamped, self._clock.time(), record.unreadable)
         copy = _Copy(record.partition, record.offset, entry, record.attempt, record.lost)
         self._group(record.topic).retry(copy, outcome.delay)
         await self.done([record])
