@@ -102,7 +102,8 @@ class LogWorker:
             for record in await self._consumer.receive(count - len(found)):
                 self._held[record.envelope.id] = record
                 place = {"partition": record.partition, "offset": record.offset}
-                found.append({**_shown(record.envelope), **place, "attempt": record.attempt, "lost": record.lost})
+                counts = {"attempt": record.attempt, "lost": record.lost, "generation": record.generation}
+                found.append({**_shown(record.envelope), **place, **counts})
         return found
 
 

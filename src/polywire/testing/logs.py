@@ -999,11 +999,11 @@ class LogSuite(BusSuite):
             self.need(log.guarantees, "replay")
             await log.append("retried", "dead")
             member = await log.member()
-            for got in await log.receive(member, 2):
-                if got.envelope.body == b"dead":
-                    await self.within(member.bury(got, Bury("rejected")), what="burying")
+            for one in await log.receive(member, 2):
+                if one.envelope.body == b"dead":
+                    await self.within(member.bury(one, Bury("rejected")), what="burying")
                 else:
-                    await self.within(member.retry(got, RetryAfter(0.0)), what="retrying")
+                    await self.within(member.retry(one, RetryAfter(0.0)), what="retrying")
             await member.close()
             await self._seek(log, Seek(earliest=True))
             await log.backend.revive(log.topic, GROUP, await log.until_dead(1))
