@@ -12,6 +12,7 @@ from pathlib import Path
 
 from polywire.bus.consumer.handling import Handling
 from polywire.bus.consumer.worker import Loaded
+from polywire.bus.core.inbox import under_way
 from polywire.context import current
 from polywire.contract import Message
 from polywire.contract.retry import Backoff
@@ -38,6 +39,9 @@ class Images:
         assert message is not None
         if job.do == "note":
             self.write(job.note, f"{os.getpid()} {message.id} {message.attempt} {current().request_id}")
+        elif job.do == "generation":
+            (way,) = under_way()
+            self.write(f"{job.note}-{way.generation}", "")
         elif job.do == "spin":
             self.write(job.note, str(os.getpid()))
             while True:

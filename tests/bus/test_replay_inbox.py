@@ -10,11 +10,12 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
-from consumer_support import GROUP, TOPIC, Job, event_handler, log_bench
-from consumer_support import event as job
+from consumer_process_app import TYPE, handlings
+from consumer_support import GROUP, TOPIC, Job, envelope, event, event_handler, log_bench
 
 from polywire import App, Event, subscribe
 from polywire.bus.consumer import LogRunner, event_handling
+from polywire.bus.consumer.processes import ProcessPool
 from polywire.bus.core import EVERY_DEAD, Envelope, Seek, new_id
 from polywire.contract.event import Batch, event_of, subscriptions_of
 from polywire.contract.retry import Retry
@@ -204,7 +205,7 @@ async def test_a_batch_that_is_replayed_has_its_effects_once_more(tmp_path: Path
                     await tx.execute("INSERT INTO effect VALUES (?)", (f"{one.n}",))
             handled.extend(one.n for one in jobs)
 
-        await b.append(*(job(n) for n in range(10)))
+        await b.append(*(event(n) for n in range(10)))
         await b.run(event_handler(handle, batch=Batch(5, wait=0.0)))
         for times in (1, 2):
             await b.caught_up()
@@ -220,9 +221,25 @@ async def test_what_is_done_once_without_a_transaction_is_replayed(tmp_path: Pat
         async def handle(one: Job) -> None:
             handled.append(one.n)
 
-        await b.append(job(7, key="a"), job(7, key="a"))
+        await b.append(event(7, key="a"), event(7, key="a"))
         await b.run(event_handler(handle, once=True), inbox=StoreInbox(store))
         await b.caught_up()
         await b.events.seek(TOPIC, GROUP, Seek(earliest=True))
         await b.caught_up()
         assert handled == [7, 7]
+
+
+async def test_a_process_that_handles_what_is_replayed_knows_the_generation(tmp_path: Path) -> None:
+    async with log_bench(partitions=1) as b:
+        pool = ProcessPool("consumer_process_app:load", [str(tmp_path)], size=1)
+        try:
+            runner = await b.run(*handlings(str(tmp_path)), processes=pool)
+            await b.append(envelope(1, type=TYPE, body=b'{"do":"generation","note":"one"}'))
+            await settled(runner, 1)
+            await b.events.seek(TOPIC, GROUP, Seek(earliest=True))
+            await settled(runner, 2)
+            await runner.stop(0.0)
+        finally:
+            await pool.close()
+    assert (tmp_path / "one-0").exists()
+    assert (tmp_path / "one-1").exists()
