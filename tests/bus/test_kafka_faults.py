@@ -46,6 +46,7 @@ def own_kafka(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
 
 @only(
     "a_member_goes_on_or_hears_of_it_when_the_backend_was_restarted",
+    "the_generation_outlives_a_restart_of_the_backend",
     "what_waited_while_the_backend_was_down_is_appended",
     "what_was_confirmed_is_there_after_the_backend_was_restarted",
     "while_the_backend_is_down_appending_waits_at_most_its_timeout",
