@@ -28,7 +28,7 @@ def envelope(**changes: Any) -> Envelope:
     tracestate=st.none() | ASCII,
     headers=st.none() | st.dictionaries(NAMES, TEXTS | ASCII, min_size=1, max_size=5),
     version=st.integers(1, 999_999_999),
-    attempt=st.integers(0, 1000),
+    count=st.integers(0, 1000),
     own=st.dictionaries(st.sampled_from(["copy", "reason", "error"]), TEXTS | ASCII),
 )
 def test_what_was_written_is_read_again(
@@ -36,10 +36,11 @@ def test_what_was_written_is_read_again(
     tracestate: str | None,
     headers: dict[str, str] | None,
     version: int,
-    attempt: int,
+    count: int,
     own: dict[str, str],
 ) -> None:
-    sent = envelope(key=key, tracestate=tracestate, headers=headers, version=version, attempt=attempt)
+    counts = dict.fromkeys(("priority", "attempt", "lost", "redrive_count", "generation"), count)
+    sent = envelope(key=key, tracestate=tracestate, headers=headers, version=version, **counts)
     received = messages.decode(messages.encode(sent, own), sent.body)
     assert received == messages.Received(sent, 0, own)
 

@@ -26,7 +26,7 @@ DELIVERY_COUNT = "x-delivery-count"
 ATTRIBUTES = (
     *("specversion", "id", "type", "source", "time", "partitionkey", "traceparent", "tracestate", "requestid"),
     *("causationid", "principal", "replyto", "notbefore", "expirytime"),
-    *("dataversion", "priority", "attempt", "lost", "redrivecount"),
+    *("dataversion", "priority", "attempt", "lost", "redrivecount", "generation"),
 )
 """All that `attributes_of` makes."""
 
