@@ -339,7 +339,10 @@ def _change(
 @click.option("--from", "start", required=True, metavar="WHERE", help="earliest, latest, a time, or 0=17,1=4: offsets.")
 @_system
 def replay(place: str, start: str, file: str | None, profile: str | None) -> None:
-    """Let TOPIC/GROUP go on from somewhere else. Its members have to be stopped where the backend cannot tell them."""
+    """Let TOPIC/GROUP go on from somewhere else. Its members have to be stopped where the backend cannot tell them.
+
+    Behind an inbox, what is read again has its effects once more.
+    """
     to = seek_of(start)
 
     async def work(operator: Operator) -> None:
