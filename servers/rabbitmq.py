@@ -127,7 +127,6 @@ class RabbitMQ4(RabbitMQ):
     name = "rabbitmq4"
     optional = True
     SUITE = "trixie"
-    MIRROR = "http://deb.debian.org/debian"
 
     @classmethod
     def tree(cls) -> Path:
@@ -137,7 +136,11 @@ class RabbitMQ4(RabbitMQ):
     def missing(cls) -> str | None:
         if os.geteuid() != 0:
             return "root (it runs in a chroot), which"
-        return None if (cls.tree() / "complete").exists() else f"RabbitMQ in a tree of Debian's {cls.SUITE}"
+        if not (cls.tree() / "complete").exists():
+            return f"RabbitMQ in a tree of Debian's {cls.SUITE}"
+        mount = ["unshare", "--mount", "mount", "-t", "proc", "proc", str(cls.tree() / "proc")]
+        allowed = subprocess.run(mount, capture_output=True, check=False).returncode == 0
+        return None if allowed else "the right to mount something (it runs in a chroot), which"
 
     @classmethod
     def install(cls) -> None:
@@ -148,7 +151,7 @@ class RabbitMQ4(RabbitMQ):
         tree = cls.tree()
         shutil.rmtree(tree, ignore_errors=True)
         tree.parent.mkdir(parents=True, exist_ok=True)
-        command = ["debootstrap", "--variant=minbase", "--include=rabbitmq-server", cls.SUITE, str(tree), cls.MIRROR]
+        command = ["debootstrap", "--variant=minbase", "--include=rabbitmq-server", cls.SUITE, str(tree)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode != 0:
             text = (done.stdout + done.stderr).strip()[-2000:]

@@ -12,7 +12,7 @@ import pytest
 from rabbitmq_support import until
 from servers.base import is_free, ports
 from servers.pytest_plugin import require_server
-from servers.rabbitmq import RabbitMQ
+from servers.rabbitmq import RabbitMQ, RabbitMQ4
 
 from polywire.testing.buses import PASSWORD, BusSuite
 from polywire.testing.fanouts import FanoutSuite
@@ -24,10 +24,10 @@ SETTLED = 2.0
 """Seconds after declaring a quorum queue within which a SIGKILL leaves it registered and dead (3.10 and 4.0)."""
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="module", params=[RabbitMQ, RabbitMQ4], ids=lambda server: server.name)
 def own_server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitMQ]:
-    require_server(request, "rabbitmq")
-    server = RabbitMQ()
+    require_server(request, request.param.name)
+    server: RabbitMQ = request.param()
     server.start(tmp_path_factory.mktemp("rabbitmq"))
     yield server
     server.kill()

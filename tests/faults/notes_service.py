@@ -140,7 +140,8 @@ class Strangers:
             assert (answer.status, answer.body) == (200, good)
         answer = await self.rest(GOOD_JSON)
         assert (answer.status, json.loads(answer.body)) == (200, {**json.loads(GOOD_JSON), "stars": 0})
-        assert self.service.written == before + 4
+        # A request that was given up just before may be written now.
+        assert self.service.written >= before + 4
 
 
 @asynccontextmanager

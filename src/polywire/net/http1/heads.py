@@ -165,7 +165,7 @@ class HeadReader:
         lines = split_lines(prefix + b"\r\n")
         method, target, modern = _request_line(lines[0])
         del lines[0]
-        self._check_size(len(prefix), len(lines))
+        self._check_size(len(prefix) + 2, len(lines))
         fields, framing = _fields(lines)
         hosts = [value for name, value in framing if name == b"host"]
         host = hosts[0] if hosts else b""
@@ -180,7 +180,7 @@ class HeadReader:
         lines = split_lines(prefix + b"\r\n")
         status, modern = _status_line(lines[0])
         del lines[0]
-        self._check_size(len(prefix), len(lines))
+        self._check_size(len(prefix) + 2, len(lines))
         fields, framing = _fields(lines)
         lead = _Lead(prefix, Head(tuple(fields), status=status), framing, len(lines), modern)
         _remember(self._responses, line, lead)
