@@ -118,8 +118,16 @@ class _Settle(Work):
         if self.starting:
             messages.start(tx, self._owner, self.starting)
         if self.want > 0:
-            self.rows, _ = messages.claim(tx, self._queue, self._owner, self.want)
+            self.rows, _ = messages.claim(tx, self._queue, self._owner, self._share(tx))
         return True
+
+    def _share(self, tx: Transaction) -> int:
+        """How many to fetch. Where the keys that were just let go are all that is free, the others get one of them:
+        as long as there is more of each key than one consumer can do, they would never get any."""
+        if not self.keys or not messages.has_others(tx.connection, self._queue, self._owner):
+            return self.want
+        free = messages.count_ready(tx.connection, self._queue.n, self.want + 1)
+        return free - 1 if 1 < free <= self.want else self.want
 
     def finish(self) -> None:
         self._consumer.settled(self)

@@ -179,6 +179,20 @@ def has_ready(connection: apsw.Connection, queue: int) -> bool:
     return connection.execute("SELECT 1 FROM ready WHERE queue = ? LIMIT 1", (queue,)).fetchone() is not None
 
 
+def count_ready(connection: apsw.Connection, queue: int, most: int) -> int:
+    """How many could be handed out now; *most* at most."""
+    rows = connection.execute(
+        "SELECT count(*) FROM (SELECT 1 FROM ready WHERE queue = ? LIMIT ?)", (queue, most)
+    ).fetchall()
+    return int(rows[0][0])
+
+
+def has_others(connection: apsw.Connection, queue: QueueRow, owner: int) -> bool:
+    """Whether somebody else consumes from it."""
+    found = connection.execute("SELECT 1 FROM owner WHERE channel = ? AND n != ? LIMIT 1", (queue.channel, owner))
+    return found.fetchone() is not None
+
+
 def _promote(tx: Transaction, queue: QueueRow) -> float | None:
     """Make ready what is due, and return when the next will be."""
     due = next_due(tx.connection, queue.n)
