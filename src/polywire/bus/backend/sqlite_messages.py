@@ -181,10 +181,7 @@ def has_ready(connection: apsw.Connection, queue: int) -> bool:
 
 def count_ready(connection: apsw.Connection, queue: int, most: int) -> int:
     """How many could be handed out now; *most* at most."""
-    rows = connection.execute(
-        "SELECT count(*) FROM (SELECT 1 FROM ready WHERE queue = ? LIMIT ?)", (queue, most)
-    ).fetchall()
-    return int(rows[0][0])
+    return len(connection.execute("SELECT 1 FROM ready WHERE queue = ? LIMIT ?", (queue, most)).fetchall())
 
 
 def has_others(connection: apsw.Connection, queue: QueueRow, owner: int) -> bool:
