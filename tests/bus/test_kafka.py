@@ -343,13 +343,13 @@ async def until(condition: Any) -> None:
 
 
 async def test_a_blocked_event_loop_does_not_cost_the_membership(kafka_url: str) -> None:
-    url = f"{kafka_url}?{QUICK}&group_protocol=classic&session_timeout=1&rebalance_timeout=2"
+    url = f"{kafka_url}?{QUICK}&group_protocol=classic&session_timeout=4&rebalance_timeout=5"
     async with opened(url) as log:
         topic = await declared(log, "billing", partitions=2)
         consumer = await log.consumer([topic], "billing", limit=10)
         await log.append(topic, [event("1")])
         (before,) = await consumer.receive(1)
-        time.sleep(3.0)  # noqa: ASYNC251 - what a handler should not do, but some do
+        time.sleep(7.0)  # noqa: ASYNC251 - what a handler should not do, but some do
         await consumer.done([before])
         await log.append(topic, [event(f"{n}") for n in range(20)])
         got: list[Record] = []
@@ -394,8 +394,9 @@ async def test_a_group_that_starts_at_the_latest_begins_where_it_was_declared(ka
         await log.append(topic, [event("between")])
         # The process that consumes did not declare it.
         consumer = await other.consumer([topic], "billing", limit=10)
-        (record,) = await asyncio.wait_for(consumer.receive(10), SOON)
-        assert record.envelope.body == b"between"
+        # It may come twice, where its partition moved just after the consumer came.
+        records = await asyncio.wait_for(consumer.receive(10), SOON)
+        assert {record.envelope.body for record in records} == {b"between"}
 
 
 async def test_an_event_that_dies_twice_is_one_dead_letter_the_last(kafka_url: str) -> None:

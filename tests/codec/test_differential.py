@@ -432,6 +432,16 @@ def test_the_largest_float_of_32_bits_is_written_so_that_json_format_takes_it() 
     json_format.Parse(codec.encode(largest), runtime_class(Largest)())
 
 
+@pytest.mark.parametrize("value", [1.0410071592658342e37, 0.1, 16777217.0, 1e-45, 123456.79])
+def test_floats_of_32_bits_are_written_as_json_format_writes_them(value: float) -> None:
+    class Small(Message):
+        value: Float32
+
+    small = Small(value=value)
+    theirs = json_format.MessageToDict(runtime_class(Small).FromString(codec_for(Small, "proto").encode(small)))
+    assert json.loads(codec_for(Small, "protojson").encode(small)) == theirs
+
+
 def test_the_schema_tells_msgspec_what_protobuf_can_hold() -> None:
     assert msgspec.json.schema(Numbers)["$defs"]["Numbers"]["properties"]["a"] == {
         "type": "integer",

@@ -105,7 +105,7 @@ def spelled_float(value: float) -> float | str:
     number: float = struct.unpack("<f", struct.pack("<f", value))[0]
     if not math.isfinite(number):
         return _spelled(number)
-    for digits in (6, 7, 8):
+    for digits in (6, 7, 8, 9):
         short = float(f"{number:.{digits}g}")
         if abs(short) <= _FLOAT_MAX and struct.pack("<f", short) == struct.pack("<f", number):
             return short
