@@ -213,14 +213,21 @@ CASES: list[tuple[type[SqliteStore], str]] = [
 def test_the_suite_finds(broken: type[SqliteStore], test: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("polywire.testing.stores.SOON", 1.0)
 
+    attempt = 0
+
     class Suite(StoreSuite):
         def opening(
             self, *, migrations: Sequence[Migration] = PROBE, upgrade: bool = True, clock: Clock | None = None
         ) -> AbstractAsyncContextManager[Store]:
             return broken(
-                tmp_path / "probe.db", migrations=migrations, upgrade=upgrade, wait=3.0, clock=clock or SYSTEM_CLOCK
+                tmp_path / f"{attempt}.db",
+                migrations=migrations,
+                upgrade=upgrade,
+                wait=3.0,
+                clock=clock or SYSTEM_CLOCK,
             )
 
-    # Whatever it raises: an assertion, or an error where there should be none.
-    with pytest.raises((Exception, ExceptionGroup)):
-        asyncio.run(getattr(Suite(), test)())
+    # Whatever it raises: an assertion, or an error where there should be none. Some go by chance, and get five of them.
+    with pytest.raises((Exception, ExceptionGroup)):  # noqa: PT012
+        for attempt in range(5):
+            asyncio.run(getattr(Suite(), test)())
