@@ -18,7 +18,7 @@ ARGS ?=
 
 .PHONY: demo test torture check types quick bench bench-bus clean
 
-demo: $(VENV)/ready
+demo: $(VENV)/ready$(if $(findstring production,$(ARGS)),-production)
 	@$(VENV)/bin/python examples/shop/demo.py $(ARGS)
 
 test: $(VENV)/ready-dev
@@ -61,6 +61,12 @@ $(VENV)/bin/python:
 $(VENV)/ready: pyproject.toml | $(VENV)/bin/python
 	$(PIP) --editable .
 	@touch $@
+
+# What the profile production of the shop needs: clients of RabbitMQ and Kafka, and the two themselves.
+$(VENV)/ready-production: pyproject.toml | $(VENV)/bin/python
+	$(PIP) --editable '.[rabbitmq,kafka]'
+	$(VENV)/bin/python -m servers install rabbitmq kafka
+	@touch $(VENV)/ready $@
 
 $(VENV)/ready-dev: pyproject.toml | $(VENV)/bin/python
 	$(PIP) --editable '.[dev]'

@@ -213,7 +213,8 @@ CASES: list[tuple[type[SqliteStore], str]] = [
 def test_the_suite_finds(broken: type[SqliteStore], test: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("polywire.testing.stores.SOON", 1.0)
 
-    attempt = 0
+    attempts = iter(range(5))
+    path = tmp_path / "first.db"
 
     class Suite(StoreSuite):
         def opening(
@@ -229,5 +230,5 @@ def test_the_suite_finds(broken: type[SqliteStore], test: str, tmp_path: Path, m
 
     # Whatever it raises: an assertion, or an error where there should be none. Some go by chance, and get five of them.
     with pytest.raises((Exception, ExceptionGroup)):  # noqa: PT012
-        for attempt in range(5):
+        for path in (tmp_path / f"{attempt}.db" for attempt in attempts):
             asyncio.run(getattr(Suite(), test)())
