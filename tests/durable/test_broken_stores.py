@@ -220,7 +220,7 @@ def test_the_suite_finds(broken: type[SqliteStore], test: str, tmp_path: Path, m
             self, *, migrations: Sequence[Migration] = PROBE, upgrade: bool = True, clock: Clock | None = None
         ) -> AbstractAsyncContextManager[Store]:
             return broken(
-                tmp_path / f"{attempt}.db",
+                self.path,
                 migrations=migrations,
                 upgrade=upgrade,
                 wait=3.0,
