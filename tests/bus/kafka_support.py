@@ -84,11 +84,17 @@ async def opened(url: str) -> AsyncIterator[KafkaLog]:
 
 
 async def declared(log: KafkaLog, *groups: str, partitions: int = 1, **fields: Any) -> str:
-    """A topic that no other test uses, with these groups. *fields* are of TopicSpec."""
+    """A topic that no other test uses, with a group `of_topic` for each of these. *fields* are of TopicSpec."""
     name = f"kafka-{secrets.token_hex(5)}"
-    specs = [GroupSpec(topic=name, group=group) for group in groups]
+    specs = [GroupSpec(topic=name, group=of_topic(name, group)) for group in groups]
     await log.declare([TopicSpec(name=name, partitions=partitions, **fields)], specs)
     return name
+
+
+def of_topic(topic: str, group: str = "billing") -> str:
+    """The name of a group of one topic alone: Kafka knows groups by their name, and moves the members of all that have
+    one."""
+    return f"{group}-of-{topic}"
 
 
 def event(text: str = "1", **fields: Any) -> Envelope:

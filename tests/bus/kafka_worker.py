@@ -1,4 +1,4 @@
-"""A worker to be killed: `kafka_worker.py URL TOPIC`. Prints what it is done with; ends when its input does."""
+"""A worker to be killed: `kafka_worker.py URL TOPIC GROUP`. Prints what it is done with; ends when its input does."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ async def settle(consumer: LogConsumer, record: Record) -> None:
         await consumer.done([record])
 
 
-async def main(url: str, topic: str) -> None:
+async def main(url: str, topic: str, group: str) -> None:
     log = KafkaLog(url)
     await log.start()
     busy = asyncio.Lock()
@@ -46,7 +46,7 @@ async def main(url: str, topic: str) -> None:
         async with busy:
             pass
 
-    consumer = await log.consumer([topic], "billing", limit=50, revoking=revoking)
+    consumer = await log.consumer([topic], group, limit=50, revoking=revoking)
     handling = asyncio.ensure_future(handle(consumer, busy))
     await asyncio.to_thread(sys.stdin.read)
     async with busy:
@@ -56,4 +56,4 @@ async def main(url: str, topic: str) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main(sys.argv[1], sys.argv[2]))
+    asyncio.run(main(*sys.argv[1:]))

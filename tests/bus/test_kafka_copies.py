@@ -7,15 +7,13 @@ from typing import Any
 
 import pytest
 from confluent_kafka.admin import AdminClient
-from kafka_support import QUICK, declared, event, opened
+from kafka_support import QUICK, declared, event, of_topic, opened
 
 from polywire.bus.backend.kafka_copies import dead_topic, retry_topics
 from polywire.bus.core import Bury, GroupSpec, Record, RetryAfter, TopicSpec
 from polywire.errors import DeliveryError
 
 pytestmark = pytest.mark.slow
-
-GROUP = "billing"
 
 
 async def _delete(kafka_url: str, names: list[str]) -> None:
@@ -34,11 +32,12 @@ async def _receive(member: Any, count: int) -> list[Record]:
 
 async def test_an_event_whose_copy_cannot_be_written_is_not_done(kafka_url: str) -> None:
     async with opened(f"{kafka_url}?{QUICK}") as log:
-        topic = await declared(log, GROUP)
+        topic = await declared(log, "billing")
+        group = of_topic(topic)
         assert await log.append(topic, [event("0"), event("1")]) == [None, None]
-        member = await log.consumer([topic], GROUP, limit=10)
+        member = await log.consumer([topic], group, limit=10)
         first, second = await _receive(member, 2)
-        gone = [dead_topic(topic, GROUP), *retry_topics(topic, GROUP)]
+        gone = [dead_topic(topic, group), *retry_topics(topic, group)]
         await _delete(kafka_url, gone)
         with pytest.raises(DeliveryError) as retried:
             await member.retry(first, RetryAfter(1.0, "ValueError: no"))
@@ -46,8 +45,8 @@ async def test_an_event_whose_copy_cannot_be_written_is_not_done(kafka_url: str)
             await member.bury(second, Bury("rejected", "ValueError: no"))
         assert [first.envelope.id in str(retried.value), second.envelope.id in str(buried.value)] == [True, True]
         await member.close()
-        await log.declare([TopicSpec(name=topic, partitions=1)], [GroupSpec(topic=topic, group=GROUP)])
-        again = await log.consumer([topic], GROUP, limit=10)
+        await log.declare([TopicSpec(name=topic, partitions=1)], [GroupSpec(topic=topic, group=group)])
+        again = await log.consumer([topic], group, limit=10)
         try:
             assert [record.offset for record in await _receive(again, 2)] == [0, 1]
         finally:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from kafka_support import QUICK, RestartedKafkaSuite, declared, event, only, opened
+from kafka_support import QUICK, RestartedKafkaSuite, declared, event, of_topic, only, opened
 from servers.kafka import Kafka
 from servers.pytest_plugin import require_server
 from tests.torture.running import killing_workers
@@ -112,7 +112,7 @@ def check_order(seen: dict[str, list[int]], confirmed: dict[str, list[int]]) -> 
 async def test_a_broker_killed_under_load_loses_nothing_that_was_confirmed(own_kafka: Kafka) -> None:
     async with opened(f"{own_kafka.url}?{QUICK}") as log:
         topic = await declared(log, "billing", partitions=PARTITIONS)
-        consumer = await log.consumer([topic], "billing", limit=100)
+        consumer = await log.consumer([topic], of_topic(topic), limit=100)
         seen: dict[str, list[int]] = {}
 
         async def handle() -> None:
@@ -189,7 +189,8 @@ class WorkerProcess:
 
     @classmethod
     async def start(cls, url: str, topic: str, told: Told) -> WorkerProcess:
-        process = await asyncio.create_subprocess_exec(sys.executable, str(WORKER), url, topic, stdin=PIPE, stdout=PIPE)
+        command = sys.executable, str(WORKER), url, topic, of_topic(topic)
+        process = await asyncio.create_subprocess_exec(*command, stdin=PIPE, stdout=PIPE)
         return cls(process, told)
 
     async def _read(self, told: Told) -> None:
@@ -251,17 +252,12 @@ async def test_killed_workers_lose_no_event_and_keep_the_order_of_keys(kafka_url
         for worker in workers:
             await worker.end()
         check_order(told.seen, appending.confirmed)
-        dead = {letter.envelope.id for letter in await log.dead(topic, "billing", limit=10_000)}
+        dead = {letter.envelope.id for letter in await log.dead(topic, of_topic(topic), limit=10_000)}
         assert dead == {each for each, text in confirmed.items() if text == "bury"}
         assert not dead & set(told.done)
 
-        # The broker takes its time to believe that a killed one is dead.
-        async with asyncio.timeout(SOON):
-            while True:
-                stats = await log.stats(topic, "billing")
-                if (stats.lag, stats.members) == (0, 0):
-                    break
-                await asyncio.sleep(0.2)
+        stats = await log.stats(topic, of_topic(topic))
+        assert (stats.lag, stats.members) == (0, 0)
 
 
 @pytest.mark.parametrize("protocol", ["consumer", "classic&session_timeout=2"])
@@ -280,7 +276,7 @@ async def test_members_that_come_and_go_lose_nothing_and_never_share_a_partition
         check_order(storm.seen, appending.confirmed)
         # Everybody was told before, and left in order: nothing was handled twice.
         assert storm.seen == appending.confirmed
-        assert (await log.stats(topic, "billing")).lag == 0
+        assert (await log.stats(topic, of_topic(topic))).lag == 0
 
 
 class Storm:
@@ -298,7 +294,7 @@ class Storm:
 
     async def join(self) -> None:
         member = _StormMember(self)
-        consumer = await self._log.consumer([self._topic], "billing", limit=50, revoking=member.revoking)
+        consumer = await self._log.consumer([self._topic], of_topic(self._topic), limit=50, revoking=member.revoking)
         self._members.append((consumer, asyncio.ensure_future(member.run(consumer))))
         await self._even()
 

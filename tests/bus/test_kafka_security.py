@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.serialization import (
     PrivateFormat,
     load_pem_private_key,
 )
-from kafka_support import declared, event, opened
+from kafka_support import declared, event, of_topic, opened
 from servers.kafka import Kafka
 from servers.pytest_plugin import require_server
 
@@ -92,11 +92,11 @@ async def test_who_has_rights_sends_and_receives_over_tls(secured: Secured, mech
     secured.allow(
         "alice",
         (Kind.TOPIC, topic, May.ALL),
-        (Kind.GROUP, "billing", May.ALL),
+        (Kind.GROUP, of_topic(topic), May.ALL),
     )
     async with opened(secured.url("alice", f"sasl={mechanism}")) as log:
         assert await log.append(topic, [event("1")]) == [None]
-        consumer = await log.consumer([topic], "billing", limit=10)
+        consumer = await log.consumer([topic], of_topic(topic), limit=10)
         (record,) = await asyncio.wait_for(consumer.receive(10), SOON)
         assert record.envelope.body == b"1"
         await consumer.done([record])

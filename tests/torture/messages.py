@@ -16,7 +16,6 @@ from polywire.contract import Message
 
 TYPE = "torture.v1.Jobs/Do"
 SOURCE = "torture"
-GROUP = "billing"
 ATTEMPTS = 6
 FAILURES = 2
 """Attempts of a `retry` that fail."""
@@ -29,6 +28,11 @@ DELAYS = 0.2, 1.5
 """Seconds that a `delayed` one waits at least and at most."""
 
 
+def group_of(topic: str) -> str:
+    """Of one topic alone: Kafka knows groups by their name, and moves the members of all that have one."""
+    return f"{topic}-readers"
+
+
 class Job(Message):
     n: int
     kind: str
@@ -39,7 +43,7 @@ class Place(msgspec.Struct, frozen=True, kw_only=True):
 
     name: str
     log: bool = False
-    """A topic, read by the group GROUP."""
+    """A topic, read by the group `group_of` it."""
     keys: int = 0
     """How many keys there are; 0 where messages have none."""
     mixed: bool = False

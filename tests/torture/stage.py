@@ -11,7 +11,7 @@ from typing import cast
 import apsw
 from servers import find
 from servers.base import Server
-from tests.torture.messages import GROUP, Place
+from tests.torture.messages import Place, group_of
 
 from polywire.bus.backend.opening import open_events, open_tasks
 from polywire.bus.core import (
@@ -51,7 +51,7 @@ class Stage:
             self._log = cast(EventLog, open_events(self.events))
             await self._log.start()
             topics = [place.name for place in self.places if place.log]
-            groups = [GroupSpec(topic=name, group=GROUP, lost_limit=LOST_LIMIT) for name in topics]
+            groups = [GroupSpec(topic=name, group=group_of(name), lost_limit=LOST_LIMIT) for name in topics]
             await self._log.declare([TopicSpec(name=name, partitions=6) for name in topics], groups)
 
     @property
@@ -81,7 +81,7 @@ class Stage:
 
     async def _pending(self, place: Place) -> int:
         if place.log:
-            return (await self._events().stats(place.name, GROUP)).lag
+            return (await self._events().stats(place.name, group_of(place.name))).lag
         stats = await self._tasks().stats(place.name)
         return stats.ready + (stats.delayed or 0) + (stats.in_flight or 0)
 
@@ -89,7 +89,7 @@ class Stage:
         found: list[DeadLetter] = []
         for place in self.places:
             if place.log:
-                found += await self._events().dead(place.name, GROUP, limit=MOST_DEAD)
+                found += await self._events().dead(place.name, group_of(place.name), limit=MOST_DEAD)
             else:
                 found += await self._tasks().dead(place.name, limit=MOST_DEAD)
         return found

@@ -18,7 +18,7 @@ from collections.abc import Collection, Sequence
 from typing import Any, NoReturn, cast
 
 import msgspec
-from tests.torture.messages import ATTEMPTS, FAILURES, GROUP, TYPE, Job, Place
+from tests.torture.messages import ATTEMPTS, FAILURES, TYPE, Job, Place, group_of
 
 from polywire.bus.backend.opening import open_events, open_tasks
 from polywire.bus.consumer import Alone, Handling, LogRunner, QueueRunner
@@ -184,7 +184,7 @@ def runners_of(workplace: Workplace, hands: Hands, backends: dict[bool, Any]) ->
         handlings, size = [hands.handling(place)], workplace.concurrency
         if place.log:
             made: QueueRunner | LogRunner = LogRunner(
-                backends[True], [place.name], GROUP, handlings, concurrency=size, alone=alone
+                backends[True], [place.name], group_of(place.name), handlings, concurrency=size, alone=alone
             )
         else:
             made = QueueRunner(

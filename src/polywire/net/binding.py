@@ -6,6 +6,7 @@ import errno
 import os
 import socket
 import stat
+from typing import Any
 
 from polywire.errors import SetupError
 from polywire.net.address import Address
@@ -14,34 +15,53 @@ BACKLOG = 1024
 """Connections that may wait to be accepted."""
 
 
-def open_listening(place: Address) -> socket.socket:
-    """A socket that listens on *place*. Raises SetupError saying why it cannot."""
-    refuse_unresolved(place)
-    family = socket.AF_UNIX if place.path else socket.AF_INET6 if ":" in place.host else socket.AF_INET
-    opened = socket.socket(family, socket.SOCK_STREAM)
+def open_listening(place: Address) -> list[socket.socket]:
+    """Sockets that listen on *place*, one for each address of its host. Raises SetupError saying why they cannot."""
+    if place.resolve:
+        raise SetupError(f"cannot listen on {place}: dns:/// is for clients. Write the host and port to bind.")
+    opened: list[socket.socket] = []
     try:
         if place.path:
             remove_stale(place.path)
-            opened.bind(place.path)
+            opened.append(_listening(socket.AF_UNIX, place.path))
         else:
+            _listen_on_host(place, opened)
+    except OSError as error:
+        for each in opened:
+            each.close()
+        raise SetupError(f"cannot listen on {place}: {explain(error, place)}") from error
+    return opened
+
+
+def _listen_on_host(place: Address, opened: list[socket.socket]) -> None:
+    port = place.port
+    found = socket.getaddrinfo(place.host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    for family, (host, _, *rest) in dict.fromkeys((family, address) for family, _, _, _, address in found):
+        opened.append(_listening(family, (host, port, *rest)))
+        # A port that was chosen for 0 is that of all.
+        port = opened[0].getsockname()[1]
+
+
+def _listening(family: socket.AddressFamily, address: Any) -> socket.socket:
+    opened = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        if family != socket.AF_UNIX:
             opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            opened.bind((place.host.strip("[]"), place.port))
+        if family == socket.AF_INET6:
+            # `::` is not for version 4, which may have a socket of its own.
+            opened.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        opened.bind(address)
         opened.listen(BACKLOG)
         opened.setblocking(False)
-    except OSError as error:
+    except BaseException:
         opened.close()
-        raise SetupError(f"cannot listen on {place}: {explain(error, place)}") from error
+        raise
     return opened
 
 
 def bound(place: Address, opened: socket.socket) -> str:
     """*place*, with the port that was chosen for a 0."""
     return str(place) if place.path else str(Address(host=place.host, port=opened.getsockname()[1]))
-
-
-def refuse_unresolved(place: Address) -> None:
-    if place.resolve:
-        raise SetupError(f"cannot listen on {place}: dns:/// is for clients. Write the host and port to bind.")
 
 
 def remove_stale(path: str) -> None:

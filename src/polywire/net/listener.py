@@ -10,12 +10,11 @@ import socket
 from collections.abc import Sequence
 from typing import Any, Protocol, cast
 
-from polywire.errors import SetupError
 from polywire.net.address import Address, parse_addresses
-from polywire.net.binding import BACKLOG, explain, refuse_unresolved, remove_stale
+from polywire.net.binding import BACKLOG, bound, open_listening
 from polywire.net.http1 import Dateline, HeadReader, Http1ServerProtocol
 from polywire.net.http2_protocol import Http2ServerProtocol
-from polywire.net.sharing import Accepting, SharedPort
+from polywire.net.sharing import Accepting, SharedPort, Turn
 from polywire.net.stream import Application, Limits
 from polywire.net.tls import ServerTls
 
@@ -53,13 +52,12 @@ class Listener:
         *,
         limits: Limits | None = None,
         tls: ServerTls | None = None,
-        reuse_port: bool = False,
     ) -> None:
         self._application = application
         self._limits = limits or Limits()
         self._tls = tls.context() if tls is not None else None
-        self._reuse_port = reuse_port
         self._servers: list[asyncio.AbstractServer] = []
+        self._sockets: list[socket.socket] = []
         self._socket_files: list[tuple[str, int]] = []
         self._members: dict[Member, asyncio.Transport] = {}
         self._http2: dict[Http2ServerProtocol, asyncio.Transport] = {}
@@ -70,9 +68,10 @@ class Listener:
         self._draining = False
         self._closed = False
         self._leaving: set[asyncio.Task[None]] = set()
-        self._shared: Accepting | None = None
-        self._arriving: set[asyncio.Task[None]] = set()
-        """Connections of a shared port that were accepted, and are not ready yet."""
+        self._accepting: list[Accepting] = []
+        self._turn: Turn | None = None
+        self._arriving: dict[asyncio.Task[None], socket.socket] = {}
+        """Connections that were accepted, and are not ready yet: they may have yet to agree on TLS."""
         self._empty: asyncio.Event = asyncio.Event()
 
     @property
@@ -85,62 +84,44 @@ class Listener:
 
         Raises SetupError, saying which address cannot be listened on, and why; then none of them is.
         """
-        bound: list[str] = []
+        addresses: list[str] = []
         try:
             for place in parse_addresses(address):
-                bound.append(await self._listen(place))
+                addresses.append(await self._listen(place))
         except BaseException:
             self.close()
             raise
         self._schedule_sweep()
-        return ",".join(bound)
+        return ",".join(addresses)
 
     async def _listen(self, place: Address) -> str:
-        refuse_unresolved(place)
-        try:
-            if place.path:
-                return await self._listen_unix(place)
-            return await self._listen_tcp(place)
-        except OSError as error:
-            raise SetupError(f"cannot listen on {place}: {explain(error, place)}") from error
-
-    async def _listen_tcp(self, place: Address) -> str:
-        server = await asyncio.get_running_loop().create_server(
-            self._sniffer,
-            place.host,
-            place.port,
-            ssl=self._tls,
-            ssl_handshake_timeout=self._limits.header_timeout if self._tls else None,
-            reuse_address=True,
-            reuse_port=self._reuse_port or None,
-            backlog=BACKLOG,
-        )
-        self._servers.append(server)
-        port = server.sockets[0].getsockname()[1]
-        return str(Address(host=place.host, port=port))
-
-    async def _listen_unix(self, place: Address) -> str:
-        remove_stale(place.path)
-        server = await asyncio.get_running_loop().create_unix_server(
-            self._sniffer,
-            place.path,
-            ssl=self._tls,
-            ssl_handshake_timeout=self._limits.header_timeout if self._tls else None,
-            backlog=BACKLOG,
-        )
-        self._servers.append(server)
-        self._socket_files.append((place.path, os.stat(place.path).st_ino))
-        return str(place)
+        sockets = open_listening(place)
+        if place.path:
+            self._socket_files.append((place.path, os.stat(place.path).st_ino))
+        if self._tls is not None:
+            # asyncio's own server keeps connections that have not agreed on TLS yet, and nobody could close them.
+            self._sockets += sockets
+            self._accepting.append(Accepting(sockets, self._accepted))
+            return bound(place, sockets[0])
+        loop = asyncio.get_running_loop()
+        listen = loop.create_unix_server if place.path else loop.create_server
+        for opened in sockets:
+            self._servers.append(await listen(self._sniffer, sock=opened, backlog=BACKLOG))
+        return bound(place, sockets[0])
 
     def share(self, port: SharedPort, index: int) -> None:
         """Take connections from *port* too, in turn with the other processes; this one is number *index*."""
-        self._shared = Accepting(port, index, self._accepted)
-        self._shared.start(self.connections)
+        self._turn = Turn(port.counts, index)
+        self._turn.count(self.connections)
+        self._accepting.append(Accepting((opened for _, opened in port.sockets), self._accepted, self._turn))
 
     def _accepted(self, connection: socket.socket) -> None:
+        if self.connections + len(self._arriving) >= self._limits.max_connections:
+            connection.close()
+            return
         task = asyncio.get_running_loop().create_task(self._take_in(connection))
-        self._arriving.add(task)
-        task.add_done_callback(self._arriving.discard)
+        self._arriving[task] = connection
+        task.add_done_callback(self._arrived)
         self._counted()
 
     async def _take_in(self, connection: socket.socket) -> None:
@@ -154,11 +135,16 @@ class Listener:
         except OSError as error:
             # No TLS, none that we accept, or nobody there any more: this peer's own affair.
             log.debug("a connection was not taken in: %s", error)
-            self._counted()
+
+    def _arrived(self, task: asyncio.Task[None]) -> None:
+        connection = self._arriving.pop(task)
+        if task.cancelled():
+            connection.close()  # nobody else does where the task had not begun
+        self._counted()
 
     def _counted(self) -> None:
-        if self._shared is not None:
-            self._shared.count(self.connections + len(self._arriving))
+        if self._turn is not None:
+            self._turn.count(self.connections + len(self._arriving))
 
     # --- connections
 
@@ -259,6 +245,8 @@ class Listener:
             await self._wait_until_empty(grace)
         finally:
             self.close()
+        if self._arriving:
+            await asyncio.wait(self._arriving)
         await self._wait_until_empty(_LAST_WORDS)
         for transport in (*self._members.values(), *self._http2.values()):
             transport.abort()
@@ -287,9 +275,12 @@ class Listener:
             self._sweep = None
 
     def _stop_accepting(self) -> None:
-        if self._shared is not None:
-            self._shared.stop()
-            self._shared = None
+        accepting, self._accepting, self._turn = self._accepting, [], None
+        for each in accepting:
+            each.stop()
+        sockets, self._sockets = self._sockets, []
+        for opened in sockets:
+            opened.close()
         servers, self._servers = self._servers, []
         for server in servers:
             server.close()

@@ -76,18 +76,18 @@ class SharedPort:
         sockets: list[tuple[str, socket.socket]] = []
         try:
             for place in parse_addresses(addresses):
-                listening = open_listening(place)
-                sockets.append((bound(place, listening), listening))
+                opened = open_listening(place)
+                sockets += [(bound(place, opened[0]), each) for each in opened]
         except BaseException:
-            for _, opened in sockets:
-                opened.close()
+            for _, each in sockets:
+                each.close()
             raise
         return cls(sockets, Counts.create(size))
 
     @property
     def address(self) -> str:
         """All of its addresses, with the ports that were chosen for 0."""
-        return ",".join(address for address, _ in self.sockets)
+        return ",".join(dict.fromkeys(address for address, _ in self.sockets))
 
     @property
     def descriptors(self) -> list[int]:
@@ -125,42 +125,56 @@ class SharedPort:
         self.counts.close()
 
 
-class Accepting:
-    """Takes connections from the sockets of a shared port, in turn with the other processes.
+class Turn:
+    """Of one process among those that share a port: how many connections it has, and whether others have fewer."""
 
-    *accepted* gets each of them. `count` says how many this process has by now.
+    def __init__(self, counts: Counts, index: int) -> None:
+        self._counts = counts
+        self._index = index
+
+    def count(self, count: int) -> None:
+        """So many connections has this process now."""
+        self._counts.set(self._index, count)
+
+    def others_first(self) -> bool:
+        fewest = self._counts.fewest(self._index)
+        return fewest is not None and fewest < self._counts.of(self._index)
+
+    def leave(self) -> None:
+        """The rest is for the other processes."""
+        self._counts.set(self._index, ABSENT)
+
+
+class Accepting:
+    """Takes connections from listening *sockets*, which stay somebody else's to close.
+
+    *accepted* gets each of them. With a *turn*, connections are left to processes that have fewer.
     """
 
-    def __init__(self, port: SharedPort, index: int, accepted: Callable[[socket.socket], None]) -> None:
-        self._port = port
-        self._index = index
+    def __init__(
+        self, sockets: Iterable[socket.socket], accepted: Callable[[socket.socket], None], turn: Turn | None = None
+    ) -> None:
+        self._sockets = tuple(sockets)
         self._accepted = accepted
+        self._turn = turn
         self._timers: dict[socket.socket, asyncio.TimerHandle] = {}
         self._waited: dict[socket.socket, float] = {}
         """Until when a waiting connection is one that the others had their chance to take."""
         self._loop = asyncio.get_running_loop()
-
-    def start(self, count: int) -> None:
-        self.count(count)
-        for opened in self._sockets():
+        for opened in self._sockets:
             self._loop.add_reader(opened, self._readable, opened)
 
-    def count(self, count: int) -> None:
-        self._port.counts.set(self._index, count)
-
     def stop(self) -> None:
-        """Leave the rest to the other processes."""
-        self._port.counts.set(self._index, ABSENT)
-        for opened in self._sockets():
+        if self._turn is not None:
+            self._turn.leave()
+        for opened in self._sockets:
             self._loop.remove_reader(opened)
         for timer in self._timers.values():
             timer.cancel()
 
-    def _sockets(self) -> Iterable[socket.socket]:
-        return (opened for _, opened in self._port.sockets)
-
     def _readable(self, opened: socket.socket) -> None:
-        if self._others_first() and self._loop.time() > self._waited.pop(opened, 0.0):
+        turn = self._turn
+        if turn is not None and turn.others_first() and self._loop.time() > self._waited.pop(opened, 0.0):
             self._pause(opened, YIELD)
             return
         try:
@@ -175,10 +189,6 @@ class Accepting:
             return
         connection.setblocking(False)
         self._accepted(connection)
-
-    def _others_first(self) -> bool:
-        fewest = self._port.counts.fewest(self._index)
-        return fewest is not None and fewest < self._port.counts.of(self._index)
 
     def _pause(self, opened: socket.socket, seconds: float) -> None:
         self._loop.remove_reader(opened)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any
@@ -24,8 +25,9 @@ from polywire.testing.buses import Worker, worker_process
 if TYPE_CHECKING:
     from polywire.testing.logs import LogSuite
 
-GROUP = "billing"
-"""Who consumes where a test does not care."""
+GROUP = f"billing-{secrets.token_hex(4)}"
+"""Who consumes where a test does not care. Of this run alone: a backend may know groups by their name, and move the
+members of all that have one."""
 
 
 class OpenLog:
