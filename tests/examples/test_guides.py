@@ -6,10 +6,13 @@ prints; they run in one directory with the files before them.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -34,8 +37,11 @@ def commands(console: str) -> list[tuple[str, str]]:
     return [(command, printed) for command, _, printed in (part.partition("\n") for part in rest)]
 
 
-def run_command(command: str, directory: Path) -> str:
-    """What *command* prints, errors among it, to a terminal in *directory* with `polywire` and `git` at hand."""
+def run_command(command: str, directory: Path, started: list[int]) -> str:
+    """What *command* prints, errors among it, to a terminal in *directory* with `polywire` and `git` at hand.
+
+    It is a process group of its own, added to *started*, as it may leave something running (`polywire up &`).
+    """
     environment = {
         **os.environ,
         **dict.fromkeys(("GIT_AUTHOR_NAME", "GIT_COMMITTER_NAME"), "ada"),
@@ -43,17 +49,33 @@ def run_command(command: str, directory: Path) -> str:
         "GIT_CONFIG_GLOBAL": os.devnull,
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
     }
-    run = subprocess.run(
+    with subprocess.Popen(
         ["sh", "-c", command],
         cwd=directory,
         env=environment,
+        stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=60,
-        check=False,
-    )
-    return run.stdout
+        start_new_session=True,
+    ) as process:
+        started.append(process.pid)
+        try:
+            printed, _ = process.communicate(timeout=60)
+        except BaseException:
+            os.killpg(process.pid, signal.SIGKILL)  # leaving the block waits for it
+            raise
+    return printed
+
+
+@pytest.fixture
+def started() -> Iterator[list[int]]:
+    """Process groups, of which nothing is left at the end."""
+    groups: list[int] = []
+    yield groups
+    for group in groups:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(group, signal.SIGKILL)
 
 
 def put(directory: Path, name: str, content: str) -> Path:
@@ -74,21 +96,26 @@ def test_the_program_of_a_guide_prints_what_the_guide_says(guide: Path, tmp_path
     assert run.stdout == blocks("text", text)
 
 
-@pytest.mark.parametrize("guide", [guide for guide in GUIDES if "```console" in guide.read_text()], ids=lambda p: p.stem)
-def test_the_commands_of_a_guide_print_what_the_guide_says(guide: Path, tmp_path: Path) -> None:
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "guide", [guide for guide in GUIDES if "```console" in guide.read_text()], ids=lambda p: p.stem
+)
+def test_the_commands_of_a_guide_print_what_the_guide_says(guide: Path, tmp_path: Path, started: list[int]) -> None:
     for language, name, content in named_blocks(guide.read_text()):
         if name:
             put(tmp_path, name, content)
         elif language == "console":
             for command, printed in commands(content):
-                assert run_command(command, tmp_path) == printed, command
+                assert run_command(command, tmp_path, started) == printed, command
 
 
 @pytest.mark.parametrize("guide", GUIDES, ids=lambda path: path.stem)
 def test_the_program_of_a_guide_passes_the_type_checker(guide: Path, tmp_path: Path) -> None:
     text = guide.read_text()
     program = put(tmp_path, f"{guide.stem.replace('-', '_')}.py", blocks("python", text))
-    files = {put(tmp_path, name, content) for language, name, content in named_blocks(text) if language == "python" and name}
+    files = {
+        put(tmp_path, name, content) for language, name, content in named_blocks(text) if language == "python" and name
+    }
     checked = map(str, sorted({program, *files}))
     command = [sys.executable, "-m", "mypy", "--strict", "--cache-dir", str(tmp_path / "cache"), *checked]
     run = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
