@@ -9,6 +9,7 @@ import pytest
 from confluent_kafka.admin import AdminClient
 from kafka_support import QUICK, declared, event, of_topic, opened
 
+from polywire.bus.backend.kafka import KafkaLog
 from polywire.bus.backend.kafka_copies import dead_topic, retry_topics
 from polywire.bus.core import Bury, GroupSpec, Record, RetryAfter, TopicSpec
 from polywire.errors import DeliveryError
@@ -16,10 +17,15 @@ from polywire.errors import DeliveryError
 pytestmark = pytest.mark.slow
 
 
-async def _delete(kafka_url: str, names: list[str]) -> None:
+async def _delete(log: KafkaLog, kafka_url: str, names: list[str]) -> None:
     admin = AdminClient({"bootstrap.servers": kafka_url.removeprefix("kafka://")})
     for deleted in admin.delete_topics(names).values():
         await asyncio.wrap_future(deleted)
+    # The broker takes records for a while after it said so.
+    async with asyncio.timeout(60.0):
+        for name in names:
+            while await log.append(name, [event("probe")], timeout=2.0) == [None]:  # noqa: ASYNC110 - the broker knows
+                await asyncio.sleep(0.05)
 
 
 async def _receive(member: Any, count: int) -> list[Record]:
@@ -38,7 +44,7 @@ async def test_an_event_whose_copy_cannot_be_written_is_not_done(kafka_url: str)
         member = await log.consumer([topic], group, limit=10)
         first, second = await _receive(member, 2)
         gone = [dead_topic(topic, group), *retry_topics(topic, group)]
-        await _delete(kafka_url, gone)
+        await _delete(log, kafka_url, gone)
         with pytest.raises(DeliveryError) as retried:
             await member.retry(first, RetryAfter(1.0, "ValueError: no"))
         with pytest.raises(DeliveryError) as buried:

@@ -4,9 +4,11 @@ from __future__ import annotations
 import __future__
 
 import asyncio
+import gc
 import importlib
 import inspect
 import textwrap
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -36,6 +38,10 @@ def find(bug: Bug) -> None:
     run(test, bug.arguments)
     with planted(bug), pytest.raises((Exception, pytest.fail.Exception)):
         run(test, bug.arguments)
+    with warnings.catch_warnings():
+        # What a failed test leaves open is tidied up here, where nobody minds, and not in the middle of another test.
+        warnings.simplefilter("ignore")
+        gc.collect()
 
 
 def found(path: str) -> Any:

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from http_support import ask
 from tests.faults.notes_service import GOOD_JSON, GOOD_PROTO, ID, WAIT, WRITE, Strangers, strangers
+from tests.process_support import output_of
 from up_support import TINY, polywire, said, tiny
 
 from polywire.net.stream import Limits
@@ -38,15 +39,9 @@ async def curl(address: str, *headers: str, path: str = WRITE, message: bytes | 
         options += ["-H", header]
     if message is not None:
         options += ["--data-binary", "@-"]
-    process = await asyncio.create_subprocess_exec(
-        "curl",
-        *options,
-        f"http://{address}/{path}",
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-    )
-    out, _ = await process.communicate(None if message is None else framed(message))
-    assert process.returncode == 0
+    given = None if message is None else framed(message)
+    status, out, _ = await output_of("curl", *options, f"http://{address}/{path}", given=given)
+    assert status == 0
     lines = (line.partition(": ") for line in out.decode().splitlines())
     return {name.lower(): value for name, _, value in lines}
 

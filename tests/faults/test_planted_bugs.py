@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import gc
 import importlib
-from collections.abc import Iterator
 
 import pytest
 from tests.faults.planting_support import Bug, find
@@ -504,16 +502,8 @@ for one in BUGS.values():
     importlib.import_module(one.found_by.partition(":")[0])
 
 
-@pytest.fixture
-def no_rest() -> Iterator[None]:
-    """What a failed test leaves open is tidied up here, where nobody minds, and not in the middle of another test."""
-    yield
-    gc.collect()
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("name", BUGS)
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.usefixtures("no_rest")
 def test_a_planted_bug_is_found(name: str) -> None:
     find(BUGS[name])

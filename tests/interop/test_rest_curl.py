@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import shutil
 import subprocess
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from connect_support import our_server as connect_server
+from tests.process_support import output_of
 
 from polywire.contract import Contract, Message, delete, get, patch, post, put, rpc
 from polywire.errors import NotFound
@@ -113,12 +113,9 @@ async def curl(version: str, *arguments: str) -> tuple[int, dict[str, str], byte
     """Status, headers and body."""
     if version == "--http2-prior-knowledge" and not _speaks_http2():
         pytest.skip("this curl was built without HTTP/2")
-    process = await asyncio.create_subprocess_exec(
-        "curl", "-sS", "--max-time", "20", "-D", "/dev/stderr", version, *arguments,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
-    body, raw = await process.communicate()
-    assert process.returncode == 0, raw
+    curl = ["curl", "-sS", "--max-time", "20", "-D", "/dev/stderr", version]
+    status, body, raw = await output_of(*curl, *arguments)
+    assert status == 0, raw
     first, *lines = raw.decode().replace("\r", "").strip().split("\n\n")[0].split("\n")
     headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines)}
     return int(first.split()[1]), headers, body

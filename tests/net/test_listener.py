@@ -17,6 +17,7 @@ import h2.connection
 import h2.events
 import pytest
 from http1_support import OK, Recorder, Seen, ask, connect, everything, serving, until
+from tests.process_support import output_of
 
 from polywire.errors import SetupError
 from polywire.net.listener import Listener
@@ -27,9 +28,8 @@ LAST_GET = b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
 
 
 async def curl(*arguments: str) -> str:
-    process = await asyncio.create_subprocess_exec("curl", "-s", "-m", "10", *arguments, stdout=asyncio.subprocess.PIPE)
-    out, _ = await process.communicate()
-    assert process.returncode == 0
+    status, out, _ = await output_of("curl", "-s", "-m", "10", *arguments)
+    assert status == 0
     return out.decode()
 
 

@@ -11,6 +11,7 @@ import aiohttp
 import pytest
 import trustme
 from http1_support import GET, Recorder, Seen, ask, connect, everything, serving, until
+from tests.process_support import output_of
 
 from polywire.errors import SetupError
 from polywire.net.listener import Listener
@@ -68,12 +69,8 @@ async def test_the_version_is_chosen_by_alpn(version: Version, authority: Author
 async def test_curl_and_aiohttp_get_answers(authority: Authority) -> None:
     async with serving(Recorder(), tls=authority.tls()) as (_, address):
         for option, version in (("--http2", "2"), ("--http1.1", "1.1")):
-            process = await asyncio.create_subprocess_exec(
-                *["curl", "-s", "-m", "10", "--cacert", str(authority.ca), option],
-                *["-w", " %{http_version}", f"https://{local(address)}/x"],
-                stdout=asyncio.subprocess.PIPE,
-            )
-            out, _ = await process.communicate()
+            curl = ["curl", "-s", "-m", "10", "--cacert", str(authority.ca), option]
+            _, out, _ = await output_of(*curl, "-w", " %{http_version}", f"https://{local(address)}/x")
             assert out.decode() == f"GET /x  {version}"
         trust = ssl.create_default_context(cafile=str(authority.ca))
         async with (

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from tests.process_support import output_of
 from tiny.inventory import app as inventory_app
 from up_support import environ, said, tiny
 
@@ -17,20 +18,9 @@ async def run(
     *arguments: str, directory: Path, stdin: str = "", env: dict[str, str] | None = None
 ) -> tuple[int, str, str]:
     """Exit status, standard output and standard error of a command."""
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "polywire.cli",
-        *arguments,
-        cwd=directory,
-        env=environ(env),
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    out, err = await process.communicate(stdin.encode())
-    assert process.returncode is not None
-    return process.returncode, out.decode(), err.decode()
+    command = [sys.executable, "-m", "polywire.cli", *arguments]
+    status, out, err = await output_of(*command, given=stdin.encode(), cwd=directory, env=environ(env))
+    return status, out.decode(), err.decode()
 
 
 STOCKS = '{"product_id": "a", "quantity": 1}\n\n{"product_id": "b", "quantity": 2}\n'

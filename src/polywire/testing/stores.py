@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Coroutine, Generator, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, contextmanager
+from typing import Any
 
 from polywire.bus.core.inbox import UnderWay, _under_way
 from polywire.clock import Clock
@@ -45,6 +46,48 @@ def message(id: str, *, group: str = "billing", source: str = "orders", generati
 
 async def put(tx: Transaction, name: str, number: int = 0) -> None:
     await tx.execute("INSERT INTO probe (name, number) VALUES ($1, $2)", (name, number))
+
+
+class _Waiting:
+    """Awaits *work*, and cancels *task*, which awaits it, as soon as that waits for the n-th time."""
+
+    def __init__(self, work: Coroutine[Any, Any, None], number: int) -> None:
+        self._work = work
+        self._number = number
+        self.waits = 0
+        self.task: asyncio.Task[None] | None = None
+
+    def __await__(self) -> Generator[Any, Any, None]:
+        steps = self._work.__await__()
+        error: BaseException | None = None
+        while True:
+            try:
+                waited = next(steps) if error is None else steps.throw(error)
+            except StopIteration:
+                return
+            self.waits += 1
+            if self.waits == self._number and self.task is not None:
+                asyncio.get_running_loop().call_soon(self.task.cancel)
+            error = None
+            try:
+                yield waited
+            except BaseException as thrown:  # noqa: BLE001 - it is handed on to the work
+                error = thrown
+
+
+async def _cancelled_at(number: int, work: Coroutine[Any, Any, None]) -> bool:
+    """Cancel *work* when it waits for the n-th time. False where it came to its end before."""
+    waiting = _Waiting(work, number)
+
+    async def run() -> None:
+        await waiting
+
+    task = waiting.task = asyncio.create_task(run())
+    await asyncio.wait([task])
+    if waiting.waits >= number:
+        return True
+    await task
+    return False
 
 
 async def names(store: Store) -> list[str]:
@@ -130,6 +173,10 @@ class StoreSuite:
                     await asyncio.sleep(0)
                 task.cancel()
                 await asyncio.wait([task])
+            # And wherever it waits for the store.
+            waits = 1
+            while await _cancelled_at(waits, self._two_rows(store, f"waits-{waits:02}")):
+                waits += 1
             async with store.transaction() as tx:
                 found = await seen(tx)
             assert [name for name in found if name.endswith("a")] == [
