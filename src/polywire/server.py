@@ -139,6 +139,7 @@ class Server:
         self._health.close()
         self._listener.close()
         await self.services.finish(0.0)
+        await self._listener.wait_closed()
 
     def _readiness(self) -> tuple[int, str, bytes]:
         if not self._ready:

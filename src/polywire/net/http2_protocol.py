@@ -147,6 +147,11 @@ class Http2Protocol(asyncio.Protocol, Generic[_Engine]):
         self.engine.die(ErrorCode.NO_ERROR, "this side closed the connection")
         self.flush()
 
+    def abort(self) -> None:
+        """Close at once; what is not sent yet is lost."""
+        if self._transport is not None:
+            self._transport.abort()
+
     async def wait_closed(self) -> None:
         """Until the transport is gone."""
         await asyncio.shield(self._lost)

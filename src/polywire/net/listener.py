@@ -243,11 +243,7 @@ class Listener:
             await self._wait_until_empty(grace)
         finally:
             self.close()
-        if self._arriving:
-            await asyncio.wait(self._arriving)
-        await self._wait_until_empty(_LAST_WORDS)
-        for transport in (*self._members.values(), *self._http2.values()):
-            transport.abort()
+        await self.wait_closed()
 
     async def _wait_until_empty(self, timeout: float) -> None:
         with contextlib.suppress(TimeoutError):
@@ -273,6 +269,14 @@ class Listener:
         if self._sweep is not None:
             self._sweep.cancel()
             self._sweep = None
+
+    async def wait_closed(self) -> None:
+        """After `close`, until all connections are gone. One whose peer does not take what is left is broken off."""
+        if self._arriving:
+            await asyncio.wait(self._arriving)
+        await self._wait_until_empty(_LAST_WORDS)
+        for transport in (*self._members.values(), *self._http2.values()):
+            transport.abort()
 
     def _stop_accepting(self) -> None:
         accepting, self._accepting, self._turn = self._accepting, [], None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import socket
 import ssl
@@ -23,6 +24,9 @@ _Connection = Http1ClientConnection | Http2ClientProtocol
 
 _SHORT_LIFE = 1.0
 """Seconds. A connection lost sooner, without having answered anything, counts as a failure to connect."""
+
+_GOODBYE = 0.2
+"""Seconds that a peer has to take leave of a connection that was closed."""
 
 _PATIENCE = 0.005
 """Seconds that calls wait for room on the HTTP/2 connections there are, before another one is opened for them."""
@@ -95,6 +99,8 @@ class Pool:
         self._retry: Timer | None = None
         self._sweep: Timer | None = None
         self._look: Timer | None = None
+        self._gone = asyncio.Event()
+        """Set whenever a connection is gone."""
         self._closed = False
 
     # --- what callers use
@@ -172,6 +178,16 @@ class Pool:
         self._stop("the pool was closed by this side")
         for connection in list(self._connections):
             connection.close()
+
+    async def wait_closed(self) -> None:
+        """After `close`, until all connections are gone. One whose peer does not say goodbye is broken off."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_GOODBYE):
+                while self._connections:
+                    self._gone.clear()
+                    await self._gone.wait()
+        for connection in list(self._connections):
+            connection.abort()
 
     # --- waiting
 
@@ -358,6 +374,7 @@ class Pool:
 
     def _lost(self, connection: _Connection) -> None:
         since = self._connections.pop(connection, None)
+        self._gone.set()
         if since is None:
             return
         if connection in self._free:

@@ -161,6 +161,7 @@ class GrpcWire:
         self._closed = True
         self._pool.close()
         self._deadlines.close()
+        await self._pool.wait_closed()
 
 
 class GrpcStream:

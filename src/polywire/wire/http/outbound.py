@@ -242,6 +242,7 @@ class Calls:
         self.closed = True
         self.pool.close()
         self.deadlines.close()
+        await self.pool.wait_closed()
 
 
 def cancelled(outgoing: Outgoing) -> Cancelled:
