@@ -189,15 +189,26 @@ def current_or_none() -> Call | None:
     return _current.get()
 
 
+class CallPolicy(Protocol):
+    """What may be given to `calling`: `Retry`, `Breaker`, `Fallback` and their like."""
+
+    def over(self, usual: Any, /) -> Any:
+        """This policy, with what it does not say taken from *usual*."""
+        ...
+
+
 class Calling:
     """What `calling(...)` asks of the calls made inside it, and what came of the last of them."""
 
     __slots__ = (
+        "attempt_timeout",
         "attempts",
         "endpoint",
+        "fallback",
         "headers",
         "idempotency_key",
         "metadata",
+        "policies",
         "timeout",
         "trailers",
         "wait_for_ready",
@@ -205,13 +216,16 @@ class Calling:
 
     def __init__(
         self,
-        *,
+        *policies: CallPolicy,
         timeout: float | None = None,
+        attempt_timeout: float | None = None,
         metadata: Mapping[str, MetadataValue] | None = None,
         wait_for_ready: bool | None = None,
         idempotency_key: str | None = None,
     ) -> None:
+        self.policies = policies
         self.timeout = timeout
+        self.attempt_timeout = attempt_timeout
         self.metadata: tuple[tuple[str, MetadataValue], ...] = tuple((metadata or {}).items())
         self.wait_for_ready = wait_for_ready
         self.idempotency_key = idempotency_key
@@ -222,6 +236,8 @@ class Calling:
         self.attempts = 0
         self.endpoint = ""
         """The address that answered."""
+        self.fallback = False
+        """The last call failed, and its answer is that of a fallback."""
 
 
 _calling: ContextVar[Calling | None] = ContextVar("polywire_calling", default=None)
@@ -229,24 +245,41 @@ _calling: ContextVar[Calling | None] = ContextVar("polywire_calling", default=No
 
 @contextmanager
 def calling(
-    *,
+    *policies: CallPolicy,
     timeout: float | None = None,
+    attempt_timeout: float | None = None,
     metadata: Mapping[str, MetadataValue] | None = None,
     wait_for_ready: bool | None = None,
     idempotency_key: str | None = None,
 ) -> Iterator[Calling]:
     """Let the calls made inside the block differ, without changing their signatures.
 
-    *timeout* in seconds replaces the contract's; the deadline of a surrounding call still holds. *metadata* is sent
-    with each. *wait_for_ready* waits for a connection until the deadline instead of failing at once. *idempotency_key*
-    makes a call safe to retry that is not declared idempotent; the handler finds it in its metadata.
+    *timeout* in seconds replaces the contract's; the deadline of a surrounding call still holds. *attempt_timeout*
+    bounds one attempt inside it. *policies*, `calling(Fallback(value=NONE), Retry(attempts=1))`, hold by value over what
+    the contract and the system say. *metadata* is sent with each. *wait_for_ready* waits for a connection until the
+    deadline instead of failing at once. *idempotency_key* makes a call safe to retry that is not declared idempotent;
+    the handler finds it in its metadata.
     An inner block adds to an outer one.
     """
-    if timeout is not None and not timeout > 0:
-        raise ValueError(f"calling(timeout={timeout!r}): a timeout is a positive number of seconds")
+    for name, seconds in (("timeout", timeout), ("attempt_timeout", attempt_timeout)):
+        if seconds is not None and not seconds > 0:
+            raise ValueError(f"calling({name}={seconds!r}): a timeout is a positive number of seconds")
+    for one in policies:
+        if not callable(getattr(one, "over", None)):
+            raise ValueError(f"calling({one!r}): this is no policy. Give Retry, Breaker, Fallback or another of them.")
     outer = _calling.get()
-    call = Calling(timeout=timeout, metadata=metadata, wait_for_ready=wait_for_ready, idempotency_key=idempotency_key)
+    call = Calling(
+        *policies,
+        timeout=timeout,
+        attempt_timeout=attempt_timeout,
+        metadata=metadata,
+        wait_for_ready=wait_for_ready,
+        idempotency_key=idempotency_key,
+    )
     if outer is not None:
+        call.policies = (*outer.policies, *call.policies)
+        if call.attempt_timeout is None:
+            call.attempt_timeout = outer.attempt_timeout
         call.timeout = call.timeout if call.timeout is not None else outer.timeout
         call.metadata = (*outer.metadata, *call.metadata)
         call.wait_for_ready = call.wait_for_ready if call.wait_for_ready is not None else outer.wait_for_ready

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any, Literal, Self, TypeVar, cast, dataclass_transform
 
-from polywire.contract.retry import Kinds
+from polywire.contract.retry import Kinds, Retry
 from polywire.errors import (
     ContractError,
     DataLoss,
@@ -35,7 +35,13 @@ def policy(declared: type[P]) -> type[P]:
         fill(self, **values)
 
     made.__init__ = remember  # type: ignore[method-assign,assignment]
+    # By what was given and not by its values, which need not be hashable (weights, an answer to fall back on).
+    made.__hash__ = _hash  # type: ignore[method-assign]
     return made
+
+
+def _hash(declared: Policy) -> int:
+    return hash((type(declared), declared.given))
 
 
 @policy
@@ -174,6 +180,15 @@ class Fallback(Policy):
     on: Kinds = TROUBLE
     """Only these errors are answered for. Cancellation never is."""
 
+    def over(self, usual: Self) -> Self:
+        """As for all policies; a value given here replaces the function there, and the other way round."""
+        values = {name: getattr(usual, name) for name in usual.given}
+        if self.given & {"value", "function"}:
+            values.pop("value", None)
+            values.pop("function", None)
+        values.update((name, getattr(self, name)) for name in self.given)
+        return type(self)(**values)
+
     def __post_init__(self) -> None:
         super().__post_init__()
         self._seconds("last_good")
@@ -249,12 +264,17 @@ class Balance(Policy):
     by: Literal["least_busy", "round_robin", "weighted", "by_key"] = "least_busy"
     weights: Mapping[str, float] = field(default_factory=dict)
     """By address; endpoints that are not named have the weight 1."""
+    key: str | None = None
+    """Of by_key: the field of the request whose value is the key. Without one, and where it is None, the call goes to
+    the less busy of two."""
     load: float = 1.25
     """Of by_key: no endpoint gets more calls under way than so many times its even share."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self._one_of("by", "least_busy", "round_robin", "weighted", "by_key")
+        if self.key is not None and (not isinstance(self.key, str) or self.by != "by_key"):
+            raise self._wrong("key", "the name of a field of the request, together with by='by_key'.")
         self._number("load")
         if not self.load > 1:
             raise self._wrong("load", "a factor more than 1: with 1 every call that comes too many would move keys.")
@@ -345,3 +365,27 @@ class Shedding(Policy):
             )
         if self.background > self.normal:
             raise self._wrong("background", f"it is turned away first, so its share is not over normal={self.normal}.")
+
+
+def checked_policies(where: str, given: Any) -> tuple[Policy | Retry, ...]:
+    """*given* as policies of callers, each kind at most once. Raises ContractError that begins with *where*."""
+    policies: tuple[Any, ...] = tuple(given)
+    kinds = []
+    for one in policies:
+        if isinstance(one, Shedding):
+            raise ContractError(
+                f"{where}: Shedding is a service's own, not its callers'. Declare it where it is served."
+            )
+        if not isinstance(one, Policy | Retry):
+            raise ContractError(
+                f"{where}: {one!r} is no policy. Give Retry, Breaker, Bulkhead, Hedge, Balance, Ejection or Fallback."
+            )
+        if type(one) in kinds:
+            raise ContractError(f"{where}: there are two of {type(one).__name__}. Put what both say into one.")
+        kinds.append(type(one))
+    return policies
+
+
+def answers(response: type[Any] | None, value: object) -> bool:
+    """Whether *value* may stand for the answer of a method that answers *response*."""
+    return value is None if response is None else isinstance(value, response)

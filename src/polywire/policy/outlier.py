@@ -107,17 +107,19 @@ class Outliers(Generic[E]):
                 health.trial = True
                 health.since = now
 
-    def succeeded(self, endpoint: E, began: float, now: float) -> None:
-        """The attempt that *began* then was answered."""
+    def succeeded(self, endpoint: E, began: float, now: float, seconds: float | None = None) -> None:
+        """The attempt that *began* then was answered, in *seconds* where that is not the time since."""
         health = self.health.get(endpoint)
         if health is None or began < health.since:
             return
+        if seconds is None:
+            seconds = now - began
         if health.out:
-            self._trial_answered(health, now, now - began)
+            self._trial_answered(health, now, seconds)
             return
         health.consecutive = 0
         health.calls += 1
-        health.seconds += now - began
+        health.seconds += seconds
         if now >= self._compare_at:
             self._compare(now)
 

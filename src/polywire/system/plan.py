@@ -174,16 +174,16 @@ def _check_clients(worked_out: Plan, name: str, *, in_process: bool) -> None:
 
 def defaults_of(system: SystemFile) -> CallDefaults:
     """What `[calls]` says, on top of polywire's own defaults."""
-    calls, usual = system.calls, CallDefaults()
+    calls = system.calls
     retry = Retry(
         attempts=None if calls.retries is None else calls.retries + 1, base=calls.retry_base, cap=calls.retry_cap
     )
     return CallDefaults(
-        timeout=usual.timeout if calls.timeout is None else calls.timeout,
+        timeout=calls.timeout,
         retry=retry,
-        budget_share=usual.budget_share if calls.budget_share is None else calls.budget_share,
-        budget_minimum=usual.budget_minimum if calls.budget_minimum is None else calls.budget_minimum,
-        wait_for_ready=usual.wait_for_ready if calls.wait_for_ready is None else calls.wait_for_ready,
+        budget_share=calls.budget_share,
+        budget_minimum=calls.budget_minimum,
+        wait_for_ready=calls.wait_for_ready,
     )
 
 

@@ -65,6 +65,10 @@ class Outgoing:
     """Set by the wire: metadata before the answer."""
     trailers: Metadata | None = None
     """Set by the wire: metadata after it."""
+    attempt_timeout: float | None = None
+    """Seconds that one attempt may take of the time of the call."""
+    wire: EndpointWire | None = None
+    """Set by the channel: the endpoint that the attempt goes to."""
 
     def __init__(
         self,
