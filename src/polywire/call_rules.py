@@ -115,22 +115,17 @@ class CallRules:
             comparison.outliers.begin(chosen, now)
         return chosen
 
-    def ended(
-        self, permit: int, wire: EndpointWire | None, began: float, now: float, error: BaseException | None
-    ) -> None:
-        """An attempt ended; *wire* is None where nobody compares endpoints, or none had been found."""
-        seconds = now - began
-        try:
-            if error is None:
-                self.breaker.succeeded(permit, now, seconds)
-                if wire is not None and self.comparison is not None:
-                    self.comparison.answered(self, wire, began, now)
-            else:
-                self.breaker.failed(permit, error, now, seconds)
-                if wire is not None and self.comparison is not None:
-                    self.comparison.failed(self, wire, began, now, error)
-        finally:
-            self.places.leave(now, seconds)
+    def answered(self, wire: EndpointWire, began: float, now: float) -> None:
+        """One of several endpoints answered an attempt."""
+        if self.comparison is not None:
+            self.comparison.answered(self, wire, began, now)
+
+    def failed(self, permit: int, wire: EndpointWire | None, began: float, now: float, error: BaseException) -> None:
+        """An attempt failed, or was cancelled; *wire* is None where there is one endpoint, or none had been found."""
+        self.places.leave(now, now - began)
+        self.breaker.failed(permit, error, now, now - began)
+        if wire is not None and self.comparison is not None:
+            self.comparison.failed(self, wire, began, now, error)
 
     def refused(self, now: float) -> Unavailable:
         self.counters.refused += 1

@@ -155,7 +155,10 @@ class Channel:
             endpoints = self.endpoints.current or await self._find(outgoing)
             encoded = endpoints[0].encode(rpc, request)
             try:
-                answer = await self._send(rules, outgoing, request, encoded, wait_for_ready, ())
+                if rules.hedging is None:
+                    answer = await self._attempt(rules, outgoing, request, encoded, wait_for_ready, (), started)
+                else:
+                    answer = await self._send(rules, outgoing, request, encoded, wait_for_ready, ())
             except CallError as error:
                 answer = await self._again(rules, outgoing, request, encoded, wait_for_ready, asked, error)
             if rules.fallback is not None:
@@ -187,7 +190,7 @@ class Channel:
     ) -> Any:
         """The answer to one attempt, or to the first of its copies that has one."""
         if rules.hedging is None:
-            return await self._attempt(rules, outgoing, request, encoded, wait_for_ready, tried)
+            return await self._attempt(rules, outgoing, request, encoded, wait_for_ready, tried, self.now())
         return await self._hedged(rules, rules.hedging, outgoing, request, encoded, wait_for_ready, tried)
 
     async def _attempt(
@@ -198,11 +201,12 @@ class Channel:
         encoded: Any,
         wait_for_ready: bool,
         tried: Collection[EndpointWire],
+        began: float,
     ) -> Any:
-        """One attempt: past the breaker and the bulkhead, to the endpoint that is chosen now."""
-        began = self.now()
-        permit = rules.breaker.admit(began)
-        if not permit or not rules.places.enter():
+        """One attempt that *began* now: past the breaker and the bulkhead, to the endpoint that is chosen now."""
+        breaker, places = rules.breaker, rules.places
+        permit = breaker.shared or breaker.admit(began)
+        if not permit or not places.enter():
             permit = await self._turn(rules, outgoing, permit, wait_for_ready)
             began = self.now()
         compared: EndpointWire | None = None
@@ -215,9 +219,13 @@ class Channel:
             outgoing.wire = wire
             answer = await wire.unary(outgoing, encoded, wait_for_ready=wait_for_ready)
         except BaseException as error:
-            rules.ended(permit, compared, began, self.now(), error)
+            rules.failed(permit, compared, began, self.now(), error)
             raise
-        rules.ended(permit, compared, began, self.now(), None)
+        now = self.now()
+        places.leave(now, now - began)
+        breaker.succeeded(permit, now, now - began)
+        if compared is not None:
+            rules.answered(compared, began, now)
         return answer
 
     async def _turn(self, rules: CallRules, outgoing: Outgoing, permit: int, wait_for_ready: bool) -> int:
@@ -275,7 +283,8 @@ class Channel:
                 self._start_attempt(sent[number], outgoing.call_deadline)
                 self._copy_sent(rules)
             avoided = [*tried, *(other.wire for other in sent[:number] if other.wire is not None)]
-            answer = await self._attempt(rules, sent[number], request, encoded, wait_for_ready, avoided)
+            attempt = self._attempt(rules, sent[number], request, encoded, wait_for_ready, avoided, self.now())
+            answer = await attempt
             return sent[number], answer
 
         try:

@@ -255,10 +255,10 @@ def calling(
     """Let the calls made inside the block differ, without changing their signatures.
 
     *timeout* in seconds replaces the contract's; the deadline of a surrounding call still holds. *attempt_timeout*
-    bounds one attempt inside it. *policies*, `calling(Fallback(value=NONE), Retry(attempts=1))`, hold by value over what
-    the contract and the system say. *metadata* is sent with each. *wait_for_ready* waits for a connection until the
-    deadline instead of failing at once. *idempotency_key* makes a call safe to retry that is not declared idempotent;
-    the handler finds it in its metadata.
+    bounds one attempt inside it. *policies*, `calling(Fallback(value=NONE), Retry(attempts=1))`, hold by value over
+    what the contract and the system say. *metadata* is sent with each. *wait_for_ready* waits for a connection until
+    the deadline instead of failing at once. *idempotency_key* makes a call safe to retry that is not declared
+    idempotent; the handler finds it in its metadata.
     An inner block adds to an outer one.
     """
     for name, seconds in (("timeout", timeout), ("attempt_timeout", attempt_timeout)):

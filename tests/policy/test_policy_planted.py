@@ -71,8 +71,8 @@ BUGS = {
     ),
     "a stale failure counts once it is closed": Bug(
         f"{BREAKER}.failed",
-        "found is Evidence.SICK and permit == self._shared:",
-        "found is Evidence.SICK and self._shared:",
+        "found is Evidence.SICK and permit == self.shared:",
+        "found is Evidence.SICK and self.shared:",
         "test_breaker:test_results_of_an_older_state_do_not_count",
         ("failed",),
     ),

@@ -36,7 +36,7 @@ def policy(declared: type[P]) -> type[P]:
 
     made.__init__ = remember  # type: ignore[method-assign,assignment]
     # By what was given and not by its values, which need not be hashable (weights, an answer to fall back on).
-    made.__hash__ = _hash  # type: ignore[method-assign]
+    made.__hash__ = _hash  # type: ignore[assignment]  # of a policy, and not of any object
     return made
 
 

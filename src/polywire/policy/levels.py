@@ -77,7 +77,7 @@ class Levels:
     system: CallDefaults = NOTHING_SAID
     service: CallDefaults = NOTHING_SAID
     methods: Mapping[str, CallDefaults] = field(default_factory=dict)
-    """By the full name of the method, `shop.v1.Inventory/CheckStock`."""
+    """By the full name of the method, `shop.v1.Inventory/CheckStock` or `shop.v1.Inventory/check_stock`."""
     service_place: tuple[str, ...] | None = None
     """Where *service* stands in the system file."""
     method_places: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
@@ -85,7 +85,7 @@ class Levels:
     def of(self, rpc: Rpc) -> list[Level]:
         """What is said about *rpc*, the furthest first. On one level the system file is nearer than the contract: who
         runs a system knows more of it than who wrote the contract."""
-        name = rpc.full_name
+        name = next((one for one in spellings(rpc) if one in self.methods), rpc.full_name)
         method = CallDefaults(timeout=rpc.timeout, attempt_timeout=rpc.attempt_timeout, policies=rpc.policies)
         return [
             Level(name="system", said=self.system, place=("calls",)),
@@ -102,6 +102,11 @@ class Levels:
             _first((level.budget_share for level in said), BUDGET_SHARE),
             _first((level.budget_minimum for level in said), BUDGET_MINIMUM),
         )
+
+
+def spellings(rpc: Rpc) -> tuple[str, str]:
+    """How *rpc* may be named: as it is on the wire, and as it is in Python."""
+    return rpc.full_name, f"{rpc.service}/{rpc.attribute}"
 
 
 def _first(values: Iterable[float | None], usual: float) -> float:

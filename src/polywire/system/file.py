@@ -15,8 +15,11 @@ from polywire.errors import SetupError, SystemFileError
 from polywire.net.address import parse_address
 from polywire.net.sharing import MAX_PROCESSES
 from polywire.net.stream import Limits
+from polywire.policy.levels import Levels
 from polywire.system import environment
 from polywire.system.bus_wires import BackendUrls, bus_wires, schedule_wire
+from polywire.system.call_keys import Calls as Calls
+from polywire.system.call_keys import ServiceCalls, levels_of, read_calls, read_service_calls
 from polywire.system.positions import positions
 from polywire.system.reading import Settings, Table, did_you_mean, not_a_choice, reason, shown
 from polywire.system.trust_keys import Tls as Tls
@@ -68,6 +71,8 @@ class ServiceEntry:
     max_message_bytes: int | None = None
     stream_idle_timeout: float | None = None
     timeouts: Timeouts = field(default_factory=Timeouts)
+    calls: ServiceCalls = field(default_factory=ServiceCalls)
+    """What its callers keep to."""
 
     @property
     def target(self) -> tuple[str, ...] | None:
@@ -101,19 +106,6 @@ class Wires:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Calls:
-    """`[calls]`: what holds for calls where contracts and callers say nothing else; None takes polywire's default."""
-
-    timeout: float | None = None
-    retries: int | None = None
-    retry_base: float | None = None
-    retry_cap: float | None = None
-    budget_share: float | None = None
-    budget_minimum: float | None = None
-    wait_for_ready: bool | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class SystemFile:
     """A system file as it holds after its profile and the environment."""
 
@@ -134,6 +126,10 @@ class SystemFile:
     def error(self, path: tuple[str, ...], problem: str) -> SystemFileError:
         """An error at a key of the file: its place, its name, and *problem*."""
         return self.settings.error(path, f"{'.'.join(path)} {problem}")
+
+    def levels(self, service: str) -> Levels:
+        """What is said about calls to *service*."""
+        return levels_of(self.calls, self.services[service].calls, service)
 
     def path(self, name: str | None) -> FilePath | None:
         """A file that the system file names, relative to its own directory."""
@@ -236,7 +232,7 @@ def _system(settings: Settings, profile: str | None) -> SystemFile:
         )
     check_allowed(settings, entries)
     wires = _wires(top.table("wires", "[wires]"))
-    calls = _calls(top.table("calls", "[calls]"))
+    calls = read_calls(top.table("calls", "[calls]"))
     topics = top.table("topics", "[topics]")
     specs = {key: _topic(topics.table(key, "a topic"), key) for key in topics.values}
     top.values.pop("profiles", None)
@@ -296,6 +292,7 @@ def _service(table: Table, name: str, shared: Tls | None) -> ServiceEntry:
         max_message_bytes=message_bytes,
         stream_idle_timeout=idle,
         timeouts=_timeouts(table.table("timeouts", "[timeouts]")),
+        calls=read_service_calls(table.table("calls", "what the callers of a service keep to")),
     )
     table.done()
     if app is not None and not _is_app_path(app):
@@ -397,23 +394,6 @@ def _topic(table: Table, name: str) -> TopicSpec:
         retention=None if keep else retention or usual.retention,
         retention_bytes=retention_bytes,
     )
-
-
-def _calls(table: Table) -> Calls:
-    timeout = table.number("timeout")
-    if timeout == 0:
-        raise table.error("timeout", "is 0. It has to be more: a call without any time cannot be made.")
-    calls = Calls(
-        timeout=timeout,
-        retries=table.integer("retries", least=0),
-        retry_base=table.number("retry_base"),
-        retry_cap=table.number("retry_cap"),
-        budget_share=table.number("budget_share"),
-        budget_minimum=table.number("budget_minimum"),
-        wait_for_ready=table.boolean("wait_for_ready"),
-    )
-    table.done()
-    return calls
 
 
 def _refuse_shared_addresses(system: SystemFile) -> None:

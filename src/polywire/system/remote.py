@@ -11,7 +11,7 @@ from polywire.connecting import RemoteWire, open_endpoint, resolver_of
 from polywire.net.address import parse_addresses
 from polywire.net.tls import ClientTls
 from polywire.system.file import ServiceEntry, SystemFile
-from polywire.system.plan import Plan, defaults_of
+from polywire.system.plan import Plan
 from polywire.system.trust import client_tls
 from polywire.system.wiring import Target, Wiring
 from polywire.wire.seam import Dispatcher
@@ -26,7 +26,7 @@ def wiring_of(
         targets=plan.targets(beside),
         wires=system.wires,
         always_local=len(beside) > 1,
-        defaults=defaults_of(system),
+        levels={target: system.levels(target) for target in system.services},
         token=token,
         caller=name,
         clock=SYSTEM_CLOCK,
