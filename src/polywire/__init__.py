@@ -51,6 +51,12 @@ if TYPE_CHECKING:
     from polywire.contract.pagination import Page as Page
     from polywire.contract.pagination import PageQuery as PageQuery
     from polywire.contract.pagination import page_of as page_of
+    from polywire.contract.policies import Balance as Balance
+    from polywire.contract.policies import Breaker as Breaker
+    from polywire.contract.policies import Bulkhead as Bulkhead
+    from polywire.contract.policies import Ejection as Ejection
+    from polywire.contract.policies import Fallback as Fallback
+    from polywire.contract.policies import Hedge as Hedge
     from polywire.errors import DO_NOT_RETRY as DO_NOT_RETRY
     from polywire.errors import Aborted as Aborted
     from polywire.errors import AlreadyExists as AlreadyExists
@@ -101,6 +107,7 @@ _WHERE = {
     ),
     "polywire.contract.details": ("ErrorInfo",),
     "polywire.contract.pagination": ("Page", "PageQuery", "page_of"),
+    "polywire.contract.policies": ("Balance", "Breaker", "Bulkhead", "Ejection", "Fallback", "Hedge"),
     "polywire.errors": (
         "DO_NOT_RETRY", "Aborted", "AlreadyExists", "BatchFailed", "CallError", "Cancelled", "DataLoss",
         "DeadlineExceeded", "DeliveryError", "FailedPrecondition", "Internal", "InvalidArgument", "MessageRefused",
@@ -123,8 +130,11 @@ __all__ = [
     "AlreadyExists",
     "App",
     "Authenticator",
+    "Balance",
     "Batch",
     "BatchFailed",
+    "Breaker",
+    "Bulkhead",
     "Bus",
     "Call",
     "CallDefaults",
@@ -137,12 +147,15 @@ __all__ = [
     "DeadlineExceeded",
     "DeliveryError",
     "Double",
+    "Ejection",
     "ErrorInfo",
     "Event",
     "Every",
     "FailedPrecondition",
+    "Fallback",
     "Field",
     "Float32",
+    "Hedge",
     "Int32",
     "Int64",
     "Intercepted",

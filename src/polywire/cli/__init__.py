@@ -16,6 +16,7 @@ _COMMANDS = {
     "serve": "polywire.cli.serve",
     "call": "polywire.cli.call",
     "methods": "polywire.cli.methods",
+    "explain": "polywire.cli.explain",
     "system": "polywire.cli.system",
     "contract": "polywire.cli.contract",
     "bus": "polywire.cli.bus",
