@@ -398,10 +398,11 @@ class RuleBook:
 
     def _hedging(self, held: Held) -> Hedging | None:
         policy, rpc = held.policy(Hedge), held.rpc
-        if policy is None or not rpc.idempotent:
+        may_be_sent_twice = rpc.idempotent
+        if policy is None or not may_be_sent_twice:
             return None
         return self._shared(
-            ("hedge", rpc, policy), lambda: Hedging(policy, idempotent=rpc.idempotent, budget=self._budget)
+            ("hedge", rpc, policy), lambda: Hedging(policy, idempotent=may_be_sent_twice, budget=self._budget)
         )
 
     def _fallback(self, held: Held, counters: Counters) -> StandIn | None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal
 
 from polywire.channel import CallDefaults, Channel, Endpoints
@@ -159,22 +160,18 @@ async def instances(
             StaticResolver(list(dispatchers)), lambda name: LocalWire(dispatchers[name], address=name)
         )
         channel = Channel("desk", endpoints, defaults=defaults, levels=levels)
-        stop = [dispatcher.finish for dispatcher in dispatchers.values()]
+        stop: list[Callable[[], Awaitable[object]]] = [partial(one.finish, 0.0) for one in dispatchers.values()]
     else:
         servers = [Server([service]) for service in services]
         addresses = [await server.start("127.0.0.1:0") for server in servers]
         channel = channel_to(addresses, wire=wire, defaults=defaults, levels=levels)
-        stop = [_closing(server) for server in servers]
+        stop = [server.close for server in servers]
     try:
         yield Running(services, channel, client_for(Desk, channel))
     finally:
         await channel.close()
         for one in stop:
-            await one(0.0)
-
-
-def _closing(server: Server) -> Callable[[float], object]:
-    return lambda _grace: server.close()
+            await one()
 
 
 async def until(true: Callable[[], object]) -> None:

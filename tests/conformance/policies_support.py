@@ -9,7 +9,8 @@ import re
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, aclosing
-from typing import Any
+from functools import partial
+from typing import Any, ClassVar
 
 import pytest
 from tests.conformance.instances_support import (
@@ -25,6 +26,7 @@ from tests.conformance.instances_support import (
 
 from polywire import Balance, Breaker, Bulkhead, Ejection, Fallback, Hedge, Retry, calling
 from polywire.channel import CallDefaults
+from polywire.context import Call, _current
 from polywire.contract.policies import Policy
 from polywire.errors import CallError, ContractError, DeadlineExceeded, Internal, ResourceExhausted, Unavailable
 from polywire.policy.breaker import State
@@ -103,7 +105,7 @@ def in_turn(running: Running) -> list[str]:
 class PolicySuite:
     """Override *wire*."""
 
-    wire: WireName
+    wire: ClassVar[WireName]
 
     def running(self, count: int = 1, *policies: Policy | Retry, **others: Any) -> AbstractAsyncContextManager[Running]:
         return instances(self.wire, count, defaults=CallDefaults(policies=policies, **others))
@@ -155,6 +157,33 @@ class PolicySuite:
             for _ in range(2):
                 await ask(running.desk, kind)
             assert breaker_of(running, kind).state is State.CLOSED
+
+    async def test_a_trial_that_is_cancelled_while_it_waits_for_a_place_leaves_its_permit(self) -> None:
+        one_trial = Breaker(minimum_calls=4, trials=1, open_time=0.05, jitter=0.0)
+        async with self.running(1, one_trial, Bulkhead(limit=1)) as running:
+            await opened(running, "unary")
+            running.first.mode = "hang"
+            with calling(Breaker(enabled=False)):
+                holder = asyncio.ensure_future(running.desk.read(Ask(text="holder")))
+            await until(lambda: "holder" in running.first.seen)
+            places = places_of(running, "unary")
+            while True:
+                trial = asyncio.ensure_future(running.desk.read(Ask()))
+                await until(partial(self._waits_or_is_over, places, trial))
+                if places.waiting:
+                    break
+                assert isinstance(trial.exception(), Unavailable)
+            trial.cancel()
+            await asyncio.wait([trial])
+            running.first.mode = "answer"
+            holder.cancel()
+            await asyncio.wait([holder])
+            assert (await running.desk.read(Ask())).instance == 0
+            assert breaker_of(running, "unary").state is State.CLOSED
+
+    @staticmethod
+    def _waits_or_is_over(places: Any, call: asyncio.Future[Answer]) -> bool:
+        return call.done() or bool(places.waiting)
 
     async def test_cancelled_calls_never_open_a_breaker(self, kind: str) -> None:
         async with self.running(1, Breaker(minimum_calls=4)) as running:
@@ -328,6 +357,29 @@ class PolicySuite:
                 await running.desk.write(Ask())
             assert running.seen == 1
 
+    async def test_a_retry_goes_to_another_instance_also_where_its_key_belongs_to_the_one_that_failed(self) -> None:
+        async with self.running(2, Balance(by="by_key", key="text"), STEADY, Retry(base=0.0)) as running:
+            running.first.mode = "unavailable"
+            for key in map(str, range(8)):
+                assert (await running.desk.read(Ask(text=key))).instance == 1
+            assert len(set(running.first.seen)) == len(running.first.seen) > 0
+
+    async def test_what_is_not_idempotent_and_may_have_arrived_is_sent_once(self) -> None:
+        async with self.running(2, Retry(base=0.0)) as running:
+            for service in running.services:
+                service.mode = "unavailable"
+            with pytest.raises(Unavailable):
+                await running.desk.write(Ask())
+            assert running.seen == 1
+
+    async def test_an_attempt_ends_no_later_than_its_call(self) -> None:
+        async with self.running(1) as running:
+            with calling(timeout=20.0, attempt_timeout=40.0):
+                await running.desk.read(Ask())
+            left = running.first.left[0]
+            assert left is not None
+            assert left <= 20.0
+
     async def test_a_call_may_ask_for_no_retries(self) -> None:
         async with self.running(1, Retry(base=0.0)) as running:
             running.first.mode = "unavailable"
@@ -471,7 +523,7 @@ class PolicySuite:
             hung = []
             for number in range(60):
                 call = asyncio.ensure_future(running.desk.read(Ask(text=str(number))))
-                await until(lambda call=call: call.done() or running.first.running)
+                await until(partial(self._answered_or_hung, running, call))
                 if call.done():
                     call.result()
                 else:
@@ -481,6 +533,10 @@ class PolicySuite:
             for call in hung:
                 call.cancel()
             await asyncio.wait(hung)
+
+    @staticmethod
+    def _answered_or_hung(running: Running, call: asyncio.Future[Answer]) -> bool:
+        return call.done() or bool(running.first.running)
 
     # ---- fallback ----
 
@@ -524,6 +580,21 @@ class PolicySuite:
                 await running.desk.read(Ask(text="b"))
             with pytest.raises(Internal), calling(metadata={"tenant": "other"}):
                 await running.desk.read(Ask(text="a"))
+
+    async def test_the_last_good_answer_of_one_user_is_not_given_to_another(self) -> None:
+        async with self.running(1, Fallback(last_good=60.0)) as running:
+            handling = Call("outer")
+            token = _current.set(handling)
+            try:
+                handling.principal = "alice"
+                good = await running.desk.read(Ask(text="a"))
+                running.first.mode = "internal"
+                assert await running.desk.read(Ask(text="a")) == good
+                handling.principal = "bob"
+                with pytest.raises(Internal):
+                    await running.desk.read(Ask(text="a"))
+            finally:
+                _current.reset(token)
 
     async def test_an_open_breaker_is_answered_for_and_cancellation_is_not(self) -> None:
         async with self.running(1, Breaker(minimum_calls=4, open_time=30.0)) as running:

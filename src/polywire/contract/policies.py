@@ -56,9 +56,13 @@ class Policy:
 
     def over(self, usual: Self) -> Self:
         """This policy, with what it does not give taken from *usual*."""
-        values = {name: getattr(usual, name) for name in usual.given}
+        values = {name: getattr(usual, name) for name in usual.given - self._replaces()}
         values.update((name, getattr(self, name)) for name in self.given)
         return type(self)(**values)
+
+    def _replaces(self) -> frozenset[str]:
+        """What is not taken from a policy further away, as this one gives something else in its place."""
+        return frozenset()
 
     def __post_init__(self) -> None:
         if not isinstance(self.enabled, bool):
@@ -180,14 +184,9 @@ class Fallback(Policy):
     on: Kinds = TROUBLE
     """Only these errors are answered for. Cancellation never is."""
 
-    def over(self, usual: Self) -> Self:
-        """As for all policies; a value given here replaces the function there, and the other way round."""
-        values = {name: getattr(usual, name) for name in usual.given}
-        if self.given & {"value", "function"}:
-            values.pop("value", None)
-            values.pop("function", None)
-        values.update((name, getattr(self, name)) for name in self.given)
-        return type(self)(**values)
+    def _replaces(self) -> frozenset[str]:
+        either = frozenset({"value", "function"})
+        return either if self.given & either else frozenset()
 
     def __post_init__(self) -> None:
         super().__post_init__()

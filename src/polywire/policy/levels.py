@@ -196,13 +196,15 @@ def _retries(said: CallDefaults) -> Iterator[Retry]:
     yield from (one for one in said.policies if isinstance(one, Retry))
 
 
-def _saying(rpc: Rpc, kind: type[Policy], levels: Sequence[Level]) -> list[tuple[Level, Policy]]:
+def _saying(rpc: Rpc, kind: type[Policy], levels: Sequence[Level]) -> Sequence[tuple[Level, Policy]]:
     """The levels that say something about policies of that *kind*, where there is something to say."""
     if kind is Fallback and rpc.streams_responses:
         return []
     if kind is Hedge and rpc.kind is not Kind.UNARY:
         return []
-    said = [(level, one) for level in levels for one in level.said.policies if type(one) is kind]
+    said = [
+        (level, one) for level in levels for one in level.said.policies if isinstance(one, Policy) and type(one) is kind
+    ]
     if _unbounded(rpc, kind) and not any(level.near for level, _ in said):
         return []
     return said
