@@ -30,6 +30,7 @@ from polywire.context import Call, _current
 from polywire.contract.policies import Policy
 from polywire.errors import CallError, ContractError, DeadlineExceeded, Internal, ResourceExhausted, Unavailable
 from polywire.policy.breaker import State
+from polywire.system.file import parse
 
 QUICK = Breaker(minimum_calls=4, trials=2, open_time=0.05, jitter=0.0, growth=1.0)
 SHORT = 0.3
@@ -617,3 +618,44 @@ class PolicySuite:
                 "The fallback of instances.v1.Desk/Read answered a str; the method answers Answer. Let the function "
                 "return that."
             )
+
+    # ---- levels ----
+
+    async def test_what_the_system_file_says_of_all_of_one_service_and_of_one_method_holds(self) -> None:
+        system = parse(
+            """
+            [system]
+            name = "offices"
+
+            [services.desk]
+            address = "127.0.0.1:1"
+            serves = ["instances.v1.Desk"]
+
+            [services.desk.calls]
+            bulkhead = { limit = 2 }
+
+            [services.desk.calls."instances.v1.Desk/look"]
+            bulkhead = { limit = 3 }
+
+            [calls]
+            bulkhead = { limit = 1, queue = 0 }
+            """
+        )
+        async with instances(self.wire, levels=system.levels("desk")) as running:
+            running.first.mode = "wait"
+            desk = running.desk
+            for method, limit in ((desk.read, 2), (desk.look, 3), (desk.write, 2)):
+                running.first.running.clear()
+                calls = [asyncio.ensure_future(method(Ask(text=str(number)))) for number in range(5)]
+                await until(partial(self._let_in, running, calls, limit))
+                with calling(Bulkhead(limit=1)):
+                    one, other = (asyncio.ensure_future(method(Ask(text=f"more{n}"))) for n in range(2))
+                    await asyncio.wait([one, other], return_when=asyncio.FIRST_COMPLETED)
+                running.first.gate.set()
+                assert sorted(await outcomes(calls)) == ["ok"] * limit + ["resource_exhausted"] * (5 - limit)
+                assert sorted(await outcomes([one, other])) == ["ok", "resource_exhausted"]
+                running.first.gate.clear()
+
+    @staticmethod
+    def _let_in(running: Running, calls: list[asyncio.Future[Answer]], limit: int) -> bool:
+        return len(running.first.running) == limit and sum(call.done() for call in calls) == len(calls) - limit

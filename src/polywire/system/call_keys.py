@@ -92,7 +92,7 @@ def _read(table: Table, *, whole: bool) -> Calls:
         budget_minimum=table.number("budget_minimum") if whole else None,
         wait_for_ready=table.boolean("wait_for_ready"),
         policies=tuple(
-            _policy(table.table(label(kind), f"a {label(kind)}"), kind)
+            _policy(table.table(label(kind), f"{'an' if kind is Ejection else 'a'} {label(kind)}"), kind)
             for kind in POLICIES
             if _mentioned(table, label(kind))
         ),
