@@ -24,7 +24,7 @@ from shop.gateway import GatewayServiceV1, GatewayServiceV2
 from shop.images import ImageService
 from shop.inventory import CatalogService, InventoryService
 from shop.orders import Ledger, News, OrderService, Undo
-from shop.payments import PaymentService
+from shop.payments import Line, PaymentService
 from shop.users import UserService
 from shop.views import PageViews
 from shop.warehouse import WarehouseService
@@ -120,7 +120,8 @@ class HandMade:
         self.recommendations = RecommendationService(self.databases["recommendations"])
         self.catalog = CatalogService(self.databases["inventory"])
         self.inventory = InventoryService(self.databases["inventory"], self.clock)
-        self.payments = PaymentService(self.databases["payments"])
+        self.line = Line(clock=self.clock)
+        self.payments = PaymentService(self.databases["payments"], self.line)
         self.ledger = Ledger(self.databases["orders"], self.clock)
         self.users = UserService(self.databases["users"])
         self.with_services()

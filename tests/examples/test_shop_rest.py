@@ -230,7 +230,7 @@ def until(condition: Callable[[], bool]) -> None:
 @route("GET /api/v1/products/{product_id}/recommendations")
 def test_what_was_bought_together_is_recommended(shop: RunningShop) -> None:
     before = shop.curl("GET", "/api/v1/products/SKU-301/recommendations")
-    assert (before.status, before.body) == (200, {"items": []})
+    assert (before.status, before.body) == (200, {"items": [], "fallback": False})
     items = [{"product_id": product_id, "quantity": 1} for product_id in ("SKU-301", "SKU-302")]
     assert shop.curl("POST", "/api/v1/orders", {**order_of(), "items": items}).status == 201
     until(lambda: shop.curl("GET", "/api/v1/products/SKU-301/recommendations").body["items"] != [])

@@ -232,6 +232,21 @@ class Payments(Contract, package="shop.v1"):
         raise NotImplementedError
 
 
+class Pace(Message):
+    """*seconds* is what the bank takes for a charge: half of it before the money moves, and half before it says so."""
+
+    seconds: Annotated[float, Field(ge=0, le=60)]
+
+
+class Bank(Contract, package="shop.v1"):
+    """The bank behind the till, which is made up. So it can be told to be slow, to see what the shop makes of it."""
+
+    @rpc(idempotent=True, timeout=2.0)
+    async def set_pace(self, pace: Pace) -> None:
+        """For charges from now on, until the till is started again: then it is $SHOP_BANK_SECONDS, or no time."""
+        raise NotImplementedError
+
+
 class User(Message):
     user_id: str
     name: str
