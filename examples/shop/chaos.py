@@ -1,0 +1,255 @@
+"""Trouble on purpose: services are killed, hang and are slow while customers buy; and what the customers saw of it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import signal
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.client import HTTPConnection, HTTPException
+from pathlib import Path
+
+from customers import BARGAIN, Outcome, Report, crowd, place, send_back
+from shop.api_v1 import ORDER_WITHIN, PAGE_WITHIN, GatewayV1, NewOrder
+from shop.contracts import Bank, Order, Pace
+
+from polywire import connect
+
+COME_OVER = 14.0
+"""Seconds in which the customers come in: longer than the trouble lasts, so that some meet none."""
+TRIES = 3
+GRACE = 1.0
+"""Seconds by which a machine that has much to do may be late in noticing that a deadline has passed."""
+TROUBLE = frozenset({"unavailable", "deadline_exceeded", "resource_exhausted"})
+"""With what the shop may answer in trouble. Anything else it would have made up."""
+ADVISED = [f"SKU-{BARGAIN.number}", "SKU-123", "SKU-301"]
+
+
+class NoSuchProcess(Exception):
+    """A service has none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Act:
+    """Something that is done to the shop, so many seconds after the first customer."""
+
+    at: float
+    what: str
+    do: Callable[[], Awaitable[None]]
+
+
+class Saboteur:
+    """Makes trouble for the services of a running shop, which are processes of `polywire up`. Knows Linux only."""
+
+    def __init__(self, up: int, data: Path) -> None:
+        self._up = up
+        """The pid of `polywire up`."""
+        self._data = data
+        self._hanging: dict[str, list[int]] = {}
+
+    def programme(self) -> list[Act]:
+        return [
+            Act(1.0, "one of the two inventories is killed", lambda: self.kill("inventory")),
+            Act(3.0, "the bank takes 1 s for a charge", lambda: self.slow_bank(1.0)),
+            Act(5.0, "the bank takes 3 s, which is longer than anybody waits", lambda: self.slow_bank(3.0)),
+            Act(5.5, "analytics, which has the recommendations, hangs", lambda: self.hang("analytics")),
+            Act(7.0, "the bank takes no time again", lambda: self.slow_bank(0.0)),
+            Act(8.5, "analytics goes on", lambda: self.let_go("analytics")),
+            Act(9.0, "users hangs", lambda: self.hang("users")),
+            Act(10.5, "users goes on", lambda: self.let_go("users")),
+            Act(11.0, "orders is killed", lambda: self.kill("orders")),
+        ]
+
+    async def perform(self) -> None:
+        """Do all of the programme. Whatever happens, nothing hangs afterwards."""
+        started = time.monotonic()
+        try:
+            for act in self.programme():
+                await asyncio.sleep(max(0.0, started + act.at - time.monotonic()))
+                await act.do()
+                print(f"{time.monotonic() - started:4.0f} s  TROUBLE: {act.what}", flush=True)
+        finally:
+            for service in list(self._hanging):
+                await self.let_go(service)
+
+    async def kill(self, service: str) -> None:
+        """One process of the *service*, by SIGKILL."""
+        os.kill((await self._processes(service))[0], signal.SIGKILL)
+
+    async def hang(self, service: str) -> None:
+        """Its connections stay open and nothing comes back, as with a machine that is busy or a network that is cut."""
+        self._hanging[service] = await self._processes(service)
+        for process in self._hanging[service]:
+            os.kill(process, signal.SIGSTOP)
+
+    async def let_go(self, service: str) -> None:
+        for process in self._hanging.pop(service):
+            os.kill(process, signal.SIGCONT)
+
+    async def slow_bank(self, seconds: float) -> None:
+        found = re.search(r"payments listens on (\S+)", (self._data / "shop.log").read_text(errors="replace"))
+        if found is None:
+            raise NoSuchProcess(
+                "The bank was not slowed down: the log of the shop does not say where payments listens."
+            )
+        async with connect(Bank, f"grpc://{found[1]}", token=os.environ.get("SHOP_ORDERS_TOKEN")) as bank:
+            await bank.set_pace(Pace(seconds=seconds))
+
+    async def _processes(self, service: str, within: float = 15.0) -> list[int]:
+        """At least one, the oldest first. Raises NoSuchProcess."""
+        until = time.monotonic() + within
+        while True:
+            found = processes_of(self._up, self._data / f"{service}.db")
+            if found:
+                return found
+            if time.monotonic() > until:
+                raise NoSuchProcess(f"No trouble was made for {service!r}: it has had no process for {within:g} s.")
+            await asyncio.sleep(0.05)
+
+
+def processes_of(up: int, database: Path) -> list[int]:
+    """The children of *up* that have the database open, by which a service is known."""
+    children = Path(f"/proc/{up}/task/{up}/children").read_text().split()
+    return sorted(int(child) for child in children if str(database.absolute()) in _files_of(child))
+
+
+def _files_of(process: str) -> set[str]:
+    try:
+        return {os.readlink(file) for file in Path(f"/proc/{process}/fd").iterdir()}
+    except OSError:  # it has ended, or closed a file in the meantime
+        return set()
+
+
+@dataclass(kw_only=True)
+class Sights:
+    """What browsers saw, which bring no deadline of their own: how long they wait is up to the shop."""
+
+    statuses: Counter[int] = field(default_factory=Counter)
+    viewed: int = 0
+    """Products."""
+    fallbacks: int = 0
+    broken: int = 0
+    """Connections that ended without an answer."""
+    longest: float = 0.0
+
+
+async def browse(port: int, sights: Sights, over: asyncio.Event) -> None:
+    """Look at products and what goes with them, again and again."""
+    while not over.is_set():
+        for product_id in ADVISED:
+            for page in ("", "/recommendations"):
+                await asyncio.to_thread(_see, port, f"/api/v1/products/{product_id}{page}", sights)
+        await asyncio.sleep(0.1)
+
+
+def _see(port: int, path: str, sights: Sights) -> None:
+    started = time.monotonic()
+    connection = HTTPConnection("127.0.0.1", port, timeout=10 * PAGE_WITHIN)
+    try:
+        connection.request("GET", path)
+        answer = connection.getresponse()
+        body = answer.read(1 << 20)
+    except (OSError, HTTPException):
+        sights.broken += 1
+    else:
+        sights.statuses[answer.status] += 1
+        if answer.status == 200:
+            page = json.loads(body)
+            sights.viewed += "product_id" in page
+            sights.fallbacks += page.get("fallback", False)
+    finally:
+        connection.close()
+        sights.longest = max(sights.longest, time.monotonic() - started)
+
+
+async def customers_in_trouble(
+    shop: GatewayV1, saboteur: Saboteur, port: int, report: Report, *, customers: int, seed: int
+) -> Sights:
+    """Let the customers in and make trouble for them, until the last one has left and the trouble is over."""
+    sights, over = Sights(), asyncio.Event()
+    async with asyncio.TaskGroup() as tasks:
+        for _ in range(2):
+            tasks.create_task(browse(port, sights, over))
+        with _set_after(over):
+            async with asyncio.TaskGroup() as busy:
+                busy.create_task(saboteur.perform())
+                busy.create_task(
+                    crowd(shop, report, customers=customers, seed=seed, over=COME_OVER, patience=0.7, tries=TRIES)
+                )
+    report.viewed += sights.viewed
+    return sights
+
+
+@contextmanager
+def _set_after(event: asyncio.Event) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        event.set()
+
+
+async def settle(shop: GatewayV1, report: Report) -> Counter[Outcome]:
+    """Let those ask once more who do not know what became of their orders, now that the trouble is over. Returns what
+    they are told; where an order never came, it is placed now."""
+    told: Counter[Outcome] = Counter()
+    unclear, report.unclear = report.unclear, []
+    returns, report.unclear_returns = report.unclear_returns, []
+    for key, order in unclear:
+        outcome = await _ask_once_more(shop, key, order, report)
+        report.outcomes[Outcome.FAILED] -= 1
+        report.outcomes[outcome] += 1
+        told[outcome] += 1
+    for bought in returns:
+        if not await send_back(shop, bought, report):
+            report.unclear_returns.append(bought)
+    return told
+
+
+async def _ask_once_more(shop: GatewayV1, key: str, order: NewOrder, report: Report) -> Outcome:
+    placed = await place(shop, key, order, report)
+    if not isinstance(placed, Order):
+        return placed
+    report.placed(placed)
+    return Outcome.PLACED
+
+
+def too_late(report: Report, sights: Sights) -> list[str]:
+    """Who waited for longer than the deadline, and what else should not have been seen, in sentences."""
+    waits = [*report.longest.items(), (PAGE_WITHIN, sights.longest)]
+    problems = [
+        f"Somebody waited {longest:.2f} s for an answer that was due after {within:g} s (and {GRACE:g} s of grace)."
+        for within, longest in waits
+        if longest > within + GRACE
+    ]
+    if sights.broken:
+        problems.append(f"{sights.broken} connections of browsers ended without an answer.")
+    odd = sorted(set(sights.statuses) - {200, 429, 503, 504})
+    if odd:
+        problems.append(f"Browsers were answered with {', '.join(map(str, odd))}, which trouble is no reason for.")
+    return problems
+
+
+def seen(report: Report, refusals: Counter[str], sights: Sights, told: Counter[Outcome]) -> str:
+    """The lines of the summary. *refusals* are what customers met while there was trouble, by code; *told* is what
+    those were told who asked once more."""
+    outcomes = ", ".join(f"{report.outcomes[outcome]:,} {outcome}" for outcome in Outcome)
+    late = ", ".join(f"{number} {outcome}" for outcome, number in sorted(told.items())) or "none"
+    refused = ", ".join(f"{number} x {code}" for code, number in sorted(refusals.items())) or "none"
+    statuses = ", ".join(f"{number:,} x {status}" for status, number in sorted(sights.statuses.items()))
+    page, order = (report.longest.get(within, 0.0) for within in (PAGE_WITHIN, ORDER_WITHIN))
+    return f"""
+What the customers saw while services were killed, hung and were slow:
+
+orders      {report.asked:,} tried = {outcomes}
+unclear     {report.asked_again} learned by asking again how it had ended, {told.total()} after the trouble: {late}
+requests    {report.requests:,}; refused: {refused}; {report.retried} were answered when they were sent again
+advice      {report.advised} pages, {report.fallbacks} of them without asking recommendations
+waits       at most {page:.2f} s of {PAGE_WITHIN:g} s for a page and {order:.2f} s of {ORDER_WITHIN:g} s for an order
+browsers    {statuses}; {sights.fallbacks} without asking recommendations; at most {sights.longest:.2f} s
+"""
