@@ -16,7 +16,7 @@ from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 
 from customers import BARGAIN, Outcome, Report, crowd, place, send_back
-from shop.api_v1 import ORDER_WITHIN, PAGE_WITHIN, GatewayV1, NewOrder
+from shop.api_v1 import ORDER_WITHIN, PAGE_WITHIN, GatewayV1
 from shop.contracts import Bank, Order, Pace
 
 from polywire import connect
@@ -46,6 +46,9 @@ class Act:
 
 class Saboteur:
     """Makes trouble for the services of a running shop, which are processes of `polywire up`. Knows Linux only."""
+
+    find_within = 15.0
+    """Seconds: one that was killed has to be back by then."""
 
     def __init__(self, up: int, data: Path) -> None:
         self._up = up
@@ -101,15 +104,17 @@ class Saboteur:
         async with connect(Bank, f"grpc://{found[1]}", token=os.environ.get("SHOP_ORDERS_TOKEN")) as bank:
             await bank.set_pace(Pace(seconds=seconds))
 
-    async def _processes(self, service: str, within: float = 15.0) -> list[int]:
+    async def _processes(self, service: str) -> list[int]:
         """At least one, the oldest first. Raises NoSuchProcess."""
-        until = time.monotonic() + within
+        until = time.monotonic() + self.find_within
         while True:
             found = processes_of(self._up, self._data / f"{service}.db")
             if found:
                 return found
             if time.monotonic() > until:
-                raise NoSuchProcess(f"No trouble was made for {service!r}: it has had no process for {within:g} s.")
+                raise NoSuchProcess(
+                    f"No trouble was made for {service!r}: it has had no process for {self.find_within:g} s."
+                )
             await asyncio.sleep(0.05)
 
 
@@ -194,29 +199,29 @@ def _set_after(event: asyncio.Event) -> Iterator[None]:
         event.set()
 
 
-async def settle(shop: GatewayV1, report: Report) -> Counter[Outcome]:
-    """Let those ask once more who do not know what became of their orders, now that the trouble is over. Returns what
-    they are told; where an order never came, it is placed now."""
+async def settle(shop: GatewayV1, report: Report, within: float = 15.0) -> Counter[Outcome]:
+    """Let those ask once more who do not know what became of their orders, now that the trouble is over, until they do
+    or *within* is over. Returns what they are told; where an order never came, it is placed now."""
     told: Counter[Outcome] = Counter()
-    unclear, report.unclear = report.unclear, []
-    returns, report.unclear_returns = report.unclear_returns, []
-    for key, order in unclear:
-        outcome = await _ask_once_more(shop, key, order, report)
-        report.outcomes[Outcome.FAILED] -= 1
-        report.outcomes[outcome] += 1
-        told[outcome] += 1
-    for bought in returns:
-        if not await send_back(shop, bought, report):
-            report.unclear_returns.append(bought)
+    until = time.monotonic() + within
+    while (report.unclear or report.unclear_returns) and time.monotonic() < until:
+        while report.unclear and (placed := await place(shop, *report.unclear[0], report)) is not None:
+            told[_note_fate(placed, report)] += 1
+            del report.unclear[0]
+        while report.unclear_returns and await send_back(shop, report.unclear_returns[0], report):
+            del report.unclear_returns[0]
+        await asyncio.sleep(0.1)
     return told
 
 
-async def _ask_once_more(shop: GatewayV1, key: str, order: NewOrder, report: Report) -> Outcome:
-    placed = await place(shop, key, order, report)
-    if not isinstance(placed, Order):
-        return placed
-    report.placed(placed)
-    return Outcome.PLACED
+def _note_fate(placed: Order | Outcome, report: Report) -> Outcome:
+    """What became of an order that was counted as failed."""
+    outcome = placed if isinstance(placed, Outcome) else Outcome.PLACED
+    report.outcomes[Outcome.FAILED] -= 1
+    report.outcomes[outcome] += 1
+    if isinstance(placed, Order):
+        report.placed(placed)
+    return outcome
 
 
 def too_late(report: Report, sights: Sights) -> list[str]:
@@ -227,6 +232,8 @@ def too_late(report: Report, sights: Sights) -> list[str]:
         for within, longest in waits
         if longest > within + GRACE
     ]
+    if unclear := len(report.unclear) + len(report.unclear_returns):
+        problems.append(f"{unclear} customers could not learn what became of their orders.")
     if sights.broken:
         problems.append(f"{sights.broken} connections of browsers ended without an answer.")
     odd = sorted(set(sights.statuses) - {200, 429, 503, 504})

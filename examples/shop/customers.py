@@ -25,6 +25,7 @@ from shop.contracts import (
     Order,
     OrderId,
     OrdersOf,
+    OrderUndone,
     OutOfStock,
     Product,
     ProductQuery,
@@ -137,9 +138,9 @@ class Report:
             self.longest[within] = max(seconds, self.longest.get(within, 0.0))
 
 
-async def place(shop: GatewayV1, key: str, order: NewOrder, report: Report) -> Order | Outcome:
-    """Try to place an order, with a key of the customer's own, so that asking again after a lost answer cannot order
-    twice. It is sent as `Idempotency-Key`, where the shop reads it."""
+async def place(shop: GatewayV1, key: str, order: NewOrder, report: Report) -> Order | Outcome | None:
+    """Try to place an order; None where nobody can say yet what becomes of it. The key is the customer's own, so that
+    asking again after a lost answer cannot order twice. It is sent as `Idempotency-Key`, where the shop reads it."""
     try:
         with calling(idempotency_key=key), report.request(ORDER_WITHIN):
             return await shop.place_order(order)
@@ -147,8 +148,10 @@ async def place(shop: GatewayV1, key: str, order: NewOrder, report: Report) -> O
         return Outcome.DECLINED
     except OutOfStock:
         return Outcome.OUT_OF_STOCK
-    except CallError:
+    except OrderUndone:
         return Outcome.FAILED
+    except CallError:
+        return None
 
 
 async def send_back(shop: GatewayV1, order: Order, report: Report) -> bool:
@@ -243,7 +246,7 @@ class Customer:
             if attempt:
                 await self._look()
             placed = await place(self._shop, key, order, self._report)
-            if placed is not Outcome.FAILED:
+            if placed is not None:
                 self._report.asked_again += attempt > 0
                 return placed
         self._report.unclear.append((key, order))

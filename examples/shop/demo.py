@@ -249,13 +249,12 @@ class Day:
                 self._shop, saboteur, options.port, report, customers=options.customers, seed=options.seed
             )
         refusals = report.failures.copy()
-        late = too_late(report, sights)
         until = time.monotonic() + RECOVER_WITHIN
         await quiet_books(self._shop, within=RECOVER_WITHIN)
-        fates = await settle(self._shop, report)
+        fates = await settle(self._shop, report, within=until - time.monotonic())
         after = await quiet_books(self._shop, within=until - time.monotonic())
         aftermath = await quiet(self._see, lambda now: not self._missing(now), within=5.0)
-        problems = late + differences(self._books, after, report, expected=TROUBLE)
+        problems = too_late(report, sights) + differences(self._books, after, report, expected=TROUBLE)
         print(seen(report, refusals, sights, fates), end="")
         print_summary(after, aftermath, report, problems, self._missing(aftermath))
         return problems

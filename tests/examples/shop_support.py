@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +38,7 @@ SHOP = Path(__file__).parents[2] / "examples" / "shop"
 POLYWIRE = Path(sys.executable).with_name("polywire")
 GOOD_CARD = "4242424242424242"
 BAD_CARD = "4000000000000002"
+SOON = 60.0
 BARGAIN = "SKU-117"
 """There is one of it."""
 
@@ -281,6 +282,13 @@ def running_shop(data: Path, *arguments: str, **environ: str) -> Iterator[Runnin
                 except subprocess.TimeoutExpired:
                     up.kill()
                     raise
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + SOON
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def _wait_until_it_answers(shop: RunningShop) -> None:

@@ -18,6 +18,7 @@ from shop.contracts import (
     Order,
     OrderId,
     OrdersOf,
+    OrderUndone,
     OutOfStock,
     Product,
     ProductQuery,
@@ -146,7 +147,7 @@ class GatewayV1(Contract, package="shop.v1", name="Gateway", prefix="/api/v1"):
     @rpc(
         post("/orders", status=201, location="/orders/{order_id}", headers={"idempotency_key": "Idempotency-Key"}),
         timeout=ORDER_WITHIN,
-        raises=(OutOfStock, CardDeclined),
+        raises=(OutOfStock, CardDeclined, OrderUndone),
     )
     async def place_order(self, order: NewOrder) -> Order:
         """NotFound for a customer that is none."""
