@@ -12,6 +12,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from chaos import Act, NoSuchProcess, Saboteur, Sights, processes_of, seen, settle, too_late
@@ -72,29 +73,39 @@ def test_trouble_needs_processes() -> None:
     )
 
 
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningShop]:
+    with running_shop(tmp_path_factory.mktemp("shop"), SHOP_BANK_SECONDS="0.2") as running:
+        yield running
+
+
 # A page without recommendations
 
 
 @pytest.mark.slow
-def test_a_page_has_other_recommendations_while_those_who_know_them_hang(tmp_path: Path) -> None:
+def test_a_page_has_other_recommendations_while_those_who_know_them_hang(shop: RunningShop) -> None:
     known, unknown = (f"/api/v1/products/{product_id}/recommendations" for product_id in ("SKU-301", "SKU-400"))
-    with running_shop(tmp_path) as shop:
-        items = [{"product_id": product_id, "quantity": 1} for product_id in ("SKU-301", "SKU-302")]
-        assert shop.curl("POST", "/api/v1/orders", {**ORDER, "items": items}).status == 201
-        until(lambda: shop.curl("GET", known).body["items"] != [])
-        learned = shop.curl("GET", known).body
-        assert [item["product_id"] for item in learned["items"]] == ["SKU-302"]
-        with hanging(shop, "analytics"):
-            assert shop.curl("GET", known).body == {**learned, "fallback": True}
-            instead = shop.curl("GET", unknown).body
-            assert instead["fallback"]
-            assert [(item["product_id"], item["orders"]) for item in instead["items"]] == [
-                (product.product_id, 0) for product in MOST_OF
-            ]
-            missing = shop.curl("GET", "/api/v1/products/SKU-1/recommendations")
-            assert (missing.status, missing.error["message"]) == (404, "There is no product 'SKU-1'.")
-        until(lambda: shop.curl("GET", unknown).body == {"items": [], "fallback": False})
+    items = [{"product_id": product_id, "quantity": 1} for product_id in ("SKU-301", "SKU-302")]
+    assert shop.curl("POST", "/api/v1/orders", {**ORDER, "items": items}).status == 201
+    until(lambda: companions(shop, known) == ("SKU-302", False))
+    learned = shop.curl("GET", known).body
+    with hanging(shop, "analytics"):
+        assert shop.curl("GET", known).body == {**learned, "fallback": True}
+        instead = shop.curl("GET", unknown).body
+        assert instead["fallback"]
+        assert [(item["product_id"], item["orders"]) for item in instead["items"]] == [
+            (product.product_id, 0) for product in MOST_OF
+        ]
+        missing = shop.curl("GET", "/api/v1/products/SKU-1/recommendations")
+        assert (missing.status, missing.error["message"]) == (404, "There is no product 'SKU-1'.")
+    until(lambda: companions(shop, unknown) == ("", False))
     assert "shop.v1.Recommendations/Recommend is answered by its fallback: " in shop.log
+
+
+def companions(shop: RunningShop, path: str) -> tuple[str, bool]:
+    """Their ids, and whether they were fallen back on."""
+    page = shop.curl("GET", path).body
+    return ",".join(item["product_id"] for item in page["items"]), page["fallback"]
 
 
 @contextlib.contextmanager
@@ -111,24 +122,37 @@ def hanging(shop: RunningShop, service: str) -> Iterator[None]:
 
 
 @pytest.mark.slow
-def test_an_order_is_paid_once_or_given_back_however_slow_the_bank_is(tmp_path: Path) -> None:
-    with running_shop(tmp_path, SHOP_BANK_SECONDS="0.2") as shop:
-        assert shop.curl("POST", "/api/v1/orders", ORDER).status == 201
-        for seconds in ("2.6", "60"):
-            shop.polywire("call", "shop.v1.Bank/set_pace", f"seconds={seconds}")
-            late = shop.curl("POST", "/api/v1/orders", ORDER)
-            assert (late.status, late.error["code"], late.error["reason"]) == (503, "unavailable", "ORDER_UNDONE")
-            assert late.error["message"] == (
-                f"Order {late.error['details']['order_id']} was interrupted, and whatever was charged is given back. "
-                "Place it again with a new key."
-            )
-        shop.polywire("call", "shop.v1.Bank/set_pace", "seconds=0")
-        until(lambda: shop.curl("GET", "/api/v1/books").body["unfinished"] == 0)
-        assert shop.curl("POST", "/api/v1/orders", ORDER).status == 201
-        books = shop.curl("GET", "/api/v1/books").body
-    assert books["problems"] == []
-    assert books["orders"]["by_state"] == {"confirmed": 2, "failed": 2}
-    assert books["money"]["charges"] - books["money"]["refunds"] == 2
+def test_an_order_is_paid_once_or_given_back_however_slow_the_bank_is(shop: RunningShop) -> None:
+    before = shop.curl("GET", "/api/v1/books").body
+    assert shop.curl("POST", "/api/v1/orders", ORDER).status == 201
+    for seconds in (2.6, 60):
+        set_pace(shop, seconds)
+        late = shop.curl("POST", "/api/v1/orders", ORDER)
+        assert (late.status, late.error["code"], late.error["reason"]) == (503, "unavailable", "ORDER_UNDONE")
+        assert late.error["message"] == (
+            f"Order {late.error['details']['order_id']} was interrupted, and whatever was charged is given back. "
+            "Place it again with a new key."
+        )
+    set_pace(shop, 0)
+    until(lambda: shop.curl("GET", "/api/v1/books").body["unfinished"] == 0)
+    assert shop.curl("POST", "/api/v1/orders", ORDER).status == 201
+    after = shop.curl("GET", "/api/v1/books").body
+    assert after["problems"] == []
+    grown = Counter(after["orders"]["by_state"])
+    grown.subtract(before["orders"]["by_state"])
+    assert +grown == {"confirmed": 2, "failed": 2}
+    assert kept(after) - kept(before) == 2
+
+
+def kept(books: Any) -> int:
+    """Charges that were not given back."""
+    return int(books["money"]["charges"] - books["money"]["refunds"])
+
+
+def set_pace(shop: RunningShop, seconds: float) -> None:
+    # At its address: other tests run a shop from the same directory.
+    address = shop.address_of("payments")
+    shop.polywire("call", "shop.v1.Bank/set_pace", f"seconds={seconds}", "--address", address)
 
 
 async def test_a_charge_given_up_before_the_money_moved_is_void_and_one_given_up_after_is_refunded() -> None:
@@ -167,20 +191,20 @@ def test_a_pace_that_is_none_is_refused_at_the_start(monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.slow
-async def test_what_hangs_goes_on_when_the_trouble_ends_early(tmp_path: Path) -> None:
-    with running_shop(tmp_path) as shop:
-        saboteur = HangsUsers(shop.up.pid, tmp_path)
-        (process,) = processes_of(shop.up.pid, tmp_path / "users.db")
-        trouble = asyncio.create_task(saboteur.perform())
-        async with asyncio.timeout(60):
-            await saboteur.hangs.wait()
-        assert state_of(process) == "T"
-        trouble.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await trouble
-        assert state_of(process) != "T"
-        with pytest.raises(NoSuchProcess) as missing:
-            await saboteur.hang("nobody")
+async def test_what_hangs_goes_on_when_the_trouble_ends_early(shop: RunningShop) -> None:
+    data = shop.log_file.parent
+    saboteur = HangsUsers(shop.up.pid, data)
+    (process,) = processes_of(shop.up.pid, data / "users.db")
+    trouble = asyncio.create_task(saboteur.perform())
+    async with asyncio.timeout(60):
+        await saboteur.hangs.wait()
+    until(lambda: state_of(process) == "T")
+    trouble.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await trouble
+    until(lambda: state_of(process) != "T")
+    with pytest.raises(NoSuchProcess) as missing:
+        await saboteur.hang("nobody")
     assert str(missing.value) == "No trouble was made for 'nobody': it has had no process for 0.1 s."
 
 

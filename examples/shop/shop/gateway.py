@@ -74,7 +74,7 @@ ADVICE = Fallback(
     value=Companions(companions=[backoffice.Companion(product_id=product.product_id, orders=0) for product in MOST_OF]),
 )
 """What a page recommends where those who know cannot be asked: what they said of the product last, or something."""
-ADVICE_WITHIN = 0.5
+ADVICE_WITHIN = 0.8
 """Seconds: a page is not held up for longer by what it can do without."""
 
 
