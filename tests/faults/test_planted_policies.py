@@ -133,8 +133,8 @@ BUGS = {
     ),
     "slow methods make an endpoint look slow": Bug(
         "polywire.call_rules:Comparison.answered",
-        "usual = seconds * self.typical / rules.typical if rules.typical else seconds",
-        "usual = seconds",
+        "self.outliers.succeeded(wire, began, now, typical)",
+        "self.outliers.succeeded(wire, began, now)",
         f"{LOCAL}.test_a_mix_of_slow_and_quick_methods_leaves_nobody_out",
     ),
     "a user is given the answer of another": Bug(

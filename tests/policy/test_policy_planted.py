@@ -320,7 +320,7 @@ BUGS = {
     ),
     "one that is still slow comes back": Bug(
         f"{OUTLIER}._trial_answered",
-        "if self._is_slow(seconds, self._usual):",
+        "if self._is_slow(seconds, share, self._usual):",
         "if False:",
         "test_outlier:test_one_that_is_still_slow_does_not_come_back",
     ),
