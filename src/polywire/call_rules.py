@@ -137,19 +137,13 @@ class Comparison:
 
     def __init__(self, policy: Ejection, target: str) -> None:
         self.outliers: Outliers[EndpointWire] = Outliers(policy, listen=lambda change: _tell_ejected(target, change))
-        self._floor = policy.slow_floor
-        self.typical = 0.0
 
     def answered(self, rules: CallRules, wire: EndpointWire, began: float, now: float) -> None:
         """A call of one method takes longer than that of another, and an endpoint that got more of those is not slow:
         what is compared is how long it took in proportion to the calls of its method."""
-        seconds = now - began
-        rules.typical = _moved(rules.typical, seconds)
-        self.typical = _moved(self.typical, seconds)
-        usual = seconds * self.typical / rules.typical if rules.typical else seconds
-        if seconds < self._floor and usual > self.typical:
-            usual = self.typical
-        self.outliers.succeeded(wire, began, now, usual)
+        seconds, typical = now - began, rules.typical
+        rules.typical = typical = typical + SMOOTHING * (seconds - typical) if typical else seconds
+        self.outliers.succeeded(wire, began, now, typical)
 
     def failed(self, rules: CallRules, wire: EndpointWire, began: float, now: float, error: BaseException) -> None:
         found = evidence(error)
@@ -157,10 +151,6 @@ class Comparison:
             self.answered(rules, wire, began, now)
         else:
             self.outliers.ended(wire, began, now, found)
-
-
-def _moved(average: float, seconds: float) -> float:
-    return average + SMOOTHING * (seconds - average) if average else seconds
 
 
 def _key_of(policy: Balance | None) -> Callable[[Any], bytes | None] | None:
@@ -183,10 +173,12 @@ class StandIn:
         self._state = state
         self._spell = spell
         self._counters = counters
+        self._remembers = state.policy.last_good is not None and not rpc.streams_requests
+        """A stream of requests is over once it is sent, and nobody can tell whether another one is the same."""
 
     def succeeded(self, outgoing: Outgoing, request: Message | None, answer: Any, now: float) -> None:
         """The call went well by itself."""
-        if self._state.policy.last_good is not None:
+        if self._remembers:
             self._state.succeeded(self._key(outgoing, request), answer, now)
         times = self._spell.ended(now)
         if times:
@@ -194,7 +186,7 @@ class StandIn:
 
     def instead(self, outgoing: Outgoing, request: Message | None, error: BaseException, now: float) -> Any:
         """An answer, an awaitable of one, or NOTHING where *error* stands."""
-        key = None if self._state.policy.last_good is None else self._key(outgoing, request)
+        key = self._key(outgoing, request) if self._remembers else None
         return self._state.instead(key, request, error, now)
 
     def used(self, answer: Any, error: BaseException, now: float) -> None:
@@ -212,7 +204,7 @@ class StandIn:
     def _key(self, outgoing: Outgoing, request: Message | None) -> Hashable:
         """Who asks, and what: nobody is given what another was answered."""
         call = current_or_none()
-        asked = b"" if self._rpc.streams_requests else codec_for(self._rpc.request, "proto").encode(request)
+        asked = codec_for(self._rpc.request, "proto").encode(request)
         return (
             None if call is None else call.principal,
             outgoing.authorization,
@@ -293,7 +285,7 @@ class Underway:
         if self.wire is not None and comparison is not None:
             found = Evidence.HEALTHY if error is None else evidence(error)
             if found is Evidence.HEALTHY:
-                comparison.outliers.succeeded(self.wire, self.began, now, comparison.typical)
+                comparison.outliers.succeeded(self.wire, self.began, now, now - self.began)
             else:
                 comparison.outliers.ended(self.wire, self.began, now, found)
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import itertools
 import logging
 import re
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing
 from functools import partial
 from typing import Any, ClassVar
@@ -84,23 +85,20 @@ async def waiting(running: Running, kind: str, count: int, of: int) -> list[asyn
     The breaker may still be open when they come; then they come again.
     """
     running.first.mode = "wait"
-    while True:
-        calls = [asyncio.ensure_future(ask(running.desk, kind, str(number))) for number in range(of)]
-
-        def settled(calls: list[asyncio.Task[Answer]] = calls) -> bool:
-            done = sum(call.done() for call in calls)
-            return done == of or (done == of - count and len(in_turn(running)) >= count)
-
-        await until(settled)
-        left = [call for call in calls if not call.done()]
+    left: list[asyncio.Task[Answer]] = []
+    numbers = itertools.count()
+    while len(left) < count:
+        texts = [f"trial{next(numbers)}" for _ in range(of)]
+        calls = [asyncio.ensure_future(ask(running.desk, kind, text)) for text in texts]
+        await until(partial(_settled, running, dict(zip(texts, calls, strict=True))))
+        left += [call for call in calls if not call.done()]
         assert set(await outcomes([call for call in calls if call.done()])) <= {"unavailable"}
-        if left:
-            return left
+    return left
 
 
-def in_turn(running: Running) -> list[str]:
-    """The calls that are being handled by the first instance."""
-    return [text for text in running.first.running if not text.startswith("stream")]
+def _settled(running: Running, calls: dict[str, asyncio.Task[Answer]]) -> bool:
+    """Each was refused, or is being handled."""
+    return all(call.done() or text in running.first.running for text, call in calls.items())
 
 
 class PolicySuite:
@@ -236,10 +234,7 @@ class PolicySuite:
         caplog.set_level(logging.INFO, "polywire.client")
         async with self.running(1, QUICK) as running:
             await opened(running, "unary")
-            for _ in range(3):
-                with pytest.raises(Unavailable):
-                    await running.desk.read(Ask())
-            trials = await waiting(running, "unary", 2, of=2)
+            trials = await waiting(running, "unary", 2, of=10)
             running.first.gate.set()
             await outcomes(trials)
             said = [record.getMessage() for record in caplog.records if "breaker" in record.getMessage()]
@@ -597,6 +592,22 @@ class PolicySuite:
             finally:
                 _current.reset(token)
 
+    async def test_what_is_said_of_all_methods_answers_only_for_those_that_are_idempotent(self) -> None:
+        async with self.running(1, Fallback(last_good=60.0)) as running:
+            await running.desk.write(Ask(text="a"))
+            await running.desk.gather(once("a"))
+            running.first.mode = "internal"
+            with pytest.raises(Internal):
+                await running.desk.write(Ask(text="a"))
+            with calling(Fallback(last_good=60.0)):
+                running.first.mode = "answer"
+                good = await running.desk.write(Ask(text="a"))
+                await running.desk.gather(once("a"))
+                running.first.mode = "internal"
+                assert await running.desk.write(Ask(text="a")) == good
+                with pytest.raises(Internal):
+                    await running.desk.gather(once("a"))
+
     async def test_an_open_breaker_is_answered_for_and_cancellation_is_not(self) -> None:
         async with self.running(1, Breaker(minimum_calls=4, open_time=30.0)) as running:
             await opened(running, "unary")
@@ -657,5 +668,5 @@ class PolicySuite:
                 running.first.gate.clear()
 
     @staticmethod
-    def _let_in(running: Running, calls: list[asyncio.Future[Answer]], limit: int) -> bool:
+    def _let_in(running: Running, calls: Sequence[asyncio.Future[Answer]], limit: int) -> bool:
         return len(running.first.running) == limit and sum(call.done() for call in calls) == len(calls) - limit

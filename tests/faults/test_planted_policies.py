@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
+import gc
 import importlib
+from collections.abc import Iterator
 
 import pytest
-from tests.faults.test_planted_bugs import Bug, no_rest, planted, run, the_test
-
-__all__ = ["no_rest"]
+from tests.faults.planting_support import Bug, find
 
 CHANNEL = "polywire.channel:Channel"
 RULES = "polywire.call_rules:CallRules"
@@ -133,8 +132,8 @@ BUGS = {
     ),
     "slow methods make an endpoint look slow": Bug(
         "polywire.call_rules:Comparison.answered",
-        "usual = seconds * self.typical / rules.typical if rules.typical else seconds",
-        "usual = seconds",
+        "self.outliers.succeeded(wire, began, now, typical)",
+        "self.outliers.succeeded(wire, began, now)",
         f"{LOCAL}.test_a_mix_of_slow_and_quick_methods_leaves_nobody_out",
     ),
     "a user is given the answer of another": Bug(
@@ -161,13 +160,16 @@ for one in BUGS.values():
     importlib.import_module(one.found_by.partition(":")[0])
 
 
+@pytest.fixture
+def no_rest() -> Iterator[None]:
+    """What a failed test leaves open is tidied up here, where nobody minds, and not in the middle of another test."""
+    yield
+    gc.collect()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", BUGS)
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.usefixtures("no_rest")
 def test_a_planted_bug_is_found(name: str) -> None:
-    bug = BUGS[name]
-    test = the_test(bug.found_by)
-    run(test, bug.arguments)
-    with planted(bug), pytest.raises((Exception, pytest.fail.Exception)):
-        asyncio.run(asyncio.wait_for(test(*bug.arguments), IMPATIENCE))
+    find(BUGS[name], IMPATIENCE)

@@ -77,9 +77,7 @@ async def strike(instance: Instance, trouble: str, wire: RemoteWire) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("trouble", "wire"), [("failing", "grpc"), ("slow", "http"), ("hanging", "grpc")]
-)
+@pytest.mark.parametrize(("trouble", "wire"), [("failing", "grpc"), ("slow", "http"), ("hanging", "grpc")])
 async def test_at_most_one_call_in_a_hundred_is_touched_after_the_first_second(trouble: str, wire: RemoteWire) -> None:
     with three() as instances:
         sick = instances[0]

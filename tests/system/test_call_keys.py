@@ -17,6 +17,7 @@ from polywire.policy.levels import CallDefaults, Held, Level, resolve
 from polywire.policy.retry import Retry
 from polywire.system.file import Calls, SystemFile, load, parse
 from polywire.system.plan import plan
+from polywire.system.remote import wiring_of
 
 HEAD = """\
 [system]
@@ -231,6 +232,20 @@ def test_what_does_not_fit_the_contracts_is_refused_before_anything_starts(
     with pytest.raises(SetupError) as caught:
         plan(load(environ={}))
     assert str(caught.value) == message
+
+
+async def test_the_calls_of_a_service_go_by_what_its_system_file_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tiny(tmp_path, HEAD + 'listen = "127.0.0.1:1"\n' + FOUR_LEVELS))
+    wiring = wiring_of(plan(load(environ={})), "orders", ["orders"], {}, None)
+    try:
+        channel: Any = wiring.client(Inventory).__dict__["_channel"]
+        rules = channel._book.of(RPCS["check_stock"])
+        assert rules.places.policy == Bulkhead(limit=3, queue=20, order="lifo")
+        assert (rules.timeout, rules.retry.attempts) == (2.0, 2)
+    finally:
+        await wiring.close()
 
 
 def test_defaults_of_a_client_take_retries_among_the_policies() -> None:

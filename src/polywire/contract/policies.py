@@ -34,7 +34,7 @@ def policy(declared: type[P]) -> type[P]:
         object.__setattr__(self, "given", frozenset(values))
         fill(self, **values)
 
-    made.__init__ = remember  # type: ignore[method-assign,assignment]
+    made.__init__ = remember  # type: ignore[method-assign,assignment]  # a dataclass has no hook for it
     # By what was given and not by its values, which need not be hashable (weights, an answer to fall back on).
     made.__hash__ = _hash  # type: ignore[assignment]  # of a policy, and not of any object
     return made

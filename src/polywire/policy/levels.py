@@ -207,6 +207,9 @@ def _saying(rpc: Rpc, kind: type[Policy], levels: Sequence[Level]) -> Sequence[t
     ]
     if _unbounded(rpc, kind) and not any(level.near for level, _ in said):
         return []
+    if kind is Fallback and not rpc.idempotent:
+        # Who speaks of all methods thinks of those that ask. That something was done must not be made up in passing.
+        return [(level, one) for level, one in said if level.near]
     return said
 
 
