@@ -51,6 +51,8 @@ if TYPE_CHECKING:
     from polywire.contract.pagination import Page as Page
     from polywire.contract.pagination import PageQuery as PageQuery
     from polywire.contract.pagination import page_of as page_of
+    from polywire.contract.policies import Priority as Priority
+    from polywire.contract.policies import Shedding as Shedding
     from polywire.errors import DO_NOT_RETRY as DO_NOT_RETRY
     from polywire.errors import Aborted as Aborted
     from polywire.errors import AlreadyExists as AlreadyExists
@@ -101,6 +103,7 @@ _WHERE = {
     ),
     "polywire.contract.details": ("ErrorInfo",),
     "polywire.contract.pagination": ("Page", "PageQuery", "page_of"),
+    "polywire.contract.policies": ("Priority", "Shedding"),
     "polywire.errors": (
         "DO_NOT_RETRY", "Aborted", "AlreadyExists", "BatchFailed", "CallError", "Cancelled", "DataLoss",
         "DeadlineExceeded", "DeliveryError", "FailedPrecondition", "Internal", "InvalidArgument", "MessageRefused",
@@ -161,6 +164,7 @@ __all__ = [
     "PartlySent",
     "PermissionDenied",
     "PolywireError",
+    "Priority",
     "PublishUnknown",
     "Receipt",
     "Reject",
@@ -169,6 +173,7 @@ __all__ = [
     "RetryLater",
     "Server",
     "SetupError",
+    "Shedding",
     "UInt32",
     "UInt64",
     "Unauthenticated",

@@ -11,15 +11,18 @@ from typing import Any
 from polywire.clock import SYSTEM_CLOCK, Clock, Timer
 from polywire.context import NO_METADATA, Call, Calling, MetadataValue, _calling, _current
 from polywire.contract import Kind, Message, Rpc
+from polywire.contract.policies import Priority
 from polywire.discovery import Resolver
 from polywire.errors import DO_NOT_RETRY, CallError, DeadlineExceeded, Unavailable
 from polywire.policy.balance import choose
 from polywire.policy.retry import FOR_CALLS, Retry, RetryBudget, is_retryable
 from polywire.telemetry.counters import Counters
 from polywire.wire.request_id import new_request_id
-from polywire.wire.seam import IDEMPOTENCY_KEY, ClientStream, EndpointWire, Outgoing, not_in_time
+from polywire.wire.seam import IDEMPOTENCY_KEY, PRIORITY, ClientStream, EndpointWire, Outgoing, not_in_time
 
 log = logging.getLogger("polywire.client")
+
+BACKGROUND = Priority.BACKGROUND
 
 DEFAULT_TIMEOUT = 10.0
 """Seconds for a call whose contract gives none; of unary and client-streaming methods only."""
@@ -216,6 +219,8 @@ class Channel:
             metadata = asked.metadata
             if asked.idempotency_key is not None:
                 metadata = (*metadata, (IDEMPOTENCY_KEY, asked.idempotency_key))
+            if asked.priority is not None:
+                metadata = (*metadata, (PRIORITY, asked.priority))
         deadline = None if timeout is None else now + timeout
         parent = _current.get()
         if parent is None:
@@ -242,6 +247,8 @@ class Channel:
         if parent.deadline is not None and (deadline is None or parent.deadline < deadline):
             deadline = parent.deadline
             timeout = deadline - now
+        if parent.priority == BACKGROUND:
+            metadata = (*metadata, (PRIORITY, "background"))
         outgoing = Outgoing(rpc, deadline, timeout, parent.request_id or new_request_id(), metadata)
         if deadline is not None and deadline <= now:
             raise self.explained(

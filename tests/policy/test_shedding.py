@@ -21,7 +21,13 @@ CAPACITY = 200
 
 
 def limiter(**values: Any) -> Limiter:
-    return Limiter(Shedding(**values), dice=random.Random(1).random)
+    """One that starts at 100, unless *values* say otherwise."""
+    return Limiter(Shedding(**{"limit": 100, **values}), dice=random.Random(1).random)
+
+
+def usual() -> Limiter:
+    """As a service has it of which nothing is said."""
+    return Limiter(Shedding(), dice=random.Random(1).random)
 
 
 # ---- admission ----

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, TypeVar, overload
 
 from polywire.contract.failures import NOTHING, Raises, check_raises, listed
 from polywire.contract.message import Message
+from polywire.contract.policies import Priority
 from polywire.contract.rest import Route
 from polywire.contract.task import Task, TaskOptions, check_agreement, read_task
 from polywire.errors import CallError, ContractError
@@ -56,6 +57,8 @@ class Rpc:
     """Of its contract: before the path of each of *routes*."""
     raises: Raises = field(default_factory=lambda: NOTHING)
     """The errors of the contract that callers get as the same class, by their names on the wire."""
+    priority: Priority = Priority.NORMAL
+    """Whose calls are turned away first when a service has too much to do."""
 
     @property
     def full_name(self) -> str:
@@ -105,6 +108,7 @@ class _Options:
     attempt_timeout: float | None
     name: str | None
     raises: tuple[type[CallError], ...] = ()
+    priority: Priority = Priority.NORMAL
 
 
 @overload
@@ -117,6 +121,7 @@ def rpc(
     attempt_timeout: float | None = None,
     name: str | None = None,
     raises: Sequence[type[CallError]] = (),
+    priority: Priority = Priority.NORMAL,
 ) -> Callable[[Function], Function]: ...
 def rpc(
     *arguments: Any,
@@ -125,6 +130,7 @@ def rpc(
     attempt_timeout: float | None = None,
     name: str | None = None,
     raises: Sequence[type[CallError]] = (),
+    priority: Priority = Priority.NORMAL,
 ) -> Any:
     """Declare a method of a contract as callable over any wire.
 
@@ -135,7 +141,10 @@ def rpc(
     perhaps arrived. *timeout*: seconds for the whole call; *attempt_timeout* bounds one attempt inside it. *name* is
     the name on the wire where it is not the Python name in CamelCase. *routes*: its REST forms, made by `get`, ...
     *raises*: the errors of the contract that callers get as the same class; any other has its canonical one.
+    *priority*: calls of a lower one are turned away first when the service has too much to do.
     """
+    if not isinstance(priority, Priority):
+        raise ContractError(f"@rpc(priority={priority!r}): give Priority.BACKGROUND, NORMAL or CRITICAL.")
     raised = check_raises("@rpc", raises)
     for label, seconds in (("timeout", timeout), ("attempt_timeout", attempt_timeout)):
         if seconds is not None and not seconds > 0:
@@ -149,6 +158,7 @@ def rpc(
             attempt_timeout=attempt_timeout,
             name=name,
             raises=raised,
+            priority=priority,
         )
         function.__rpc__ = options  # type: ignore[attr-defined]  # a plain function takes attributes
         return function
@@ -367,6 +377,7 @@ def _read(
         routes=options.routes,
         doc=inspect.cleandoc(function.__doc__ or ""),
         prefix=prefix,
+        priority=options.priority,
         raises=listed(package, f"{service}/{name}", dict.fromkeys((*contract.__raises__, *options.raises))),
     )
 

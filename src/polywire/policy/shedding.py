@@ -48,7 +48,8 @@ class Limiter:
     wait for does not.
 
     Each call that `admit` took ends by one of `answered`, `cut_short` and `left`. All times are on one monotonic scale
-    in seconds. *seconds* count from when the call arrived, so that waiting for the loop is part of them.
+    in seconds. *seconds* count from when the call arrived, so that waiting for the loop is part of them. A stream tells
+    nothing of that: how long it lasts is up to whoever listens.
     """
 
     def __init__(self, policy: Shedding, *, dice: Callable[[], float] = random.random) -> None:
@@ -60,8 +61,11 @@ class Limiter:
         """Seconds that quick calls take without load, 0 while that is not known."""
         self._dice = dice
         self._limit = 0.0
+        self.streams = 0
+        """How many streams are open."""
         self._rooms = (0, 0, 0)
         self._set_limit(policy.limit)
+        self._stream_rooms = _shared_out(policy, policy.streams)
         self._walk: tuple[float, float] | None = None
         """While the limit comes down: what it was before the last step, and what calls took then."""
         self._walking = False
@@ -108,6 +112,21 @@ class Limiter:
         if in_flight > self._peak:
             self._peak = in_flight
         return True
+
+    def admit_stream(self, priority: int) -> bool:
+        """Take a stream in, or not. It has a place as a call has, until `left` says that it has opened, and counts as a
+        stream until `stream_ended`."""
+        if self.streams >= self._stream_rooms[priority]:
+            self.shed += 1
+            return False
+        if not self.admit(priority):
+            return False
+        self.streams += 1
+        return True
+
+    def stream_ended(self) -> None:
+        """A stream that was taken in is over."""
+        self.streams -= 1
 
     def answered(self, now: float, seconds: float) -> None:
         """A call ended by itself after *seconds*, with an answer or an error of its own."""
@@ -185,15 +204,15 @@ class Limiter:
     def _adapt(self, now: float, took: float) -> None:
         """Move the limit after a window in which quick calls took *took* seconds."""
         pinned = self._refused > 0 and self._low >= STEP * self._peak - 1
-        slow = took > self.policy.tolerance * self.usual
+        slow = took > max(self.policy.slow_floor, self.policy.tolerance * self.usual)
         if self._is_cut(took):
             self._adapt_to_cut(now, took, pinned=pinned)
         elif self._walking:
             self._walk_on(now, took, pinned=pinned, slow=slow)
         elif slow and not pinned:
             # The limit is not what holds calls back, and too far away to tell what would: bring it near.
-            self._set_limit(min(self._limit, 1.2 * self._peak))
-        elif slow or (pinned and now >= self._probe_at):
+            self._set_limit(min(self._limit, 2.0 * self._peak))
+        elif slow or (pinned and now >= self._probe_at and took > self.policy.slow_floor):
             self._set_out(now, probing=now >= self._probe_at)
         elif self._refused or self._peak >= self._limit / 2:
             self._grow(took)
@@ -254,7 +273,7 @@ class Limiter:
         else:
             # What became less was a queue.
             self.usual = min(self.usual, took)
-            if slow or self._probing:
+            if slow or (self._probing and took > self.policy.slow_floor):
                 self._step_down(took)
             else:
                 self._stop()
@@ -295,8 +314,9 @@ class Limiter:
         if policy.adaptive:
             limit = min(float(policy.maximum), max(float(policy.minimum), limit))
         self._limit = limit
-        self._rooms = (
-            max(1, int(limit * policy.background)),
-            max(1, int(limit * policy.normal)),
-            int(limit),
-        )
+        self._rooms = _shared_out(policy, limit)
+
+
+def _shared_out(policy: Shedding, limit: float) -> tuple[int, int, int]:
+    """How many of *limit* places calls of each priority may fill."""
+    return max(1, int(limit * policy.background)), max(1, int(limit * policy.normal)), int(limit)

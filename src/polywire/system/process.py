@@ -179,6 +179,7 @@ def _server(
         tls=server_tls(system, entry),
         access_log=access_log,
         interceptors=plan.assemblies[name].app.interceptors,
+        shedding=entry.shedding,
         max_message_bytes=entry.max_message_bytes or MAX_MESSAGE_BYTES,
         stream_idle_timeout=entry.stream_idle_timeout or STREAM_IDLE_TIMEOUT,
         also_ready=lambda: consumers.ready,

@@ -12,6 +12,7 @@ from polywire.bus.sending import Bus, Sender
 from polywire.channel import CallDefaults
 from polywire.clock import SYSTEM_CLOCK, Clock
 from polywire.contract import Contract, Event, contracts_of, service_of
+from polywire.contract.policies import Shedding
 from polywire.durable.store.seam import Store
 from polywire.errors import SetupError
 from polywire.server import Certificates
@@ -92,13 +93,15 @@ async def system(
     replace: Mapping[Any, object] | None = None,
     clock: Clock = SYSTEM_CLOCK,
     defaults: CallDefaults | None = None,
+    shedding: Shedding | None = None,
 ) -> AsyncIterator[System]:
     """Run *apps* in this process, calling each other over the local wire, until the end of the block.
 
     *replace* puts something of the test in the place of a contract's implementation (`{Payments: FakePayments()}`; the
     fake implements the contract) or of a resource (`{Ledger: Ledger(":memory:")}`, or a `Key` where it has a name).
     Deadlines and retries go by *clock*, and a service or resource that asks for a `Clock` gets it. Who calls is known:
-    an app by its name, and a test as `"test"` or what it says.
+    an app by its name, and a test as `"test"` or what it says. No call is turned away for there being many, unless
+    *shedding* says so: a test that makes hundreds at once means them all.
 
     Raises SetupError where a service needs something that is neither in the apps nor replaced.
     """
@@ -122,7 +125,13 @@ async def system(
         callable_objects = [one for one in made.services if contracts_of(type(one))]
         interceptors = assemblies[name].app.interceptors if name in assemblies else ()
         dispatchers.append(
-            Services(callable_objects, authenticator=Certificates(), interceptors=interceptors, clock=clock)
+            Services(
+                callable_objects,
+                authenticator=Certificates(),
+                interceptors=interceptors,
+                shedding=shedding or Shedding(enabled=False),
+                clock=clock,
+            )
         )
         return dispatchers[-1]
 
