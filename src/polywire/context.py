@@ -105,7 +105,7 @@ class Call:
     tracestate: str | None = None
     baggage: str | None = None
     priority: int = 2
-    """How much it matters, a `Priority`: that of its method, or a lower one that its caller asked for."""
+    """The `Priority` that its caller lets it have at most; 0 where it is of the background, also by its method."""
     response_metadata: list[tuple[str, MetadataValue]] | None = None
     trailing_metadata: list[tuple[str, MetadataValue]] | None = None
     ended_by: str | None = None

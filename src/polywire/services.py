@@ -156,31 +156,32 @@ class Services:
 
     def take_place(self, handler: Handler, call: Call) -> ResourceExhausted | None:
         # Callers may stand back, and not push to the front.
-        priority = handler.rpc.priority
-        if call.priority > priority:
-            call.priority = priority
+        priority = handler.priority
+        if call.priority < priority:
+            priority = call.priority
+        elif not priority:
+            call.priority = priority  # what is done for it is of the background as well
         limiter = handler.limiter
         if limiter is None:
             return None
         if handler.unary:
-            admitted = limiter.admit(call.priority)
+            admitted = limiter.admit(priority)
         else:
-            admitted = call._opening = limiter.admit_stream(call.priority)
+            admitted = call._opening = limiter.admit_stream(priority)
         if not admitted:
             return limiter.refusal(call.method)
         call._arrived = self._now()
         return None
 
-    def _leave(self, handler: Handler, call: Call, now: float, code: str | None) -> None:
-        """Give back the place that *call* has. *code* is what its handler ended with; None where it never ran."""
-        arrived, limiter = call._arrived, handler.limiter
-        if arrived is None or limiter is None:
-            return
+    def _leave(self, handler: Handler, call: Call, arrived: float, now: float, code: str, ran: bool) -> None:
+        """Give back the place that *call* has had since *arrived*. *code*: what it ended with, if its handler *ran*."""
         call._arrived = None
+        limiter = handler.limiter
+        assert limiter is not None  # noqa: S101 - who gave it the place
         if not handler.unary:
             limiter.stream_ended()
             self._opened(handler, call)
-        elif code is None:
+        elif not ran:
             # One whose time ran out while it waited to be started tells as much as one that was stopped.
             late = call.deadline is not None and arrived < call.deadline <= now
             limiter.cut_short(now, now - arrived) if late else limiter.left()
@@ -244,7 +245,7 @@ class Services:
         finally:
             if slot:
                 self.deadlines.discard(slot, call)
-            self._end(handler, call, code, started, ran=ran)
+            self._end(handler, call, code, started, ran)
 
     async def collect(
         self, handler: Handler, call: Call, requests: AsyncIterator[Any], encode: Callable[[Any], Any]
@@ -325,7 +326,7 @@ class Services:
         self._running.add(call)
         return self._now()
 
-    def _end(self, handler: Handler, call: Call, code: str, started: float, *, ran: bool = True) -> None:
+    def _end(self, handler: Handler, call: Call, code: str, started: float, ran: bool = True) -> None:
         # The task's context holds the call: without this, every call is left to the garbage collector.
         call._task = None
         self._running.discard(call)
@@ -333,7 +334,13 @@ class Services:
             self._idle.set()
         if not handler.internal:
             now = self._now()
-            self._leave(handler, call, now, code if ran else None)
+            arrived = call._arrived
+            if arrived is not None:
+                if code == "ok" and handler.unary and handler.limiter is not None:
+                    call._arrived = None
+                    handler.limiter.answered(now, now - arrived)
+                else:
+                    self._leave(handler, call, arrived, now, code, ran)
             self._account(call, code, now - started)
 
     def _admit(self, handler: Handler, call: Call) -> None:
@@ -442,7 +449,7 @@ class Services:
     def cancel(self, call: Call) -> None:
         if call not in self._running and call._arrived is not None:
             # Its task was not started yet, and now never will be.
-            self._leave(self._handlers[f"/{call.method}"], call, self._now(), None)
+            self._leave(self._handlers[f"/{call.method}"], call, call._arrived, self._now(), "cancelled", ran=False)
         call.end("caller")
 
     def end_streams(self) -> None:

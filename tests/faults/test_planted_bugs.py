@@ -488,8 +488,8 @@ BUGS = {
     ),
     "callers can push to the front": Bug(
         f"{SERVICES}.take_place",
+        "if call.priority < priority:",
         "if call.priority > priority:",
-        "if False:",
         f"{SHEDDING}:test_the_lower_class_is_turned_away_first",
         ("connect",),
     ),

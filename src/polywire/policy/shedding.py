@@ -52,6 +52,21 @@ class Limiter:
     nothing of that: how long it lasts is up to whoever listens.
     """
 
+    # What every call touches. Among so many attributes the others would make it slower.
+    __slots__ = (
+        "__dict__",
+        "_began",
+        "_ended",
+        "_enough",
+        "_low",
+        "_peak",
+        "_rooms",
+        "_samples",
+        "_tried",
+        "in_flight",
+        "policy",
+    )
+
     def __init__(self, policy: Shedding, *, dice: Callable[[], float] = random.random) -> None:
         self.policy = policy
         self.in_flight = 0
@@ -88,6 +103,7 @@ class Limiter:
         """and when it is taken to hold, though calls of a higher priority keep their number up."""
         self._held_since = -math.inf
         self._samples: list[float] = []
+        self._enough = policy.window_calls - 1
         self._ended = 0
         self._cut = 0
         self._cut_seconds = 0.0
@@ -143,7 +159,7 @@ class Limiter:
             self._samples.append(seconds)
         else:
             self._samples[ended % SAMPLES] = seconds
-        if ended >= self.policy.window_calls - 1 and now >= self._began + self.policy.window:
+        if ended >= self._enough and now >= self._began + self.policy.window:
             self._window_ends(now)
 
     def cut_short(self, now: float, seconds: float) -> None:

@@ -18,7 +18,7 @@ from polywire.clock import SYSTEM_CLOCK, Clock
 from polywire.codec import codec_for
 from polywire.codec.failures import as_declared
 from polywire.codec.status import travelled
-from polywire.context import NO_METADATA, Call, Metadata, MetadataValue
+from polywire.context import NO_METADATA, Call, Metadata
 from polywire.contract import Kind, Message, Rpc
 from polywire.errors import (
     CallError,
@@ -189,15 +189,11 @@ class LocalWire:
         call.peer_certificate = self._certificate
         call.principal = outgoing.principal
         if outgoing.metadata:
-            call.priority = priority_from(_bytes(metadata.get(PRIORITY)))
+            call.priority = priority_from(str(metadata.get(PRIORITY, "")).encode())
         call.traceparent = outgoing.traceparent
         call.tracestate = outgoing.tracestate
         call.baggage = outgoing.baggage
         return call
-
-
-def _bytes(value: MetadataValue | None) -> bytes | None:
-    return value.encode() if isinstance(value, str) else value
 
 
 def _leading(call: Call) -> Metadata:

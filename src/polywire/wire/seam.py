@@ -40,7 +40,9 @@ PRINCIPAL = "polywire-principal"
 IDEMPOTENCY_KEY = "idempotency-key"
 PRIORITY = "polywire-priority"
 """Of a call that its caller takes back behind others: `background` or `normal`."""
-PRIORITIES = {b"background": Priority.BACKGROUND, b"normal": Priority.NORMAL}
+NO_PRIORITY = int(Priority.CRITICAL)
+"""Of a call whose caller does not take it back."""
+_PRIORITIES = {b"background": int(Priority.BACKGROUND), b"normal": int(Priority.NORMAL)}
 
 MAX_REQUEST_ID = 128
 
@@ -159,7 +161,7 @@ class EndpointWire(Protocol):
 class Handler:
     """One rpc of one service object, ready to be called."""
 
-    __slots__ = ("admit", "function", "internal", "limiter", "memo", "rpc", "service", "unary")
+    __slots__ = ("admit", "function", "internal", "limiter", "memo", "priority", "rpc", "service", "unary")
 
     def __init__(self, rpc: Rpc, function: Callable[..., Any], service: Service, *, internal: bool = False) -> None:
         self.rpc = rpc
@@ -172,6 +174,7 @@ class Handler:
         """Tells who calls and whether they may, or raises; None where nobody is asked."""
         self.limiter: Limiter | None = None
         """Who admits calls, by how many are under way; None where all are: health and reflection always."""
+        self.priority = int(rpc.priority)
         self.unary = rpc.kind is Kind.UNARY
         self.memo: Any = None
         """For the server wire's own use."""
@@ -325,9 +328,9 @@ def decode_binary(value: bytes) -> bytes:
         raise ValueError("not base64") from error
 
 
-def priority_from(value: bytes | None) -> int:
+def priority_from(value: bytes) -> int:
     """What a header says about how much a call matters to its caller; what is not known changes nothing."""
-    return Priority.CRITICAL if value is None else PRIORITIES.get(value, Priority.CRITICAL)
+    return _PRIORITIES.get(value, NO_PRIORITY)
 
 
 def request_id_from(value: bytes | None) -> str:

@@ -7,12 +7,12 @@ from typing import Any
 
 from polywire.codec import codec_for
 from polywire.context import NO_METADATA, Call, Metadata
-from polywire.contract.policies import Priority
 from polywire.errors import CallError, InvalidArgument, Unimplemented
 from polywire.net.stream import Field, Head
 from polywire.wire.compression import ACCEPTED, GZIP, IDENTITY
 from polywire.wire.grpc.protocol import ACCEPT_ENCODING, ENCODING, TIMEOUT, is_grpc, parse_timeout
 from polywire.wire.seam import (
+    NO_PRIORITY,
     PREVIOUS_ATTEMPTS,
     PRINCIPAL,
     PRIORITY,
@@ -90,7 +90,7 @@ class Route:
         """Some of the following are set, apart from the metadata."""
         self.attempt = 1
         self.principal: str | None = None
-        self.priority: int = Priority.CRITICAL
+        self.priority = NO_PRIORITY
         self.traceparent: str | None = None
         self.tracestate: str | None = None
         self.baggage: str | None = None

@@ -11,6 +11,7 @@ from polywire.context import Call, Metadata
 from polywire.net.stream import Field, Stream
 from polywire.wire.request_id import new_request_id
 from polywire.wire.seam import (
+    NO_PRIORITY,
     PREVIOUS_ATTEMPTS,
     PRINCIPAL,
     PRIORITY,
@@ -66,7 +67,8 @@ class Inbound:
             self.baggage = self._joined(b"baggage", MAX_BAGGAGE)
         principal = get(_PRINCIPAL)
         self.principal = None if principal is None else principal.decode("latin-1")
-        self.priority = priority_from(get(_PRIORITY))
+        priority = get(_PRIORITY)
+        self.priority = NO_PRIORITY if priority is None else priority_from(priority)
         attempts = get(_ATTEMPTS)
         self.previous = int(attempts) if attempts is not None and attempts.isdigit() and len(attempts) < 4 else 0
         self._metadata: Callable[[], Metadata] = partial(metadata_from_fields, fields)
@@ -130,7 +132,8 @@ class Inbound:
         call.credentials = self.authorization
         call.peer_certificate = stream.connection.peer_certificate
         call.principal = self.principal
-        call.priority = self.priority
+        if self.priority < NO_PRIORITY:
+            call.priority = self.priority
         call.traceparent = self.traceparent
         call.tracestate = self.tracestate
         call.baggage = self.baggage
