@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -28,7 +29,7 @@ from polywire.errors import (
 )
 from polywire.interceptor import Intercepted, Interceptor, around
 from polywire.policy.deadline import Deadlines
-from polywire.policy.shedding import Limiter
+from polywire.policy.shedding import Backlog, Limiter
 from polywire.telemetry.counters import Counters
 from polywire.wire.seam import Handler
 
@@ -87,6 +88,7 @@ class Services:
         self.limiter = Limiter(shedding, dice=clock.random) if shedding.enabled else None
         """Who admits calls; None where all are."""
         self._now = clock.monotonic
+        self._backlog = Backlog(time.thread_time if clock is SYSTEM_CLOCK else float)
         self._running: set[Call] = set()
         self._endless: set[Call] = set()
         """Streams without a deadline."""
@@ -170,7 +172,9 @@ class Services:
             admitted = call._opening = limiter.admit_stream(priority)
         if not admitted:
             return limiter.refusal(call.method)
-        call._arrived = self._now()
+        backlog = self._backlog
+        now = self._now()
+        call._arrived = now - (backlog.turn(now, limiter.in_flight) if backlog.turned else backlog.seconds)
         return None
 
     def _leave(self, handler: Handler, call: Call, arrived: float, now: float, code: str, ran: bool) -> None:
@@ -211,6 +215,7 @@ class Services:
         # The hot path: what `_run` does for streams in steps is written out here, as each step would cost as much as
         # what it does.
         started = self._now()
+        self._backlog.turned = True
         if call._task is None:
             call._task = asyncio.current_task()
         _current.set(call)
@@ -322,6 +327,7 @@ class Services:
         if call._task is None:
             # On Python 3.12 and newer a call's task starts before whoever started it could say which it is.
             call._task = asyncio.current_task()
+        self._backlog.turned = True
         _current.set(call)
         self._running.add(call)
         return self._now()

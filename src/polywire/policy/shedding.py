@@ -13,6 +13,8 @@ SAMPLES = 128
 """The last so many calls of a window are looked at."""
 LEARNING = 0.2
 """How far what calls take without load follows a window in which they took less."""
+HELD_BACK = 0.3
+"""Where this share of the calls is turned away, it is the limit that holds them back."""
 STEP = 0.7
 """The limit comes down to this share of itself at once."""
 BLIND_STEP = 0.35
@@ -27,6 +29,45 @@ PROBE = 30.0
 """Seconds after which a limit that holds calls back is looked at by a step down, about."""
 PROBE_SOON = 2.0
 """The same after a step that did not help: that may have been a mistake."""
+
+
+BUSY = 4
+"""Calls under way up to which nobody asks how long others had to wait to be read."""
+
+
+class Backlog:
+    """How long calls may have waited to be read at all: a loop that is busy with handlers reads nothing meanwhile.
+
+    What came in that time is read in one turn of the loop, and looks as if it had come just then. It came since the
+    turn before, though, of which the loop was busy for as long as its thread has used the processor since.
+
+    Set *turned* whenever a call is begun: what is read after that is read in another turn. *cpu* is the time that the
+    thread has used the processor, in seconds.
+    """
+
+    __slots__ = ("_cpu", "_read_at", "_used", "seconds", "turned")
+
+    def __init__(self, cpu: Callable[[], float]) -> None:
+        self.seconds = 0.0
+        self.turned = True
+        self._cpu = cpu
+        self._read_at = math.inf
+        """When the last turn was, if it is known how much of the processor had been used then."""
+        self._used = 0.0
+
+    def turn(self, now: float, in_flight: int) -> float:
+        """The first call of a turn is read, while *in_flight* are under way."""
+        self.turned = False
+        if in_flight <= BUSY:
+            # Looking costs more than the rest of the book-keeping.
+            self._read_at = math.inf
+            self.seconds = 0.0
+            return 0.0
+        used = self._cpu()
+        self.seconds = max(0.0, min(used - self._used, now - self._read_at))
+        self._used = used
+        self._read_at = now
+        return self.seconds
 
 
 class Limiter:
@@ -159,7 +200,9 @@ class Limiter:
             self._samples.append(seconds)
         else:
             self._samples[ended % SAMPLES] = seconds
-        if ended >= self._enough and now >= self._began + self.policy.window:
+        # A window in which nobody came would not tell whether anybody is held back: a busy loop works off what it took
+        # in before it takes in more.
+        if ended >= self._enough and self._tried and now >= self._began + self.policy.window:
             self._window_ends(now)
 
     def cut_short(self, now: float, seconds: float) -> None:
@@ -219,7 +262,7 @@ class Limiter:
 
     def _adapt(self, now: float, took: float) -> None:
         """Move the limit after a window in which quick calls took *took* seconds."""
-        pinned = self._refused > 0 and self._low >= STEP * self._peak - 1
+        pinned = self._refused > 0 and (self._low >= STEP * self._peak - 1 or self._refused >= HELD_BACK * self._tried)
         slow = took > max(self.policy.slow_floor, self.policy.tolerance * self.usual)
         if self._is_cut(took):
             self._adapt_to_cut(now, took, pinned=pinned)
