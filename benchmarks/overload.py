@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import math
 import os
 import random
 import subprocess
@@ -154,7 +155,7 @@ def medians(rows: list[dict[str, Any]], load_of: float, shedding: bool) -> dict[
 def table(rows: list[dict[str, Any]]) -> str:
     loads = sorted({row["load"] for row in rows})
     lines = [
-        "| load | shedding | sent / s | goodput / s | turned away / s | too late / s | p50 / p99 ms | told no, p99 ms |",
+        "| load | shedding | sent / s | goodput / s | turned away / s | late / s | p50 / p99 ms | told no, p99 ms |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for shedding in (True, False):
@@ -167,17 +168,20 @@ def table(rows: list[dict[str, Any]]) -> str:
                 f"| {load_of:g} | {'on' if shedding else 'off'} | {m['rate']:.0f} | {m['goodput']:.0f} | "
                 f"{m['shed']:.0f} | {m['late']:.0f} | {p50} / {p99} | {told} |"
             )
-    for shedding in (True, False):
-        goodput = {load_of: medians(rows, load_of, shedding)["goodput"] or 0.0 for load_of in loads}
-        peak = max(goodput.values())
-        unloaded = medians(rows, loads[0], shedding)["p99_ms"] or 0.0
-        accepted = medians(rows, 2.0, shedding)["p99_ms"] or 0.0
-        lines.append(
-            f"\nShedding {'on' if shedding else 'off'}: at twice the capacity {100 * goodput[2.0] / peak:.0f} % of the "
-            f"peak goodput ({goodput[2.0]:.0f} of {peak:.0f} per second); p99 of what was answered "
-            f"{accepted / unloaded if unloaded else 0:.1f} times that without load ({accepted:.0f} to {unloaded:.0f} ms)."
-        )
+    lines += ["", *(verdict(rows, loads, shedding) for shedding in (True, False))]
     return "\n".join(lines)
+
+
+def verdict(rows: list[dict[str, Any]], loads: list[float], shedding: bool) -> str:
+    goodput = {load_of: medians(rows, load_of, shedding)["goodput"] or 0.0 for load_of in loads}
+    peak = max(goodput.values())
+    unloaded = medians(rows, loads[0], shedding)["p99_ms"] or math.inf
+    accepted = medians(rows, 2.0, shedding)["p99_ms"] or math.inf
+    return (
+        f"Shedding {'on' if shedding else 'off'}: at twice the capacity {100 * goodput[2.0] / peak:.0f} % of the peak "
+        f"goodput ({goodput[2.0]:.0f} of {peak:.0f} per second); p99 of what was answered {accepted / unloaded:.1f} "
+        f"times that without load ({accepted:.0f} to {unloaded:.0f} ms).\n"
+    )
 
 
 def save(rows: list[dict[str, Any]], seconds: float) -> None:
