@@ -341,7 +341,14 @@ BUGS = {
         f"{LIMITER}._set_limit",
         "max(float(policy.minimum), limit)",
         "limit",
-        "test_shedding:test_the_limit_stays_between_its_bounds_and_every_place_comes_back",
+        "test_shedding:test_it_comes_down_to_its_minimum_and_no_lower",
+    ),
+    "few calls say too much": Bug(
+        f"{LIMITER}._adapt",
+        "max(NEAR, 2.0 * self._peak)",
+        "2.0 * self._peak",
+        "test_shedding:test_a_few_calls_that_become_slow_do_not_make_it_turn_away_the_next_ones",
+        (1,),
     ),
     "a slow dependency is load": Bug(
         f"{LIMITER}._walk_on",

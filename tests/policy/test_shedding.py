@@ -237,6 +237,23 @@ def test_quick_calls_are_never_taken_for_slow_ones() -> None:
     assert one.shed == 0
 
 
+def test_it_comes_down_to_its_minimum_and_no_lower() -> None:
+    course = simulate(limiter(minimum=12), seconds=40, rate=lambda now: 4 * CAPACITY)
+    assert min(course.limits_between(0, 40)) == 12
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_few_calls_that_become_slow_do_not_make_it_turn_away_the_next_ones(seed: int) -> None:
+    """Five calls per second of a service that is held up, and twenty at once after that."""
+    one = usual()
+    now, dice = 0.0, random.Random(seed)
+    for number in range(600):
+        now += 0.2
+        assert one.admit(Priority.NORMAL)
+        one.answered(now, dice.choice([0.5, 0.9]) if number > 100 else 0.03)
+    assert all(one.admit(Priority.NORMAL) for _ in range(20))
+
+
 # ---- streams ----
 
 

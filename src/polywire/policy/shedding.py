@@ -15,6 +15,8 @@ LEARNING = 0.2
 """How far what calls take without load follows a window in which they took less."""
 HELD_BACK = 0.3
 """Where this share of the calls is turned away, it is the limit that holds them back."""
+NEAR = 25
+"""Where calls became slow that the limit does not hold back, it comes no lower than this: few calls say too little."""
 STEP = 0.7
 """The limit comes down to this share of itself at once."""
 BLIND_STEP = 0.35
@@ -270,7 +272,7 @@ class Limiter:
             self._walk_on(now, took, pinned=pinned, slow=slow)
         elif slow and not pinned:
             # The limit is not what holds calls back, and too far away to tell what would: bring it near.
-            self._set_limit(min(self._limit, 2.0 * self._peak))
+            self._set_limit(min(self._limit, max(NEAR, 2.0 * self._peak)))
         elif slow or (pinned and now >= self._probe_at and took > self.policy.slow_floor):
             self._set_out(now, probing=now >= self._probe_at)
         elif self._refused or self._peak >= self._limit / 2:
@@ -296,7 +298,7 @@ class Limiter:
         if not self._walking and pinned:
             self._set_out(now, probing=True)
         elif not self._walking:
-            self._set_limit(min(self._limit, STEP * self._peak))
+            self._set_limit(min(self._limit, max(NEAR, STEP * self._peak)))
         elif self._limit > self.policy.minimum:
             self._step_down(math.inf)
         else:
