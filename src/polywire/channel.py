@@ -39,6 +39,10 @@ class CallDefaults:
     wait_for_ready: bool = False
 
 
+def _as_it_is(wire: EndpointWire) -> EndpointWire:
+    return wire
+
+
 class Endpoints:
     """The endpoints of one target, kept in step with what its resolver says."""
 
@@ -54,6 +58,7 @@ class Endpoints:
         self._timer: Timer | None = None
         self._reason = ""
         self._asked = 0.0
+        self._change: Callable[[EndpointWire], EndpointWire] = _as_it_is
 
     async def find(self) -> tuple[EndpointWire, ...]:
         """The endpoints; waits for the first answer of the resolver. Raises Unavailable where it has none."""
@@ -62,6 +67,11 @@ class Endpoints:
         if not self.current:
             raise Unavailable(f"No endpoint was found: {self._reason}.", reached="no")
         return self.current
+
+    def exchange(self, change: Callable[[EndpointWire], EndpointWire]) -> None:
+        """Let each wire be what *change* makes of it: those that are open, and those that will be."""
+        self._change = change
+        self.current = tuple(map(change, self.current))
 
     def look_again(self) -> None:
         """An endpoint failed: ask the resolver now, in the background, but not more than once a second."""
@@ -88,7 +98,7 @@ class Endpoints:
             return
         known = {wire.address: wire for wire in self.current}
         self.current = tuple(
-            known.pop(address) if address in known else self._open_wire(address) for address in addresses
+            known.pop(address) if address in known else self._change(self._open_wire(address)) for address in addresses
         )
         for gone in known.values():
             task = asyncio.get_running_loop().create_task(gone.drain())

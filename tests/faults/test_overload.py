@@ -1,4 +1,4 @@
-"""A service that is asked for twice what it can do answers as many in time as it can at most: counted, on virtual time."""
+"""A service that is asked for twice what it can do answers as many in time as it ever can: counted, on virtual time."""
 
 from __future__ import annotations
 

@@ -16,8 +16,10 @@ from polywire.errors import SetupError, SystemFileError
 from polywire.net.address import parse_address
 from polywire.net.sharing import MAX_PROCESSES
 from polywire.net.stream import Limits
+from polywire.policy.faults import Fault
 from polywire.system import environment
 from polywire.system.bus_wires import BackendUrls, bus_wires, schedule_wire
+from polywire.system.fault_keys import read_faults
 from polywire.system.positions import positions
 from polywire.system.reading import Settings, Table, did_you_mean, not_a_choice, reason, shown
 from polywire.system.shedding_keys import read_shedding
@@ -131,6 +133,8 @@ class SystemFile:
     profile: str | None = None
     wires: Wires = field(default_factory=Wires)
     calls: Calls = field(default_factory=Calls)
+    faults: tuple[Fault, ...] = ()
+    """`[[faults]]`: what goes wrong from the start, on purpose."""
     topics: Mapping[str, TopicSpec] = field(default_factory=dict)
     """`[topics.NAME]`: topics of which more is said than their name."""
     settings: Settings = field(repr=False, compare=False, default_factory=lambda: Settings({}, {}, ""))
@@ -244,6 +248,7 @@ def _system(settings: Settings, profile: str | None) -> SystemFile:
     calls = _calls(top.table("calls", "[calls]"))
     topics = top.table("topics", "[topics]")
     specs = {key: _topic(topics.table(key, "a topic"), key) for key in topics.values}
+    faults = read_faults(top, entries)
     top.values.pop("profiles", None)
     top.mention("profiles")
     top.done()
@@ -256,6 +261,7 @@ def _system(settings: Settings, profile: str | None) -> SystemFile:
         services=entries,
         wires=wires,
         calls=calls,
+        faults=faults,
         topics=specs,
         settings=settings,
     )
