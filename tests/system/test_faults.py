@@ -337,9 +337,9 @@ async def test_faults_are_switched_while_a_system_runs(how: tuple[str, ...], tmp
         assert (status, listed.splitlines()) == (
             0,
             [
-                "ID  CALLS                                    FAULT",
-                "1   orders -> inventory                      error not_found",
-                "2   * -> inventory tiny.v1.Inventory/watch   delay 1 s, to 50 % of the calls",
+                "ID  CALLS                                   FAULT",
+                "1   orders -> inventory                     error not_found",
+                "2   * -> inventory tiny.v1.Inventory/watch  delay 1 s, to 50 % of the calls",
             ],
         )
         assert await said("fault", "clear", "1", directory=directory) == (

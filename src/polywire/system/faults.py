@@ -126,7 +126,8 @@ class FaultFile:
             if given not in known:
                 raise SetupError(f"There is no fault {given!r}. There are: {', '.join(known) or 'none'}.")
         gone = [known.pop(key) for key in (ids or tuple(known))]
-        self._write(list(known.values()))
+        if gone:
+            self._write(list(known.values()))
         return gone
 
     def forget(self) -> None:
