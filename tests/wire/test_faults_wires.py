@@ -235,7 +235,7 @@ async def test_nothing_is_around_a_wire_while_no_fault_is_on_its_edge(wire: str)
 async def test_a_fault_may_be_there_before_the_first_call(wire: str) -> None:
     async with trouble(wire) as found:
         found.on(error="internal")
-        assert found.channel.endpoints.current == ()
+        assert not list(found.channel.endpoints.current)
         with pytest.raises(CallError):
             await found.client.hold(Word(text="x"))
         assert isinstance(found.channel.endpoints.current[0], FaultyWire)
