@@ -57,6 +57,8 @@ if TYPE_CHECKING:
     from polywire.contract.policies import Ejection as Ejection
     from polywire.contract.policies import Fallback as Fallback
     from polywire.contract.policies import Hedge as Hedge
+    from polywire.contract.policies import Priority as Priority
+    from polywire.contract.policies import Shedding as Shedding
     from polywire.errors import DO_NOT_RETRY as DO_NOT_RETRY
     from polywire.errors import Aborted as Aborted
     from polywire.errors import AlreadyExists as AlreadyExists
@@ -107,7 +109,9 @@ _WHERE = {
     ),
     "polywire.contract.details": ("ErrorInfo",),
     "polywire.contract.pagination": ("Page", "PageQuery", "page_of"),
-    "polywire.contract.policies": ("Balance", "Breaker", "Bulkhead", "Ejection", "Fallback", "Hedge"),
+    "polywire.contract.policies": (
+        "Balance", "Breaker", "Bulkhead", "Ejection", "Fallback", "Hedge", "Priority", "Shedding",
+    ),
     "polywire.errors": (
         "DO_NOT_RETRY", "Aborted", "AlreadyExists", "BatchFailed", "CallError", "Cancelled", "DataLoss",
         "DeadlineExceeded", "DeliveryError", "FailedPrecondition", "Internal", "InvalidArgument", "MessageRefused",
@@ -174,6 +178,7 @@ __all__ = [
     "PartlySent",
     "PermissionDenied",
     "PolywireError",
+    "Priority",
     "PublishUnknown",
     "Receipt",
     "Reject",
@@ -182,6 +187,7 @@ __all__ = [
     "RetryLater",
     "Server",
     "SetupError",
+    "Shedding",
     "UInt32",
     "UInt64",
     "Unauthenticated",

@@ -13,7 +13,7 @@ from polywire.call_rules import CallRules, RuleBook, Underway
 from polywire.clock import SYSTEM_CLOCK, Clock, Timer
 from polywire.context import NO_METADATA, Call, Calling, MetadataValue, _calling, _current
 from polywire.contract import Message, Rpc
-from polywire.contract.policies import NOTHING
+from polywire.contract.policies import NOTHING, Priority
 from polywire.discovery import Resolver
 from polywire.errors import DO_NOT_RETRY, CallError, DeadlineExceeded, Unavailable
 from polywire.policy.bulkhead import entered
@@ -24,9 +24,16 @@ from polywire.policy.levels import Levels
 from polywire.policy.retry import RetryBudget, is_retryable
 from polywire.telemetry.counters import Counters
 from polywire.wire.request_id import new_request_id
-from polywire.wire.seam import IDEMPOTENCY_KEY, ClientStream, EndpointWire, Outgoing, not_in_time
+from polywire.wire.seam import IDEMPOTENCY_KEY, PRIORITY, ClientStream, EndpointWire, Outgoing, not_in_time
 
 log = logging.getLogger("polywire.client")
+
+
+BACKGROUND = Priority.BACKGROUND
+
+
+def _as_it_is(wire: EndpointWire) -> EndpointWire:
+    return wire
 
 
 class Endpoints:
@@ -44,6 +51,7 @@ class Endpoints:
         self._timer: Timer | None = None
         self._reason = ""
         self._asked = 0.0
+        self._change: Callable[[EndpointWire], EndpointWire] = _as_it_is
 
     async def find(self) -> tuple[EndpointWire, ...]:
         """The endpoints; waits for the first answer of the resolver. Raises Unavailable where it has none."""
@@ -52,6 +60,11 @@ class Endpoints:
         if not self.current:
             raise Unavailable(f"No endpoint was found: {self._reason}.", reached="no")
         return self.current
+
+    def exchange(self, change: Callable[[EndpointWire], EndpointWire]) -> None:
+        """Let each wire be what *change* makes of it: those that are open, and those that will be."""
+        self._change = change
+        self.current = tuple(map(change, self.current))
 
     def look_again(self) -> None:
         """An endpoint failed: ask the resolver now, in the background, but not more than once a second."""
@@ -78,7 +91,7 @@ class Endpoints:
             return
         known = {wire.address: wire for wire in self.current}
         self.current = tuple(
-            known.pop(address) if address in known else self._open_wire(address) for address in addresses
+            known.pop(address) if address in known else self._change(self._open_wire(address)) for address in addresses
         )
         for gone in known.values():
             task = asyncio.get_running_loop().create_task(gone.drain())
@@ -374,6 +387,8 @@ class Channel:
             asked.fallback = False
             if asked.idempotency_key is not None:
                 metadata = (*metadata, (IDEMPOTENCY_KEY, asked.idempotency_key))
+            if asked.priority is not None:
+                metadata = (*metadata, (PRIORITY, asked.priority))
         deadline = None if timeout is None else now + timeout
         parent = _current.get()
         if parent is None:
@@ -401,6 +416,8 @@ class Channel:
         if parent.deadline is not None and (deadline is None or parent.deadline < deadline):
             deadline = parent.deadline
             timeout = deadline - now
+        if parent.priority == BACKGROUND:
+            metadata = (*metadata, (PRIORITY, "background"))
         outgoing = Outgoing(rpc, deadline, timeout, parent.request_id or new_request_id(), metadata)
         if deadline is not None and deadline <= now:
             raise self.explained(

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, Protocol, cast
+from typing import Any, Literal, Protocol, cast
 
 from polywire.clock import SYSTEM_CLOCK, Clock
 
@@ -104,6 +104,8 @@ class Call:
     traceparent: str | None = None
     tracestate: str | None = None
     baggage: str | None = None
+    priority: int = 2
+    """The `Priority` that its caller lets it have at most; 0 where it is of the background, also by its method."""
     response_metadata: list[tuple[str, MetadataValue]] | None = None
     trailing_metadata: list[tuple[str, MetadataValue]] | None = None
     ended_by: str | None = None
@@ -112,6 +114,10 @@ class Call:
     """The task or event that is handled; None in calls."""
     _metadata_source: Any = None
     _task: asyncio.Task[Any] | None = None
+    _arrived: float | None = None
+    """When it took its place among the calls under way, on its clock; None while it has none."""
+    _opening: bool = False
+    """A stream that has not opened yet, and takes the place of a call."""
 
     def __init__(
         self,
@@ -209,6 +215,7 @@ class Calling:
         "idempotency_key",
         "metadata",
         "policies",
+        "priority",
         "timeout",
         "trailers",
         "wait_for_ready",
@@ -222,6 +229,7 @@ class Calling:
         metadata: Mapping[str, MetadataValue] | None = None,
         wait_for_ready: bool | None = None,
         idempotency_key: str | None = None,
+        priority: Literal["background", "normal"] | None = None,
     ) -> None:
         self.policies = policies
         self.timeout = timeout
@@ -229,6 +237,7 @@ class Calling:
         self.metadata: tuple[tuple[str, MetadataValue], ...] = tuple((metadata or {}).items())
         self.wait_for_ready = wait_for_ready
         self.idempotency_key = idempotency_key
+        self.priority = priority
         self.headers = NO_METADATA
         """Metadata that came before the answer of the last call."""
         self.trailers = NO_METADATA
@@ -251,6 +260,7 @@ def calling(
     metadata: Mapping[str, MetadataValue] | None = None,
     wait_for_ready: bool | None = None,
     idempotency_key: str | None = None,
+    priority: Literal["background", "normal"] | None = None,
 ) -> Iterator[Calling]:
     """Let the calls made inside the block differ, without changing their signatures.
 
@@ -258,7 +268,8 @@ def calling(
     bounds one attempt inside it. *policies*, `calling(Fallback(value=NONE), Retry(attempts=1))`, hold by value over
     what the contract and the system say. *metadata* is sent with each. *wait_for_ready* waits for a connection until
     the deadline instead of failing at once. *idempotency_key* makes a call safe to retry that is not declared
-    idempotent; the handler finds it in its metadata.
+    idempotent; the handler finds it in its metadata. *priority* lets calls that matter more go first where a service
+    has too much to do; it holds for what the service calls as well.
     An inner block adds to an outer one.
     """
     for name, seconds in (("timeout", timeout), ("attempt_timeout", attempt_timeout)):
@@ -267,6 +278,8 @@ def calling(
     for one in policies:
         if not callable(getattr(one, "over", None)):
             raise ValueError(f"calling({one!r}): this is no policy. Give Retry, Breaker, Fallback or another of them.")
+    if priority not in (None, "background", "normal"):
+        raise ValueError(f"calling(priority={priority!r}): a call can be taken back to 'normal' or 'background'")
     outer = _calling.get()
     call = Calling(
         *policies,
@@ -275,6 +288,7 @@ def calling(
         metadata=metadata,
         wait_for_ready=wait_for_ready,
         idempotency_key=idempotency_key,
+        priority=priority,
     )
     if outer is not None:
         call.policies = (*outer.policies, *call.policies)
@@ -284,6 +298,7 @@ def calling(
         call.metadata = (*outer.metadata, *call.metadata)
         call.wait_for_ready = call.wait_for_ready if call.wait_for_ready is not None else outer.wait_for_ready
         call.idempotency_key = call.idempotency_key or outer.idempotency_key
+        call.priority = call.priority or outer.priority
     token = _calling.set(call)
     try:
         yield call

@@ -20,6 +20,7 @@ _COMMANDS = {
     "system": "polywire.cli.system",
     "contract": "polywire.cli.contract",
     "bus": "polywire.cli.bus",
+    "fault": "polywire.cli.fault",
     "db": "polywire.cli.db",
 }
 

@@ -23,6 +23,16 @@ from polywire.errors import (
 P = TypeVar("P", bound="Policy")
 
 
+class WrongValue(ContractError):
+    """A value that a policy cannot have: *name* of it, and what is *expected*, for whoever read it from a file."""
+
+    def __init__(self, policy: str, name: str, value: object, expected: str) -> None:
+        super().__init__(f"{policy}({name}={value!r}): {expected}")
+        self.name = name
+        self.value = value
+        self.expected = expected
+
+
 @dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(field,))
 def policy(declared: type[P]) -> type[P]:
     """Make *declared* a frozen dataclass that knows which of its values were given, and which are the defaults."""
@@ -68,8 +78,8 @@ class Policy:
         if not isinstance(self.enabled, bool):
             raise self._wrong("enabled", "True or False.")
 
-    def _wrong(self, name: str, expected: str) -> ContractError:
-        return ContractError(f"{type(self).__name__}({name}={getattr(self, name)!r}): {expected}")
+    def _wrong(self, name: str, expected: str) -> WrongValue:
+        return WrongValue(type(self).__name__, name, getattr(self, name), expected)
 
     def _number(self, name: str) -> float:
         value = getattr(self, name)
@@ -332,15 +342,18 @@ class Shedding(Policy):
     """Bounds how many calls a service works on at once, and turns the rest away early, with pushback.
 
     The limit starts at `limit`. Where it is adaptive it is found between `minimum` and `maximum` from how long the
-    calls take. Health checks are exempt.
+    calls take. A stream takes a place while it opens; after that it is counted with the streams, which may last for
+    hours and say nothing of how much there is to do. Health checks and reflection are exempt.
     """
 
-    limit: int = 100
+    limit: int = 300
     adaptive: bool = True
     minimum: int = 4
     maximum: int = 2000
     tolerance: float = 1.5
     """Calls may take so many times as long as they do without load before the limit goes down."""
+    slow_floor: float = 0.02
+    """Seconds: while quick calls take less, the limit does not go down, however many there are."""
     window: float = 0.1
     """Seconds: the limit is looked at no more often."""
     window_calls: int = 20
@@ -349,13 +362,15 @@ class Shedding(Policy):
     """The share of the limit that calls of the lowest priority may fill."""
     normal: float = 0.9
     """And those of the usual one; the rest is kept for critical ones."""
+    streams: int = 10_000
+    """How many streams may be open at once; the classes have the same shares of it."""
     pushback: float = 0.1
     """Seconds after which a call that was turned away may come again, while few are; up to ten times that."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._counts(1, "limit", "minimum", "maximum", "window_calls")
-        self._seconds("window", "pushback")
+        self._counts(1, "limit", "minimum", "maximum", "window_calls", "streams")
+        self._seconds("window", "pushback", "slow_floor")
         self._shares("background", "normal")
         self._factors(1, "tolerance")
         if self.adaptive and not self.minimum <= self.limit <= self.maximum:

@@ -15,7 +15,7 @@ from polywire.contract.failures import NOTHING, Raises, check_raises, listed
 from polywire.contract.keys import check_key
 from polywire.contract.message import Message
 from polywire.contract.policies import NOTHING as NO_VALUE
-from polywire.contract.policies import Balance, Fallback, Policy, answers, checked_policies
+from polywire.contract.policies import Balance, Fallback, Policy, Priority, answers, checked_policies
 from polywire.contract.rest import Route
 from polywire.contract.retry import Retry
 from polywire.contract.task import Task, TaskOptions, check_agreement, read_task
@@ -64,6 +64,8 @@ class Rpc:
     """What its callers keep to."""
     of_contract: tuple[Policy | Retry, ...] = ()
     """What callers of any method of its contract keep to."""
+    priority: Priority = Priority.NORMAL
+    """Whose calls are turned away first when a service has too much to do."""
 
     @property
     def full_name(self) -> str:
@@ -114,6 +116,7 @@ class _Options:
     name: str | None
     raises: tuple[type[CallError], ...] = ()
     policies: tuple[Policy | Retry, ...] = ()
+    priority: Priority = Priority.NORMAL
 
 
 @overload
@@ -127,6 +130,7 @@ def rpc(
     name: str | None = None,
     raises: Sequence[type[CallError]] = (),
     policies: Sequence[Policy | Retry] = (),
+    priority: Priority = Priority.NORMAL,
 ) -> Callable[[Function], Function]: ...
 def rpc(
     *arguments: Any,
@@ -136,6 +140,7 @@ def rpc(
     name: str | None = None,
     raises: Sequence[type[CallError]] = (),
     policies: Sequence[Policy | Retry] = (),
+    priority: Priority = Priority.NORMAL,
 ) -> Any:
     """Declare a method of a contract as callable over any wire.
 
@@ -148,7 +153,10 @@ def rpc(
     *raises*: the errors of the contract that callers get as the same class; any other has its canonical one.
     *policies*: what its callers keep to, `(Hedge(after=0.05), Retry(attempts=1))`, by value over what is said further
     away; see docs/reference/policies.md.
+    *priority*: calls of a lower one are turned away first when the service has too much to do.
     """
+    if not isinstance(priority, Priority):
+        raise ContractError(f"@rpc(priority={priority!r}): give Priority.BACKGROUND, NORMAL or CRITICAL.")
     raised = check_raises("@rpc", raises)
     kept = checked_policies("@rpc(policies=...)", policies)
     for label, seconds in (("timeout", timeout), ("attempt_timeout", attempt_timeout)):
@@ -164,6 +172,7 @@ def rpc(
             name=name,
             raises=raised,
             policies=kept,
+            priority=priority,
         )
         function.__rpc__ = options  # type: ignore[attr-defined]  # a plain function takes attributes
         return function
@@ -391,6 +400,7 @@ def _read(
         routes=options.routes,
         doc=inspect.cleandoc(function.__doc__ or ""),
         prefix=prefix,
+        priority=options.priority,
         raises=listed(package, f"{service}/{name}", dict.fromkeys((*contract.__raises__, *options.raises))),
         policies=_fitting(where, options.policies, kind, request, response),
         of_contract=contract.__policies__,

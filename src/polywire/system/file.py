@@ -11,17 +11,21 @@ from pathlib import Path as FilePath
 from typing import Any, Literal, cast
 
 from polywire.bus.core import TopicSpec
+from polywire.contract.policies import Shedding
 from polywire.errors import SetupError, SystemFileError
 from polywire.net.address import parse_address
 from polywire.net.sharing import MAX_PROCESSES
 from polywire.net.stream import Limits
+from polywire.policy.faults import Fault
 from polywire.policy.levels import Levels
 from polywire.system import environment
 from polywire.system.bus_wires import BackendUrls, bus_wires, schedule_wire
 from polywire.system.call_keys import Calls as Calls
 from polywire.system.call_keys import ServiceCalls, levels_of, read_calls, read_service_calls
+from polywire.system.fault_keys import read_faults
 from polywire.system.positions import positions
 from polywire.system.reading import Settings, Table, did_you_mean, not_a_choice, reason, shown
+from polywire.system.shedding_keys import read_shedding
 from polywire.system.trust_keys import Tls as Tls
 from polywire.system.trust_keys import check_allowed, read_shared_tls, read_tls, read_token
 from polywire.telemetry.blocking import LIMIT
@@ -68,6 +72,8 @@ class ServiceEntry:
     outside: bool = False
     """It is no part of the system, and is not told for whom it is called."""
     limits: Limits = field(default_factory=Limits)
+    shedding: Shedding = field(default_factory=Shedding)
+    """How many calls it works on at once: `shedding` of all services, and over that its own."""
     max_message_bytes: int | None = None
     stream_idle_timeout: float | None = None
     timeouts: Timeouts = field(default_factory=Timeouts)
@@ -119,6 +125,8 @@ class SystemFile:
     profile: str | None = None
     wires: Wires = field(default_factory=Wires)
     calls: Calls = field(default_factory=Calls)
+    faults: tuple[Fault, ...] = ()
+    """`[[faults]]`: what goes wrong from the start, on purpose."""
     topics: Mapping[str, TopicSpec] = field(default_factory=dict)
     """`[topics.NAME]`: topics of which more is said than their name."""
     settings: Settings = field(repr=False, compare=False, default_factory=lambda: Settings({}, {}, ""))
@@ -224,7 +232,8 @@ def _system(settings: Settings, profile: str | None) -> SystemFile:
     if not name:
         raise settings.error(("system",), 'system.name is missing. Give the system a name: `[system] name = "shop"`.')
     services = top.table("services", "[services]")
-    entries = {key: _service(services.table(key, "a service"), key, shared) for key in services.values}
+    shedding = read_shedding(top.table("shedding", "[shedding]"))
+    entries = {key: _service(services.table(key, "a service"), key, shared, shedding) for key in services.values}
     _refuse_names_alike(settings, list(entries))
     if not entries:
         raise settings.error(
@@ -235,6 +244,7 @@ def _system(settings: Settings, profile: str | None) -> SystemFile:
     calls = read_calls(top.table("calls", "[calls]"))
     topics = top.table("topics", "[topics]")
     specs = {key: _topic(topics.table(key, "a topic"), key) for key in topics.values}
+    faults = read_faults(top, entries)
     top.values.pop("profiles", None)
     top.mention("profiles")
     top.done()
@@ -247,6 +257,7 @@ def _system(settings: Settings, profile: str | None) -> SystemFile:
         services=entries,
         wires=wires,
         calls=calls,
+        faults=faults,
         topics=specs,
         settings=settings,
     )
@@ -267,7 +278,7 @@ def _refuse_names_alike(settings: Settings, names: list[str]) -> None:
             )
 
 
-def _service(table: Table, name: str, shared: Tls | None) -> ServiceEntry:
+def _service(table: Table, name: str, shared: Tls | None, shedding: Shedding) -> ServiceEntry:
     app = table.text("app")
     address = _addresses(table, "address")
     serves = table.texts("serves")
@@ -289,6 +300,7 @@ def _service(table: Table, name: str, shared: Tls | None) -> ServiceEntry:
         tls=tls,
         allow=table.texts("allow"),
         limits=limits,
+        shedding=read_shedding(table.table("shedding", "[shedding]"), shedding),
         max_message_bytes=message_bytes,
         stream_idle_timeout=idle,
         timeouts=_timeouts(table.table("timeouts", "[timeouts]")),

@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from polywire.clock import SYSTEM_CLOCK, Clock
 from polywire.contract import Contract, service_of
 from polywire.errors import ContractError, SetupError
+from polywire.policy.faults import WrongFault
 from polywire.policy.levels import resolve, spellings
 from polywire.system.app import App, Key
 from polywire.system.assembly import Assembly, assemble, is_contract
 from polywire.system.bus_plan import check_bus
 from polywire.system.consuming import BUS, Part, part_of
+from polywire.system.fault_keys import check_calls
 from polywire.system.file import ServiceEntry, SystemFile
 from polywire.system.importing import add_to_path, load_app
 from polywire.system.reading import did_you_mean
@@ -90,6 +92,7 @@ def plan(
     _check_calls(worked_out)
     for name in runnable:
         _check_clients(worked_out, name, in_process=in_process)
+    _check_faults(worked_out)
     alone = len(runnable) == 1 and system.services[runnable[0]].instances == 1
     check_bus(system, {name: worked_out.part(name) for name in runnable}, one_process=in_process or alone)
     return worked_out
@@ -229,6 +232,18 @@ def _check_clients(worked_out: Plan, name: str, *, in_process: bool) -> None:
                 ("wires", "rpc", key),
                 f"service {name!r} calls {full_name}, but {local_across_processes(full_name, owner)}",
             )
+
+
+def _check_faults(worked_out: Plan) -> None:
+    called = {name: worked_out.needs(name) for name in worked_out.apps}
+    for index, fault in enumerate(worked_out.system.faults):
+        try:
+            check_calls(fault, called, worked_out.owners, worked_out.contracts)
+        except WrongFault as error:
+            settings = worked_out.system.settings
+            raise settings.error(
+                ("faults", index, error.name), f"faults.{index}.{error.name} {error.problem}"
+            ) from error
 
 
 def catalogue(system: SystemFile) -> dict[str, tuple[type[Contract], str]]:

@@ -10,6 +10,7 @@ from polywire.clock import SYSTEM_CLOCK
 from polywire.connecting import RemoteWire, open_endpoint, resolver_of
 from polywire.net.address import parse_addresses
 from polywire.net.tls import ClientTls
+from polywire.system.faults import Faults
 from polywire.system.file import ServiceEntry, SystemFile
 from polywire.system.plan import Plan
 from polywire.system.trust import client_tls
@@ -32,6 +33,7 @@ def wiring_of(
         clock=SYSTEM_CLOCK,
         open_remote=partial(remote_endpoints, system, system.services[name]),
         here=here,
+        faults=Faults(name, system.faults, clock=SYSTEM_CLOCK),
         interceptors=plan.assemblies[name].app.client_interceptors,
     )
 

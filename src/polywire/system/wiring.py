@@ -15,6 +15,7 @@ from polywire.contract import Contract, service_of
 from polywire.errors import SetupError
 from polywire.interceptor import Interceptor
 from polywire.policy.levels import Levels
+from polywire.system.faults import Faults
 from polywire.system.file import Wire, Wires
 from polywire.wire.local import LocalWire
 from polywire.wire.seam import Dispatcher, EndpointWire
@@ -55,6 +56,8 @@ class Wiring:
     open_remote: Callable[[Target, RemoteWire], Endpoints] | None = None
     interceptors: Sequence[Interceptor] = ()
     """Around the calls of its clients, the first one outermost."""
+    faults: Faults | None = None
+    """What goes wrong with its calls, on purpose."""
     sender: Sender | None = None
     """What tasks are sent by."""
     here: dict[str, Dispatcher] = field(default_factory=dict)
@@ -96,6 +99,8 @@ class Wiring:
         channel = self._channels.get((target.name, wire))
         if channel is None:
             endpoints = self._local(target) if wire == "local" else self._remote(target, wire)
+            if self.faults is not None:
+                self.faults.mind(target.name, endpoints)
             channel = self._channels[target.name, wire] = Channel(
                 target.name,
                 endpoints,
