@@ -1,16 +1,15 @@
-"""Trouble on purpose: services are killed, hang and are slow while customers buy; and what the customers saw of it."""
+"""Trouble on purpose: services are killed, hang, are slow or cut off while customers buy; and what they saw of it."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import os
-import re
+import shutil
 import signal
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
@@ -20,8 +19,12 @@ from shop.api_v1 import ORDER_WITHIN, PAGE_WITHIN, GatewayV1
 from shop.contracts import Bank, Order, Pace
 
 from polywire import connect
+from polywire.policy.faults import Fault
+from polywire.system.addresses import noted
+from polywire.system.faults import FaultFile
 
-COME_OVER = 14.0
+HERE = Path(__file__).parent
+COME_OVER = 15.0
 """Seconds in which the customers come in: longer than the trouble lasts, so that some meet none."""
 TRIES = 3
 GRACE = 1.0
@@ -31,8 +34,8 @@ TROUBLE = frozenset({"unavailable", "deadline_exceeded", "resource_exhausted"})
 ADVISED = [f"SKU-{BARGAIN.number}", "SKU-123", "SKU-301"]
 
 
-class NoSuchProcess(Exception):
-    """A service has none."""
+class NoTrouble(Exception):
+    """Some of the trouble could not be made."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,33 +47,47 @@ class Act:
     do: Callable[[], Awaitable[None]]
 
 
+LOST = Fault(caller="orders", target="payments", drop="answer", share=0.5)
+
+
+def part(caller: str, target: str) -> Fault:
+    return Fault(caller=caller, target=target, partition=True)
+
+
 class Saboteur:
     """Makes trouble for the services of a running shop, which are processes of `polywire up`. Knows Linux only."""
 
     find_within = 15.0
-    """Seconds: one that was killed has to be back by then."""
+    """Seconds: a process that was killed has to be back by then."""
 
-    def __init__(self, up: int, data: Path) -> None:
+    def __init__(self, up: int, system: Path, data: Path) -> None:
+        """*up* is the pid of `polywire up`, which runs *system*."""
         self._up = up
-        """The pid of `polywire up`."""
+        self._system = system
         self._data = data
         self._hanging: dict[str, list[int]] = {}
+        self._faults: dict[tuple[str, str], str] = {}
+        """Ids, by caller and target."""
 
     def programme(self) -> list[Act]:
         return [
             Act(1.0, "one of the two inventories is killed", lambda: self.kill("inventory")),
-            Act(3.0, "the bank takes 1 s for a charge", lambda: self.slow_bank(1.0)),
-            Act(5.0, "the bank takes 3 s, which is longer than anybody waits", lambda: self.slow_bank(3.0)),
-            Act(5.5, "analytics, which has the recommendations, hangs", lambda: self.hang("analytics")),
-            Act(7.0, "the bank takes no time again", lambda: self.slow_bank(0.0)),
-            Act(8.5, "analytics goes on", lambda: self.let_go("analytics")),
-            Act(9.0, "users hangs", lambda: self.hang("users")),
-            Act(10.5, "users goes on", lambda: self.let_go("users")),
-            Act(11.0, "orders is killed", lambda: self.kill("orders")),
+            Act(2.0, "the bank takes 1 s for a charge", lambda: self.slow_bank(1)),
+            Act(4.0, "the bank takes 3 s, which is longer than anybody waits", lambda: self.slow_bank(3)),
+            Act(5.0, "the gateway cannot reach analytics, which recommends", self.break_(part("gateway", "analytics"))),
+            Act(5.5, "the bank takes no time again", lambda: self.slow_bank(0)),
+            Act(6.5, "half of what payments answers is lost", self.break_(LOST)),
+            Act(7.5, "payments can be heard again", self.mend("orders", "payments")),
+            Act(8.0, "the gateway reaches analytics again", self.mend("gateway", "analytics")),
+            Act(8.5, "users hangs", lambda: self.hang("users")),
+            Act(10.0, "users goes on", lambda: self.let_go("users")),
+            Act(10.5, "orders cannot reach inventory", self.break_(part("orders", "inventory"))),
+            Act(11.5, "orders reaches inventory again", self.mend("orders", "inventory")),
+            Act(12.0, "orders is killed", lambda: self.kill("orders")),
         ]
 
     async def perform(self) -> None:
-        """Do all of the programme. Whatever happens, nothing hangs afterwards."""
+        """Do all of the programme. Whatever happens, nothing hangs afterwards. Raises NoTrouble."""
         started = time.monotonic()
         try:
             for act in self.programme():
@@ -86,7 +103,7 @@ class Saboteur:
         os.kill((await self._processes(service))[0], signal.SIGKILL)
 
     async def hang(self, service: str) -> None:
-        """Its connections stay open and nothing comes back, as with a machine that is busy or a network that is cut."""
+        """Its connections stay open and nothing comes back, as with a machine that swaps."""
         self._hanging[service] = await self._processes(service)
         for process in self._hanging[service]:
             os.kill(process, signal.SIGSTOP)
@@ -96,26 +113,51 @@ class Saboteur:
             os.kill(process, signal.SIGCONT)
 
     async def slow_bank(self, seconds: float) -> None:
-        found = re.search(r"payments listens on (\S+)", (self._data / "shop.log").read_text(errors="replace"))
-        if found is None:
-            raise NoSuchProcess(
-                "The bank was not slowed down: the log of the shop does not say where payments listens."
-            )
-        async with connect(Bank, f"grpc://{found[1]}", token=os.environ.get("SHOP_ORDERS_TOKEN")) as bank:
+        """As `polywire call shop.v1.Bank/set_pace seconds=...`."""
+        address = noted(self._system.parent).get("payments")
+        if address is None:
+            raise NoTrouble(f"The bank was not made slow: no `polywire up` says where payments in {self._system} is.")
+        async with connect(Bank, f"grpc://{address}", token=os.environ.get("SHOP_ORDERS_TOKEN")) as bank:
             await bank.set_pace(Pace(seconds=seconds))
 
+    def break_(self, fault: Fault) -> Callable[[], Awaitable[None]]:
+        """As `polywire fault add`, without the second that a command takes to start."""
+
+        async def add() -> None:
+            self._faults[fault.caller, fault.target] = FaultFile(self._system.parent).add(fault).id
+
+        return add
+
+    def mend(self, caller: str, target: str) -> Callable[[], Awaitable[None]]:
+        """As `polywire fault clear`."""
+
+        async def clear() -> None:
+            FaultFile(self._system.parent).clear([self._faults.pop((caller, target))])
+
+        return clear
+
     async def _processes(self, service: str) -> list[int]:
-        """At least one, the oldest first. Raises NoSuchProcess."""
+        """At least one, the oldest first. Raises NoTrouble."""
         until = time.monotonic() + self.find_within
         while True:
             found = processes_of(self._up, self._data / f"{service}.db")
             if found:
                 return found
             if time.monotonic() > until:
-                raise NoSuchProcess(
+                raise NoTrouble(
                     f"No trouble was made for {service!r}: it has had no process for {self.find_within:g} s."
                 )
             await asyncio.sleep(0.05)
+
+
+def own_system(data: Path) -> Path:
+    """A system file of its own in *data*, as faults hold for every shop that runs from the same directory."""
+    return Path(shutil.copy(HERE / "polywire.toml", data))
+
+
+def paths() -> dict[str, str]:
+    """By which the code of the shop is found from other directories, as variables."""
+    return {"PYTHONPATH": os.pathsep.join([str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])])}
 
 
 def processes_of(up: int, database: Path) -> list[int]:
@@ -176,27 +218,22 @@ def _see(port: int, path: str, sights: Sights) -> None:
 async def customers_in_trouble(
     shop: GatewayV1, saboteur: Saboteur, port: int, report: Report, *, customers: int, seed: int
 ) -> Sights:
-    """Let the customers in and make trouble for them, until the last one has left and the trouble is over."""
+    """Let the customers in and make trouble for them, until the last one has left and the trouble is over. Raises
+    NoTrouble where it could not be made."""
     sights, over = Sights(), asyncio.Event()
-    async with asyncio.TaskGroup() as tasks:
-        for _ in range(2):
-            tasks.create_task(browse(port, sights, over))
-        with _set_after(over):
-            async with asyncio.TaskGroup() as busy:
-                busy.create_task(saboteur.perform())
-                busy.create_task(
-                    crowd(shop, report, customers=customers, seed=seed, over=COME_OVER, patience=0.7, tries=TRIES)
-                )
+    browsers = [asyncio.create_task(browse(port, sights, over)) for _ in range(2)]
+    trouble = asyncio.create_task(saboteur.perform())
+    try:
+        await crowd(shop, report, customers=customers, seed=seed, over=COME_OVER, patience=0.7, tries=TRIES)
+        await trouble
+    finally:
+        over.set()
+        trouble.cancel()
+        await asyncio.wait([trouble, *browsers])
+    for browser in browsers:
+        browser.result()
     report.viewed += sights.viewed
     return sights
-
-
-@contextmanager
-def _set_after(event: asyncio.Event) -> Iterator[None]:
-    try:
-        yield
-    finally:
-        event.set()
 
 
 async def settle(shop: GatewayV1, report: Report, within: float = 15.0) -> Counter[Outcome]:
@@ -251,7 +288,7 @@ def seen(report: Report, refusals: Counter[str], sights: Sights, told: Counter[O
     statuses = ", ".join(f"{number:,} x {status}" for status, number in sorted(sights.statuses.items()))
     page, order = (report.longest.get(within, 0.0) for within in (PAGE_WITHIN, ORDER_WITHIN))
     return f"""
-What the customers saw while services were killed, hung and were slow:
+What the customers saw while services were killed, hung, were slow and were cut off:
 
 orders      {report.asked:,} tried = {outcomes}
 unclear     {report.asked_again} learned by asking again how it had ended, {told.total()} after the trouble: {late}

@@ -4,7 +4,7 @@ make demo                               stays up afterwards and says what to try
 make demo ARGS=--once                   ends by itself; exit status 1 if anything does not add up
 make demo ARGS='--once --profile http'  the same calls between the services over REST instead of gRPC
 make demo ARGS='--once --profile production'    tasks on RabbitMQ and events on Kafka, which it starts for itself
-make demo ARGS='--once --chaos'         services are killed, hang and are slow meanwhile; exit status 1 also if anybody
+make demo ARGS='--once --chaos'         services are killed, hang, are slow and cut off; exit status 1 also if anybody
                                         waited for longer than the deadline
 """
 
@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from aftermath import Aftermath, look, quiet, told, what_differs
-from chaos import TROUBLE, Saboteur, customers_in_trouble, seen, settle, too_late
+from chaos import TROUBLE, NoTrouble, Saboteur, customers_in_trouble, own_system, paths, seen, settle, too_late
 from customers import BARGAIN, STRANGERS, Outcome, Report, crowd, tell
 from postbox import open_postbox
 from production import NotAvailable, servers_of_production
@@ -40,6 +40,7 @@ from polywire import CallError, DeadlineExceeded, Unavailable, connect
 HERE = Path(__file__).parent
 POLYWIRE = Path(sys.executable).with_name("polywire")
 PRODUCTION = "production"
+FILE = "polywire.toml"
 START_WITHIN = 30.0
 STOP_WITHIN = 30.0
 RECOVER_WITHIN = 20.0
@@ -95,19 +96,24 @@ def free_port() -> int:
             return port
 
 
+def system_file(options: Options, data: Path) -> Path:
+    return data / FILE if options.chaos else HERE / FILE
+
+
 @contextlib.asynccontextmanager
 async def running_shop(
     options: Options, data: Path, variables: Mapping[str, str]
 ) -> AsyncIterator[asyncio.subprocess.Process]:
     """`polywire up`, with what it logs in a file. Raises NotRunning where it ends other than by being told to."""
     log = data / "shop.log"
-    command = [str(POLYWIRE), "up", str(HERE / "polywire.toml")]
+    command = [str(POLYWIRE), "up", str(system_file(options, data))]
     command += ["--profile", options.profile] if options.profile else []
     command += ["--in-process"] if options.in_process else []
     environment = {
         **os.environ,
         "SHOP_DATA": str(data),
         **variables,
+        **paths(),
         "POLYWIRE__SERVICES__GATEWAY__LISTEN": f"127.0.0.1:{options.port}",
     }
     with log.open("wb") as output:
@@ -301,9 +307,8 @@ money       {euros(money.charged_cents)} charged - {euros(money.refunded_cents)}
     print("The books do not balance." if problems else "The books balance.", flush=True)
 
 
-def print_what_to_try(address: str, data: Path) -> None:
-    here = Path(os.path.relpath(HERE))
-    call = f"{os.path.relpath(POLYWIRE)} call -s {here / 'polywire.toml'}"
+def print_what_to_try(address: str, data: Path, system: Path) -> None:
+    call = f"{os.path.relpath(POLYWIRE)} call -s {os.path.relpath(system)}"
     print(
         f"""
 The shop stays open until Ctrl-C. Try, in another terminal:
@@ -352,12 +357,12 @@ async def visit(options: Options, data: Path, bus: Mapping[str, str]) -> list[st
         day = Day(shop, postbox.subjects)
         await day.begin()
         if options.chaos:
-            problems = await day.of_trouble(options, Saboteur(system.pid, data))
+            problems = await day.of_trouble(options, Saboteur(system.pid, system_file(options, data), data))
         else:
             problems = await day.as_usual(options)
         if not options.once:
             interrupted = _interruption()
-            print_what_to_try(address, data)
+            print_what_to_try(address, data, system_file(options, data))
             await interrupted.wait()
             print("\nClosing the shop.", flush=True)
     return problems
@@ -380,11 +385,13 @@ def main() -> int:
             else:
                 data = data_directory()
                 data.mkdir(parents=True, exist_ok=True)
+            if options.chaos:
+                own_system(data)
             if options.profile == PRODUCTION:
                 print("Starting RabbitMQ and Kafka ...", flush=True)
             bus = stack.enter_context(bus_of(options, data))
             return 1 if asyncio.run(visit(options, data, bus)) else 0
-    except (NotRunning, NotAvailable, CallError) as error:
+    except (NotRunning, NotAvailable, NoTrouble, CallError) as error:
         print(error, file=sys.stderr)
         return 1
     except KeyboardInterrupt:

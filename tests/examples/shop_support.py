@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from chaos import paths
 from demo import free_port
 from shop.analytics import AnalyticsService, RecommendationService
 from shop.backoffice import Confirmation, Mail, MailCount
@@ -196,8 +197,16 @@ class Answer:
 class RunningShop:
     """The shop as `polywire up` runs it."""
 
-    def __init__(self, up: subprocess.Popen[bytes], port: int, log: Path, variables: dict[str, str]) -> None:
+    def __init__(
+        self,
+        up: subprocess.Popen[bytes],
+        port: int,
+        log: Path,
+        variables: dict[str, str],
+        system: Path,
+    ) -> None:
         self.up = up
+        self.system = system
         self.variables = variables
         self.port = port
         self.address = f"http://127.0.0.1:{port}"
@@ -232,7 +241,7 @@ class RunningShop:
 
     def polywire(self, *arguments: str) -> str:
         """What a command of polywire says about this shop."""
-        command = [str(POLYWIRE), *arguments, "--system", str(SHOP / "polywire.toml")]
+        command = [str(POLYWIRE), *arguments, "--system", str(self.system)]
         return subprocess.run(command, env=self.variables, capture_output=True, check=True, text=True).stdout
 
     def pid_of(self, service: str) -> int:
@@ -251,10 +260,16 @@ class RunningShop:
 
 @contextmanager
 def running_shop(data: Path, *arguments: str, **environ: str) -> Iterator[RunningShop]:
-    """`polywire up` with these *arguments*, its gateway on a free port and its databases in *data*."""
+    """`polywire up` with these *arguments*, its gateway on a free port and its databases in *data*.
+
+    Commands find it by the directory of its system file, which shops of other tests run from as well, unless there is
+    a copy in *data*.
+    """
+    system = next(file for file in (data / "polywire.toml", SHOP / "polywire.toml") if file.exists())
     port = free_port()
     variables = {
         **os.environ,
+        **paths(),
         "SHOP_DATA": str(data),
         "SHOP_SMTP": "127.0.0.1:9",  # where nobody listens
         "POLYWIRE__WIRES__TASKS": f"sqlite:{data / 'bus.db'}",
@@ -263,7 +278,7 @@ def running_shop(data: Path, *arguments: str, **environ: str) -> Iterator[Runnin
         "POLYWIRE__SERVICES__GATEWAY__LISTEN": f"127.0.0.1:{port}",
         **environ,
     }
-    command = [str(POLYWIRE), "up", str(SHOP / "polywire.toml")]
+    command = [str(POLYWIRE), "up", str(system)]
     log = data / "shop.log"
     with (
         log.open("wb") as output,
@@ -271,7 +286,7 @@ def running_shop(data: Path, *arguments: str, **environ: str) -> Iterator[Runnin
             [*command, *arguments], env=variables, stdout=output, stderr=output, start_new_session=True
         ) as up,
     ):
-        shop = RunningShop(up, port, log, variables)
+        shop = RunningShop(up, port, log, variables, system)
         try:
             _wait_until_it_answers(shop)
             yield shop
