@@ -18,7 +18,7 @@ from customers import BARGAIN, Outcome, Report, crowd, place, send_back
 from shop.api_v1 import ORDER_WITHIN, PAGE_WITHIN, GatewayV1
 from shop.contracts import Bank, Order, Pace
 
-from polywire import connect
+from polywire import calling, connect
 from polywire.policy.faults import Fault
 from polywire.system.addresses import noted
 from polywire.system.faults import FaultFile
@@ -57,8 +57,8 @@ def part(caller: str, target: str) -> Fault:
 class Saboteur:
     """Makes trouble for the services of a running shop, which are processes of `polywire up`. Knows Linux only."""
 
-    find_within = 15.0
-    """Seconds: a process that was killed has to be back by then."""
+    patience = 15.0
+    """Seconds: a process that was killed has to be back by then, and one that is to be slow has to hear of it."""
 
     def __init__(self, up: int, system: Path, data: Path) -> None:
         """*up* is the pid of `polywire up`, which runs *system*."""
@@ -118,7 +118,8 @@ class Saboteur:
         if address is None:
             raise NoTrouble(f"The bank was not made slow: no `polywire up` says where payments in {self._system} is.")
         async with connect(Bank, f"grpc://{address}", token=os.environ.get("SHOP_ORDERS_TOKEN")) as bank:
-            await bank.set_pace(Pace(seconds=seconds))
+            with calling(timeout=self.patience):
+                await bank.set_pace(Pace(seconds=seconds))
 
     def break_(self, fault: Fault) -> Callable[[], Awaitable[None]]:
         """As `polywire fault add`, without the second that a command takes to start."""
@@ -138,15 +139,13 @@ class Saboteur:
 
     async def _processes(self, service: str) -> list[int]:
         """At least one, the oldest first. Raises NoTrouble."""
-        until = time.monotonic() + self.find_within
+        until = time.monotonic() + self.patience
         while True:
             found = processes_of(self._up, self._data / f"{service}.db")
             if found:
                 return found
             if time.monotonic() > until:
-                raise NoTrouble(
-                    f"No trouble was made for {service!r}: it has had no process for {self.find_within:g} s."
-                )
+                raise NoTrouble(f"No trouble was made for {service!r}: it has had no process for {self.patience:g} s.")
             await asyncio.sleep(0.05)
 
 

@@ -244,7 +244,7 @@ class Customer:
         key = str(uuid.uuid4())
         for attempt in range(self._tries):
             if attempt:
-                await self._look()
+                await asyncio.sleep(self._dice.uniform(0.5, 1.5))
             placed = await place(self._shop, key, order, self._report)
             if placed is not None:
                 self._report.asked_again += attempt > 0

@@ -259,7 +259,8 @@ class Day:
         await quiet_books(self._shop, within=RECOVER_WITHIN)
         fates = await settle(self._shop, report, within=until - time.monotonic())
         after = await quiet_books(self._shop, within=until - time.monotonic())
-        aftermath = await quiet(self._see, lambda now: not self._missing(now), within=5.0)
+        enough = time.monotonic() + 5.0
+        aftermath = await quiet(self._see, lambda now: not self._missing(now) or time.monotonic() > enough)
         problems = too_late(report, sights) + differences(self._books, after, report, expected=TROUBLE)
         print(seen(report, refusals, sights, fates), end="")
         print_summary(after, aftermath, report, problems, self._missing(aftermath))

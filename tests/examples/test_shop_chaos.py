@@ -220,7 +220,7 @@ async def test_what_hangs_goes_on_when_the_trouble_ends_early(shop: RunningShop)
 
 
 class HangsUsers(Saboteur):
-    find_within = 0.1
+    patience = 0.1
 
     def __init__(self, up: int, system: Path, data: Path) -> None:
         super().__init__(up, system, data)
