@@ -21,7 +21,7 @@ STEP = 0.7
 """The limit comes down to this share of itself at once."""
 BLIND_STEP = 0.35
 """The same where even quick calls are cut short by their deadlines, so that no single step can be judged."""
-HELPED = 0.85
+HELPED = 0.92
 """That helped where calls take at most this share of what they took before."""
 SURE = 2
 """Windows in a row that must show that it did not."""
