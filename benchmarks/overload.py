@@ -15,6 +15,7 @@ import json
 import math
 import os
 import random
+import statistics
 import subprocess
 import sys
 import time
@@ -155,8 +156,8 @@ def medians(rows: list[dict[str, Any]], load_of: float, shedding: bool) -> dict[
     chosen = [row for row in rows if (row["load"], row["shedding"]) == (load_of, shedding)]
     found: dict[str, float | None] = {}
     for key in ("rate", "goodput", "shed", "late", "p50_ms", "p99_ms", "shed_p99_ms"):
-        values = sorted(row[key] for row in chosen if row[key] is not None)
-        found[key] = values[len(values) // 2] if values else None
+        values = [row[key] for row in chosen if row[key] is not None]
+        found[key] = statistics.median(values) if values else None
     return found
 
 
