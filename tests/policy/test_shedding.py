@@ -295,6 +295,18 @@ def test_calls_count_from_when_the_loop_was_busy_with_others() -> None:
     assert backlog.turn(11.5, BUSY + 1) == 0.5  # not longer than since the last turn
 
 
+def test_what_is_read_soon_after_the_turn_before_has_not_waited() -> None:
+    used = 1.0
+    backlog = Backlog(lambda: used)
+    assert backlog.turn(10.0, BUSY + 1) == 0.0
+    used = 1.05
+    assert backlog.turn(10.06, BUSY + 1) == pytest.approx(0.05)
+    assert backlog.turn(10.0605, BUSY + 1) == 0.0
+    assert backlog.seconds == 0.0
+    used = 1.07
+    assert backlog.turn(10.09, BUSY + 1) == pytest.approx(0.02)
+
+
 def test_while_there_is_little_to_do_nobody_asks_how_busy_the_loop_was() -> None:
     asked = 0
 

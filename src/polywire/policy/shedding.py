@@ -21,7 +21,7 @@ STEP = 0.7
 """The limit comes down to this share of itself at once."""
 BLIND_STEP = 0.35
 """The same where even quick calls are cut short by their deadlines, so that no single step can be judged."""
-HELPED = 0.85
+HELPED = 0.92
 """That helped where calls take at most this share of what they took before."""
 SURE = 2
 """Windows in a row that must show that it did not."""
@@ -33,6 +33,8 @@ PROBE_SOON = 2.0
 """The same after a step that did not help: that may have been a mistake."""
 
 
+SHORT = 0.001
+"""Seconds: what waited no longer to be read did not wait."""
 BUSY = 4
 """Calls under way up to which nobody asks how long others had to wait to be read."""
 
@@ -63,6 +65,9 @@ class Backlog:
         if in_flight <= BUSY:
             # Looking costs more than the rest of the book-keeping.
             self._read_at = math.inf
+            self.seconds = 0.0
+            return 0.0
+        if 0.0 <= now - self._read_at < SHORT:
             self.seconds = 0.0
             return 0.0
         used = self._cpu()

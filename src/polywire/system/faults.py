@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import stat
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -98,7 +99,7 @@ class FaultFile:
         try:
             with self.path.open("rb") as file:
                 status = os.fstat(file.fileno())
-                if not stat.S_ISREG(status.st_mode) or status.st_uid not in (0, os.geteuid()):
+                if not stat.S_ISREG(status.st_mode) or not _trusted(status.st_uid):
                     raise SetupError(f"The faults in {self.path} were not switched on: the file is another user's.")
                 text = file.read(MAX_BYTES + 1)
         except FileNotFoundError:
@@ -141,6 +142,10 @@ class FaultFile:
         with tempfile.NamedTemporaryFile("w", dir=self.path.parent, delete=False, encoding="utf-8") as file:
             json.dump(content, file, indent=1)
         os.replace(file.name, self.path)
+
+
+def _trusted(owner: int) -> bool:
+    return sys.platform == "win32" or owner in (0, os.geteuid())
 
 
 def _said(fault: Fault) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from typing import Any
 
 from polywire.clock import SYSTEM_CLOCK, Clock
@@ -171,33 +171,36 @@ class FaultyStream:
         self._edge = edge
         self._faults = faults
         self._deaf = any(fault.drop == "answer" for fault in faults)
+        self._failure: CallError | None = None
+        """What the call ended with on the link; the stream beneath was only told to end."""
 
     async def send(self, message: Message | None) -> None:
-        await self._carry(self._outgoing.rpc.request, message)
+        await self._pass(self._edge.carry(self._faults, _length(self._outgoing.rpc.request, message), self._outgoing))
         await self._inner.send(message)
 
     def end_requests(self) -> None:
         self._inner.end_requests()
 
     async def receive(self) -> Message | None:
-        message = await self._inner.receive()
+        try:
+            message = await self._inner.receive()
+        except CallError:
+            if self._failure is not None:
+                raise self._failure from None
+            raise
         if self._deaf:
-            await self._lost()
-        await self._carry(self._outgoing.rpc.response, message)
+            await self._pass(self._edge.nothing(self._outgoing))
+        await self._pass(self._edge.carry(self._faults, _length(self._outgoing.rpc.response, message), self._outgoing))
         return message
 
-    async def _lost(self) -> None:
+    async def _pass(self, link: Coroutine[Any, Any, None]) -> None:
+        """Wait for the link. Where the time is up on it, the call is over in both directions."""
         try:
-            await self._edge.nothing(self._outgoing)
-        finally:
+            await link
+        except CallError as error:
+            self._failure = self._failure or error
             self._inner.cancel()
-
-    async def _carry(self, kind: Any, message: Message | None) -> None:
-        try:
-            await self._edge.carry(self._faults, _length(kind, message), self._outgoing)
-        except CallError:
-            self._inner.cancel()
-            raise
+            raise self._failure from None
 
     def cancel(self) -> None:
         self._inner.cancel()
