@@ -11,12 +11,13 @@ import random
 import time
 import uuid
 from collections import Counter, deque
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TypeVar
 
-from shop.api_v1 import GatewayV1, NewOrder, NewThumb
+from shop.api_v1 import ORDER_WITHIN, PAGE_WITHIN, CompanionList, GatewayV1, NewOrder, NewThumb
 from shop.catalogue import goods
 from shop.contracts import (
     CardDeclined,
@@ -24,6 +25,7 @@ from shop.contracts import (
     Order,
     OrderId,
     OrdersOf,
+    OrderUndone,
     OutOfStock,
     Product,
     ProductQuery,
@@ -34,7 +36,7 @@ from shop.contracts import (
 from shop.money import euros
 from shop.users import SEEDED
 
-from polywire import CallError, calling, connect
+from polywire import Breaker, Bulkhead, CallDefaults, CallError, calling, connect
 
 Answer = TypeVar("Answer")
 
@@ -42,6 +44,9 @@ GOOD_CARD = "4242424242424242"
 BAD_CARD = "4000000000000002"
 BARGAIN = min(goods(), key=lambda product: (product.units, product.number))
 """What everybody wants and hardly anybody gets."""
+STRANGERS = CallDefaults(policies=(Breaker(enabled=False), Bulkhead(enabled=False)), budget_minimum=1000.0)
+"""Customers know nothing of each other: what one of them meets does not keep the next one from asking, though in this
+program they share a client."""
 WORDS = ["oak", "steel", "small", "lamp", "bench", "wool", "kettle", "round"]
 CATEGORIES = ["Kitchen", "Office", "Garden", "Travel", "Home", "Toys"]
 
@@ -82,6 +87,20 @@ class Report:
     """Requests that failed though the customer did nothing wrong, by code."""
     latencies: list[float] = field(default_factory=list)
     """Seconds, of every request."""
+    longest: dict[float, float] = field(default_factory=dict)
+    """The longest that a request took, in seconds, by its deadline."""
+    retried: int = 0
+    """Requests that were answered well when the client had sent them again by itself."""
+    asked_again: int = 0
+    """Orders whose fate a customer learned by asking again."""
+    advised: int = 0
+    """Pages with recommendations."""
+    fallbacks: int = 0
+    """Those of them for which the recommendations could not be asked."""
+    unclear: list[tuple[str, NewOrder]] = field(default_factory=list)
+    """Orders, with their keys, whose customers left with empty hands and cannot know what became of them."""
+    unclear_returns: list[Order] = field(default_factory=list)
+    """Orders that their customers tried to send back and do not know whether they did."""
     news: deque[str] = field(default_factory=lambda: deque(maxlen=3))
 
     def percentile(self, share: float) -> float:
@@ -89,11 +108,69 @@ class Report:
         ordered = sorted(self.latencies) or [0.0]
         return ordered[min(len(ordered) - 1, int(share * len(ordered)))] * 1000
 
+    def placed(self, order: Order) -> None:
+        self.order_ids.append(order.order_id)
+        self.spent_cents += order.total_cents
+        self.units += _units(order)
+        self.pairs += len(order.lines) * (len(order.lines) - 1) // 2
+
+    def sent_back(self, order: Order) -> None:
+        self.cancelled += 1
+        self.spent_cents -= order.total_cents
+        self.units -= _units(order)
+
+    @contextmanager
+    def request(self, within: float) -> Iterator[None]:
+        """Around one request, which has to be answered *within* some seconds. A failed one is counted and raised."""
+        started = time.perf_counter()
+        try:
+            with calling() as asked:
+                yield
+            self.retried += asked.attempts > 1
+        except CallError as error:
+            if not isinstance(error, CardDeclined | OutOfStock):
+                self.failures[error.code] += 1
+            raise
+        finally:
+            seconds = time.perf_counter() - started
+            self.requests += 1
+            self.latencies.append(seconds)
+            self.longest[within] = max(seconds, self.longest.get(within, 0.0))
+
+
+async def place(shop: GatewayV1, key: str, order: NewOrder, report: Report) -> Order | Outcome | None:
+    """Try to place an order; None where nobody can say yet what becomes of it. The key is the customer's own, so that
+    asking again after a lost answer cannot order twice. It is sent as `Idempotency-Key`, where the shop reads it."""
+    try:
+        with calling(idempotency_key=key), report.request(ORDER_WITHIN):
+            return await shop.place_order(order)
+    except CardDeclined:
+        return Outcome.DECLINED
+    except OutOfStock:
+        return Outcome.OUT_OF_STOCK
+    except OrderUndone:
+        return Outcome.FAILED
+    except CallError:
+        return None
+
+
+async def send_back(shop: GatewayV1, order: Order, report: Report) -> bool:
+    """False where nobody can say whether it was."""
+    try:
+        with report.request(ORDER_WITHIN):
+            await shop.cancel_order(OrderId(order_id=order.order_id))
+    except CallError:
+        return False
+    report.sent_back(order)
+    return True
+
 
 class Customer:
     """One person with dice of their own, so that the same seed makes the same choices."""
 
-    def __init__(self, shop: GatewayV1, number: int, seed: int, report: Report, *, patience: float = 1.0) -> None:
+    def __init__(
+        self, shop: GatewayV1, number: int, seed: int, report: Report, *, patience: float = 1.0, tries: int = 1
+    ) -> None:
         self._shop = shop
         self._number = number
         self._user_id = f"U-{number % SEEDED + 1}"
@@ -101,6 +178,8 @@ class Customer:
         self._report = report
         self._patience = patience
         """Multiplies the time spent looking at pages; 0 clicks as fast as the shop answers."""
+        self._tries = tries
+        """How often to ask for an order before leaving without."""
 
     async def visit(self) -> None:
         self._report.arrived += 1
@@ -129,7 +208,7 @@ class Customer:
         if await self._ask(self._shop.get_product(query)) is not None:
             self._report.viewed += 1
         if self._number % 5 == 0:
-            await self._ask(self._shop.list_recommendations(query))
+            self._note_advice(await self._ask(self._shop.list_recommendations(query)))
         if self._number % 20 == 0:
             asked = await self._ask(self._shop.order_thumbnail(NewThumb(product_id=product.product_id)))
             if asked is not None:
@@ -146,13 +225,14 @@ class Customer:
             items = [Item(product_id=BARGAIN.product_id, quantity=1)]
         card = BAD_CARD if self._dice.random() < 0.08 else GOOD_CARD
         self._report.asked += 1
-        placed = await self._place(NewOrder(user_id=user.user_id, items=items, card=card))
+        order = NewOrder(user_id=user.user_id, items=items, card=card)
+        placed = await self._place(order)
         if isinstance(placed, Outcome):
             self._report.outcomes[placed] += 1
             self._report.news.append(f"{user.name} left with empty hands: {placed}")
             return
         self._report.outcomes[Outcome.PLACED] += 1
-        self._note(placed)
+        self._report.placed(placed)
         first = placed.lines[0]
         more = f" and {len(placed.lines) - 1} more" if len(placed.lines) > 1 else ""
         self._report.news.append(
@@ -160,28 +240,17 @@ class Customer:
         )
         await self._afterwards(user, placed)
 
-    def _note(self, placed: Order) -> None:
-        self._report.order_ids.append(placed.order_id)
-        self._report.spent_cents += placed.total_cents
-        self._report.units += _units(placed)
-        self._report.pairs += len(placed.lines) * (len(placed.lines) - 1) // 2
-
     async def _place(self, order: NewOrder) -> Order | Outcome:
-        """With a key of the customer's own, so that asking again after a lost answer cannot order twice. It is sent as
-        `Idempotency-Key`, where the shop reads it."""
-        with calling(idempotency_key=str(uuid.uuid4())):
-            started = time.perf_counter()
-            try:
-                return await self._shop.place_order(order)
-            except CardDeclined:
-                return Outcome.DECLINED
-            except OutOfStock:
-                return Outcome.OUT_OF_STOCK
-            except CallError as error:
-                self._report.failures[error.code] += 1
-                return Outcome.FAILED
-            finally:
-                self._count(started)
+        key = str(uuid.uuid4())
+        for attempt in range(self._tries):
+            if attempt:
+                await asyncio.sleep(self._dice.uniform(0.5, 1.5))
+            placed = await place(self._shop, key, order, self._report)
+            if placed is not None:
+                self._report.asked_again += attempt > 0
+                return placed
+        self._report.unclear.append((key, order))
+        return Outcome.FAILED
 
     async def _afterwards(self, user: User, order: Order) -> None:
         await self._look()
@@ -189,29 +258,23 @@ class Customer:
         await self._ask(self._shop.list_orders(OrdersOf(user_id=user.user_id, limit=5)))
         if self._dice.random() < 0.12:
             await self._look()
-            if await self._ask(self._sent_back(order)):
-                self._report.cancelled += 1
-                self._report.spent_cents -= order.total_cents
-                self._report.units -= _units(order)
+            if await send_back(self._shop, order, self._report):
                 self._report.news.append(f"{user.name} sent everything back")
-
-    async def _sent_back(self, order: Order) -> bool:
-        await self._shop.cancel_order(OrderId(order_id=order.order_id))
-        return True
+            else:
+                self._report.unclear_returns.append(order)
 
     async def _ask(self, call: Awaitable[Answer]) -> Answer | None:
-        started = time.perf_counter()
+        """What a page has, None where it cannot be had."""
         try:
-            return await call
-        except CallError as error:
-            self._report.failures[error.code] += 1
+            with self._report.request(PAGE_WITHIN):
+                return await call
+        except CallError:
             return None
-        finally:
-            self._count(started)
 
-    def _count(self, started: float) -> None:
-        self._report.requests += 1
-        self._report.latencies.append(time.perf_counter() - started)
+    def _note_advice(self, page: CompanionList | None) -> None:
+        if page is not None:
+            self._report.advised += 1
+            self._report.fallbacks += page.fallback
 
     async def _look(self) -> None:
         await asyncio.sleep(self._dice.uniform(0.1, 0.9) * self._patience)
@@ -222,14 +285,21 @@ def _units(order: Order) -> int:
 
 
 async def crowd(
-    shop: GatewayV1, report: Report, *, customers: int, seed: int, over: float = 4.0, patience: float = 1.0
+    shop: GatewayV1,
+    report: Report,
+    *,
+    customers: int,
+    seed: int,
+    over: float = 4.0,
+    patience: float = 1.0,
+    tries: int = 1,
 ) -> None:
     """Let *customers* come in over some seconds and wait until the last one has left."""
     arrivals = random.Random(seed)
 
     async def one(number: int) -> None:
         await asyncio.sleep(arrivals.uniform(0, over))
-        await Customer(shop, number, seed, report, patience=patience).visit()
+        await Customer(shop, number, seed, report, patience=patience, tries=tries).visit()
 
     async with asyncio.TaskGroup() as visits:
         for number in range(customers):
@@ -262,7 +332,7 @@ async def main() -> None:
     parser.add_argument("--seed", type=int, default=random.randrange(1_000_000))
     options = parser.parse_args()
     report = Report()
-    async with connect(GatewayV1, options.address) as shop:
+    async with connect(GatewayV1, options.address, defaults=STRANGERS) as shop:
         telling = asyncio.create_task(tell(report))
         await crowd(shop, report, customers=options.customers, seed=options.seed)
         telling.cancel()

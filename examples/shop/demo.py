@@ -4,6 +4,8 @@ make demo                               stays up afterwards and says what to try
 make demo ARGS=--once                   ends by itself; exit status 1 if anything does not add up
 make demo ARGS='--once --profile http'  the same calls between the services over REST instead of gRPC
 make demo ARGS='--once --profile production'    tasks on RabbitMQ and events on Kafka, which it starts for itself
+make demo ARGS='--once --chaos'         services are killed, hang, are slow and cut off; exit status 1 also if anybody
+                                        waited for longer than the deadline
 """
 
 from __future__ import annotations
@@ -18,12 +20,14 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections import Counter
+from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from aftermath import Aftermath, look, quiet, told, what_differs
-from customers import BARGAIN, Outcome, Report, crowd, tell
+from chaos import TROUBLE, NoTrouble, Saboteur, customers_in_trouble, own_system, paths, seen, settle, too_late
+from customers import BARGAIN, STRANGERS, Outcome, Report, crowd, tell
 from postbox import open_postbox
 from production import NotAvailable, servers_of_production
 from shop.api_v1 import Books, GatewayV1
@@ -36,8 +40,11 @@ from polywire import CallError, DeadlineExceeded, Unavailable, connect
 HERE = Path(__file__).parent
 POLYWIRE = Path(sys.executable).with_name("polywire")
 PRODUCTION = "production"
+FILE = "polywire.toml"
 START_WITHIN = 30.0
 STOP_WITHIN = 30.0
+RECOVER_WITHIN = 20.0
+"""Seconds after the last customer in which a shop that was in trouble has to put everything in order."""
 
 
 class NotRunning(Exception):
@@ -49,6 +56,7 @@ class Options:
     once: bool
     profile: str | None
     in_process: bool
+    chaos: bool
     customers: int
     seed: int
     port: int
@@ -61,10 +69,17 @@ class Options:
         )
         parser.add_argument("--profile", help="a profile of the system file, for example http")
         parser.add_argument("--in-process", action="store_true", help="all services in one process")
+        parser.add_argument("--chaos", action="store_true", help="make trouble for the services while customers buy")
         parser.add_argument("--customers", type=int, default=300)
         parser.add_argument("--seed", type=int, help="the same seed makes the same choices")
         parser.add_argument("--port", type=int, default=8000, help="of the gateway; 0 picks a free one")
         given = parser.parse_args()
+        if given.chaos and given.in_process:
+            parser.error(
+                "--chaos kills services, and with --in-process they are all one process. Leave one of the two out."
+            )
+        if given.chaos and not Path("/proc/self/fd").is_dir():
+            parser.error("--chaos finds the processes of the services by /proc, which is not here. It needs Linux.")
         if given.seed is None:
             # A shop that stays has seen the customers of seed 1 before, and their orders with them.
             given.seed = 1 if given.once else random.randrange(1_000_000)
@@ -81,19 +96,24 @@ def free_port() -> int:
             return port
 
 
+def system_file(options: Options, data: Path) -> Path:
+    return data / FILE if options.chaos else HERE / FILE
+
+
 @contextlib.asynccontextmanager
 async def running_shop(
     options: Options, data: Path, variables: Mapping[str, str]
 ) -> AsyncIterator[asyncio.subprocess.Process]:
     """`polywire up`, with what it logs in a file. Raises NotRunning where it ends other than by being told to."""
     log = data / "shop.log"
-    command = [str(POLYWIRE), "up", str(HERE / "polywire.toml")]
+    command = [str(POLYWIRE), "up", str(system_file(options, data))]
     command += ["--profile", options.profile] if options.profile else []
     command += ["--in-process"] if options.in_process else []
     environment = {
         **os.environ,
         "SHOP_DATA": str(data),
         **variables,
+        **paths(),
         "POLYWIRE__SERVICES__GATEWAY__LISTEN": f"127.0.0.1:{options.port}",
     }
     with log.open("wb") as output:
@@ -168,15 +188,17 @@ async def quiet_books(shop: GatewayV1, within: float = 15.0) -> Books:
         await asyncio.sleep(0.2)
 
 
-def differences(before: Books, after: Books, report: Report) -> list[str]:
-    """What does not add up: in the shop's own books, or between them and what the customers say."""
+def differences(before: Books, after: Books, report: Report, expected: Collection[str] = frozenset()) -> list[str]:
+    """What does not add up: in the shop's own books, or between them and what the customers say. Requests may have
+    failed with the *expected* codes."""
     problems = list(after.problems)
     if after.unfinished:
         problems.append(f"{after.unfinished} orders are still being placed or undone.")
     if report.asked != report.outcomes.total():
         problems.append(f"{report.asked} orders were tried, but {report.outcomes.total()} outcomes are known.")
-    if report.failures:
-        failed = ", ".join(f"{number} x {code}" for code, number in sorted(report.failures.items()))
+    unexpected = {code: number for code, number in report.failures.items() if code not in expected}
+    if unexpected:
+        failed = ", ".join(f"{number} x {code}" for code, number in sorted(unexpected.items()))
         problems.append(f"Requests failed that should not have: {failed}.")
     seen = {
         "placed": (report.outcomes[Outcome.PLACED], grown(before, after, OrderState.CONFIRMED, OrderState.CANCELLED)),
@@ -200,7 +222,71 @@ def grown(before: Books, after: Books, *states: OrderState) -> int:
     return sum(after.orders.by_state.get(state, 0) - before.orders.by_state.get(state, 0) for state in states)
 
 
-def print_summary(books: Books, after: Aftermath, report: Report, problems: list[str]) -> None:
+class Day:
+    """From the first customer to the books, which have to balance with those of the morning."""
+
+    def __init__(self, shop: GatewayV1, letters: Counter[str]) -> None:
+        """*letters* is what the postbox has, by subject."""
+        self._shop = shop
+        self._letters = letters
+        self._report = Report()
+        self._books: Books
+        self._aftermath: Aftermath
+
+    async def begin(self) -> None:
+        self._books, self._aftermath = await quiet_books(self._shop), await quiet(self._see, lambda _: True)
+
+    async def as_usual(self, options: Options) -> list[str]:
+        """What went wrong."""
+        async with telling(self._report):
+            await crowd(self._shop, self._report, customers=options.customers, seed=options.seed)
+        after = await quiet_books(self._shop)
+        aftermath = await quiet(self._see, lambda now: not self._missing(now))
+        problems = differences(self._books, after, self._report) + self._missing(aftermath)
+        print_summary(after, aftermath, self._report, problems)
+        return problems
+
+    async def of_trouble(self, options: Options, saboteur: Saboteur) -> list[str]:
+        """What went wrong; trouble itself is not wrong, and not everybody needs to have heard of an order that stands
+        (there is no outbox yet)."""
+        report = self._report
+        async with telling(report):
+            sights = await customers_in_trouble(
+                self._shop, saboteur, options.port, report, customers=options.customers, seed=options.seed
+            )
+        refusals = report.failures.copy()
+        until = time.monotonic() + RECOVER_WITHIN
+        await quiet_books(self._shop, within=RECOVER_WITHIN)
+        fates = await settle(self._shop, report, within=until - time.monotonic())
+        after = await quiet_books(self._shop, within=until - time.monotonic())
+        enough = time.monotonic() + 5.0
+        aftermath = await quiet(self._see, lambda now: not self._missing(now) or time.monotonic() > enough)
+        problems = too_late(report, sights) + differences(self._books, after, report, expected=TROUBLE)
+        print(seen(report, refusals, sights, fates), end="")
+        print_summary(after, aftermath, report, problems, self._missing(aftermath))
+        return problems
+
+    async def _see(self) -> Aftermath:
+        return await look(self._shop, self._letters, self._report)
+
+    def _missing(self, now: Aftermath) -> list[str]:
+        return what_differs(self._aftermath, now, self._report)
+
+
+@contextlib.asynccontextmanager
+async def telling(report: Report) -> AsyncIterator[None]:
+    """Print how it goes inside the block."""
+    task = asyncio.create_task(tell(report))
+    try:
+        yield
+    finally:
+        task.cancel()
+
+
+def print_summary(
+    books: Books, after: Aftermath, report: Report, problems: list[str], notes: Sequence[str] = ()
+) -> None:
+    """*notes* are no problems."""
     stock, money = books.stock, books.money
     states = ", ".join(
         f"{number:,} {state.replace('_', ' ')}" for state, number in sorted(books.orders.by_state.items())
@@ -215,14 +301,15 @@ stock       {stock.initial:,} units = {stock.on_hand:,} on hand + {stock.reserve
 money       {euros(money.charged_cents)} charged - {euros(money.refunded_cents)} refunded = {euros(kept)}
             {euros(books.orders.confirmed_cents)} in confirmed orders
 {told(after, report)}""")
+    for note in notes:
+        print(f"NOTE        {note}")
     for problem in problems:
         print(f"WRONG       {problem}")
     print("The books do not balance." if problems else "The books balance.", flush=True)
 
 
-def print_what_to_try(address: str, data: Path) -> None:
-    here = Path(os.path.relpath(HERE))
-    call = f"{os.path.relpath(POLYWIRE)} call -s {here / 'polywire.toml'}"
+def print_what_to_try(address: str, data: Path, system: Path) -> None:
+    call = f"{os.path.relpath(POLYWIRE)} call -s {os.path.relpath(system)}"
     print(
         f"""
 The shop stays open until Ctrl-C. Try, in another terminal:
@@ -254,12 +341,12 @@ and watch the calls between the services: tail -f {os.path.relpath(data / "shop.
 async def visit(options: Options, data: Path, bus: Mapping[str, str]) -> list[str]:
     """Open the shop, let the customers in, and close it, with --once or by Ctrl-C. Returns what went wrong."""
     address = f"http://127.0.0.1:{options.port}"
-    how = "in one process" if options.in_process else "as nine processes"
+    how = "in one process" if options.in_process else "as ten processes"
     print(f"Opening the shop {how}, databases in {data} ...", flush=True)
     async with (
         open_postbox() as (postbox, smtp),
         running_shop(options, data, {**bus, "SHOP_SMTP": smtp}) as system,
-        connect(GatewayV1, address) as shop,
+        connect(GatewayV1, address, defaults=STRANGERS) as shop,
     ):
         seconds = await first_answer(shop, options.port, system)
         if system.returncode is not None:
@@ -268,24 +355,15 @@ async def visit(options: Options, data: Path, bus: Mapping[str, str]) -> list[st
         print(
             f"{options.customers} customers come in; many want the {BARGAIN.name}, and there is only {BARGAIN.units}.\n"
         )
-        report = Report()
-
-        async def see() -> Aftermath:
-            return await look(shop, postbox.subjects, report)
-
-        before, aftermath_before = await quiet_books(shop), await quiet(see, lambda _: True)
-        telling = asyncio.create_task(tell(report))
-        try:
-            await crowd(shop, report, customers=options.customers, seed=options.seed)
-        finally:
-            telling.cancel()
-        after = await quiet_books(shop)
-        aftermath = await quiet(see, lambda now: not what_differs(aftermath_before, now, report))
-        problems = differences(before, after, report) + what_differs(aftermath_before, aftermath, report)
-        print_summary(after, aftermath, report, problems)
+        day = Day(shop, postbox.subjects)
+        await day.begin()
+        if options.chaos:
+            problems = await day.of_trouble(options, Saboteur(system.pid, system_file(options, data), data))
+        else:
+            problems = await day.as_usual(options)
         if not options.once:
             interrupted = _interruption()
-            print_what_to_try(address, data)
+            print_what_to_try(address, data, system_file(options, data))
             await interrupted.wait()
             print("\nClosing the shop.", flush=True)
     return problems
@@ -308,11 +386,13 @@ def main() -> int:
             else:
                 data = data_directory()
                 data.mkdir(parents=True, exist_ok=True)
+            if options.chaos:
+                own_system(data)
             if options.profile == PRODUCTION:
                 print("Starting RabbitMQ and Kafka ...", flush=True)
             bus = stack.enter_context(bus_of(options, data))
             return 1 if asyncio.run(visit(options, data, bus)) else 0
-    except (NotRunning, NotAvailable, CallError) as error:
+    except (NotRunning, NotAvailable, NoTrouble, CallError) as error:
         print(error, file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -51,6 +51,14 @@ if TYPE_CHECKING:
     from polywire.contract.pagination import Page as Page
     from polywire.contract.pagination import PageQuery as PageQuery
     from polywire.contract.pagination import page_of as page_of
+    from polywire.contract.policies import Balance as Balance
+    from polywire.contract.policies import Breaker as Breaker
+    from polywire.contract.policies import Bulkhead as Bulkhead
+    from polywire.contract.policies import Ejection as Ejection
+    from polywire.contract.policies import Fallback as Fallback
+    from polywire.contract.policies import Hedge as Hedge
+    from polywire.contract.policies import Priority as Priority
+    from polywire.contract.policies import Shedding as Shedding
     from polywire.errors import DO_NOT_RETRY as DO_NOT_RETRY
     from polywire.errors import Aborted as Aborted
     from polywire.errors import AlreadyExists as AlreadyExists
@@ -101,6 +109,9 @@ _WHERE = {
     ),
     "polywire.contract.details": ("ErrorInfo",),
     "polywire.contract.pagination": ("Page", "PageQuery", "page_of"),
+    "polywire.contract.policies": (
+        "Balance", "Breaker", "Bulkhead", "Ejection", "Fallback", "Hedge", "Priority", "Shedding",
+    ),
     "polywire.errors": (
         "DO_NOT_RETRY", "Aborted", "AlreadyExists", "BatchFailed", "CallError", "Cancelled", "DataLoss",
         "DeadlineExceeded", "DeliveryError", "FailedPrecondition", "Internal", "InvalidArgument", "MessageRefused",
@@ -123,8 +134,11 @@ __all__ = [
     "AlreadyExists",
     "App",
     "Authenticator",
+    "Balance",
     "Batch",
     "BatchFailed",
+    "Breaker",
+    "Bulkhead",
     "Bus",
     "Call",
     "CallDefaults",
@@ -137,12 +151,15 @@ __all__ = [
     "DeadlineExceeded",
     "DeliveryError",
     "Double",
+    "Ejection",
     "ErrorInfo",
     "Event",
     "Every",
     "FailedPrecondition",
+    "Fallback",
     "Field",
     "Float32",
+    "Hedge",
     "Int32",
     "Int64",
     "Intercepted",
@@ -161,6 +178,7 @@ __all__ = [
     "PartlySent",
     "PermissionDenied",
     "PolywireError",
+    "Priority",
     "PublishUnknown",
     "Receipt",
     "Reject",
@@ -169,6 +187,7 @@ __all__ = [
     "RetryLater",
     "Server",
     "SetupError",
+    "Shedding",
     "UInt32",
     "UInt64",
     "Unauthenticated",

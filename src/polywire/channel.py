@@ -4,36 +4,36 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from copy import copy
+from inspect import isawaitable
 from typing import Any
 
+from polywire.call_rules import CallRules, RuleBook, Underway
 from polywire.clock import SYSTEM_CLOCK, Clock, Timer
 from polywire.context import NO_METADATA, Call, Calling, MetadataValue, _calling, _current
-from polywire.contract import Kind, Message, Rpc
+from polywire.contract import Message, Rpc
+from polywire.contract.policies import NOTHING, Priority
 from polywire.discovery import Resolver
 from polywire.errors import DO_NOT_RETRY, CallError, DeadlineExceeded, Unavailable
-from polywire.policy.balance import choose
-from polywire.policy.retry import FOR_CALLS, Retry, RetryBudget, is_retryable
+from polywire.policy.bulkhead import entered
+from polywire.policy.deadline import Deadlines
+from polywire.policy.hedge import Hedging, hedged
+from polywire.policy.levels import CallDefaults as CallDefaults
+from polywire.policy.levels import Levels
+from polywire.policy.retry import RetryBudget, is_retryable
 from polywire.telemetry.counters import Counters
 from polywire.wire.request_id import new_request_id
-from polywire.wire.seam import IDEMPOTENCY_KEY, ClientStream, EndpointWire, Outgoing, not_in_time
+from polywire.wire.seam import IDEMPOTENCY_KEY, PRIORITY, ClientStream, EndpointWire, Outgoing, not_in_time
 
 log = logging.getLogger("polywire.client")
 
-DEFAULT_TIMEOUT = 10.0
-"""Seconds for a call whose contract gives none; of unary and client-streaming methods only."""
+
+BACKGROUND = Priority.BACKGROUND
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CallDefaults:
-    """What holds for calls to one target where neither the contract nor `calling()` says otherwise."""
-
-    timeout: float = DEFAULT_TIMEOUT
-    retry: Retry = field(default_factory=Retry)
-    budget_share: float = 0.2
-    budget_minimum: float = 3.0
-    wait_for_ready: bool = False
+def _as_it_is(wire: EndpointWire) -> EndpointWire:
+    return wire
 
 
 class Endpoints:
@@ -51,6 +51,7 @@ class Endpoints:
         self._timer: Timer | None = None
         self._reason = ""
         self._asked = 0.0
+        self._change: Callable[[EndpointWire], EndpointWire] = _as_it_is
 
     async def find(self) -> tuple[EndpointWire, ...]:
         """The endpoints; waits for the first answer of the resolver. Raises Unavailable where it has none."""
@@ -59,6 +60,11 @@ class Endpoints:
         if not self.current:
             raise Unavailable(f"No endpoint was found: {self._reason}.", reached="no")
         return self.current
+
+    def exchange(self, change: Callable[[EndpointWire], EndpointWire]) -> None:
+        """Let each wire be what *change* makes of it: those that are open, and those that will be."""
+        self._change = change
+        self.current = tuple(map(change, self.current))
 
     def look_again(self) -> None:
         """An endpoint failed: ask the resolver now, in the background, but not more than once a second."""
@@ -85,7 +91,7 @@ class Endpoints:
             return
         known = {wire.address: wire for wire in self.current}
         self.current = tuple(
-            known.pop(address) if address in known else self._open_wire(address) for address in addresses
+            known.pop(address) if address in known else self._change(self._open_wire(address)) for address in addresses
         )
         for gone in known.values():
             task = asyncio.get_running_loop().create_task(gone.drain())
@@ -103,8 +109,15 @@ class Endpoints:
             await wire.close()
 
 
+READY_AGAIN = 0.05
+"""Seconds after which a call that waits until its target is ready asks an open breaker again."""
+
+
 class Channel:
-    """All calls of this process to one target: its endpoints, its retry budget, its counters."""
+    """All calls of this process to one target: its endpoints, its policies and their state, its counters.
+
+    The order around a call: fallback > deadline > retry > hedge > breaker > bulkhead > ejection > balance > wire.
+    """
 
     def __init__(
         self,
@@ -112,81 +125,218 @@ class Channel:
         endpoints: Endpoints,
         *,
         defaults: CallDefaults | None = None,
+        levels: Levels | None = None,
         token: Callable[[], str] | None = None,
         inside: bool = False,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
+        """*defaults* is what holds for the target as a whole; *levels*, in its place, what a system says in detail."""
         self.target = target
         self.endpoints = endpoints
-        self.defaults = defaults or CallDefaults()
-        self._backoff = self.defaults.retry.over(FOR_CALLS)
-        self.budget = RetryBudget(share=self.defaults.budget_share, minimum=self.defaults.budget_minimum)
+        levels = levels or Levels(system=defaults or CallDefaults())
+        share, minimum = levels.budget()
+        self.budget = RetryBudget(share=share, minimum=minimum)
         self.counters: dict[str, Counters] = {}
         """By the full name of the method."""
-        self._counted: dict[Rpc, Counters] = {}
+        self._book = RuleBook(target, levels, self.budget, clock, self.counters)
+        self._rules = self._book.rules
         self._token = token
         self._inside = inside
         """The target belongs to the same system, and is told for whom it is called."""
         self._clock = clock
+        self._alarms = Deadlines(clock)
         self.now = clock.monotonic
+
+    def prepare(self, rpc: Rpc) -> None:
+        """Look at what is said about *rpc*. Raises ContractError where that does not go together."""
+        self._book.of(rpc)
+
+    def _rules_of(self, rpc: Rpc, asked: Calling | None) -> CallRules:
+        if asked is not None and asked.policies:
+            return self._book.asked(rpc, asked)
+        return self._rules.get(rpc) or self._book.of(rpc)
 
     async def unary(self, rpc: Rpc, request: Message | None) -> Any:
         """One request, one answer, and whatever retries are allowed in between."""
         started = self.now()
         asked = _calling.get()
-        outgoing = self._outgoing(rpc, asked, started, self.defaults.timeout)
-        wait_for_ready = self.defaults.wait_for_ready
-        if asked is not None and asked.wait_for_ready is not None:
-            wait_for_ready = asked.wait_for_ready
+        rules = self._rules_of(rpc, asked)
+        outgoing = self._outgoing(rules, asked, started)
+        wait_for_ready = _waits(rules, asked)
         code = "ok"
-        wire: EndpointWire | None = None
         try:
             endpoints = self.endpoints.current or await self._find(outgoing)
-            wire = endpoints[0] if len(endpoints) == 1 else choose(endpoints, self._clock.random())
-            encoded = wire.encode(rpc, request)
+            encoded = endpoints[0].encode(rpc, request)
             try:
-                return await wire.unary(outgoing, encoded, wait_for_ready=wait_for_ready)
+                if rules.hedging is None:
+                    answer = await self._attempt(rules, outgoing, request, encoded, wait_for_ready, (), started)
+                else:
+                    answer = await self._send(rules, outgoing, request, encoded, wait_for_ready, ())
             except CallError as error:
-                wire, answer = await self._again(wire, outgoing, encoded, error, wait_for_ready, asked)
-                return answer
+                answer = await self._again(rules, outgoing, request, encoded, wait_for_ready, asked, error)
+            if rules.fallback is not None:
+                rules.fallback.succeeded(outgoing, request, answer, self.now())
+            return answer
         except CallError as error:
             code = error.code
-            raise self.explained(error, outgoing) from error.__cause__
+            self.explained(error, outgoing)
+            answer = NOTHING if rules.fallback is None else await self._instead(rules, outgoing, request, error, asked)
+            if answer is not NOTHING:
+                return answer
+            raise error from error.__cause__
         except asyncio.CancelledError:
             code = "cancelled"
             raise
         finally:
             if asked is not None:
-                asked.attempts = outgoing.attempt
-                asked.endpoint = "" if wire is None else wire.address
-                asked.headers = outgoing.headers or NO_METADATA
-                asked.trailers = outgoing.trailers or NO_METADATA
-            self.count(rpc, code, self.now() - started)
+                self._tell_caller(asked, outgoing)
+            rules.counters.count(code, self.now() - started)
+
+    async def _send(
+        self,
+        rules: CallRules,
+        outgoing: Outgoing,
+        request: Message | None,
+        encoded: Any,
+        wait_for_ready: bool,
+        tried: Sequence[EndpointWire],
+    ) -> Any:
+        """The answer to one attempt, or to the first of its copies that has one."""
+        if rules.hedging is None:
+            return await self._attempt(rules, outgoing, request, encoded, wait_for_ready, tried, self.now())
+        return await self._hedged(rules, rules.hedging, outgoing, request, encoded, wait_for_ready, tried)
+
+    async def _attempt(
+        self,
+        rules: CallRules,
+        outgoing: Outgoing,
+        request: Message | None,
+        encoded: Any,
+        wait_for_ready: bool,
+        tried: Collection[EndpointWire],
+        began: float,
+    ) -> Any:
+        """One attempt that *began* now: past the breaker and the bulkhead, to the endpoint that is chosen now."""
+        breaker, places = rules.breaker, rules.places
+        permit = breaker.shared or breaker.admit(began)
+        if not permit or not places.enter():
+            permit = await self._turn(rules, outgoing, permit, wait_for_ready)
+            began = self.now()
+        compared: EndpointWire | None = None
+        try:
+            endpoints = self.endpoints.current or await self._find(outgoing)
+            if len(endpoints) == 1:
+                wire = endpoints[0]
+            else:
+                wire = compared = rules.pick(endpoints, began, self._clock.random(), tried, request)
+            outgoing.wire = wire
+            answer = await wire.unary(outgoing, encoded, wait_for_ready=wait_for_ready)
+        except BaseException as error:
+            rules.failed(permit, compared, began, self.now(), error)
+            raise
+        now = self.now()
+        places.leave(now, now - began)
+        breaker.succeeded(permit, now, now - began)
+        if compared is not None:
+            rules.answered(compared, began, now)
+        return answer
+
+    async def _turn(self, rules: CallRules, outgoing: Outgoing, permit: int, wait_for_ready: bool) -> int:
+        """Wait for what an attempt did not get at once, a *permit* of the breaker or a place; back with both.
+
+        Raises Unavailable where the breaker is open and the call does not wait for its target to be ready, and what
+        `entered` does.
+        """
+        permit = permit or await self._permit(rules, outgoing, wait_for_ready)
+        try:
+            await entered(
+                rules.places,
+                rules.rpc.full_name,
+                now=self.now,
+                deadline=outgoing.call_deadline,
+                alarms=self._alarms,
+            )
+        except BaseException as error:
+            rules.breaker.release(permit)
+            if isinstance(error, DeadlineExceeded):
+                # There is no room for it here: neither we nor those above need send it again.
+                error.retry_after = DO_NOT_RETRY
+            raise
+        self._start_attempt(outgoing, outgoing.call_deadline)
+        return permit
+
+    async def _permit(self, rules: CallRules, outgoing: Outgoing, wait_for_ready: bool) -> int:
+        while True:
+            now = self.now()
+            permit = rules.breaker.admit(now)
+            if permit:
+                return permit
+            deadline = outgoing.call_deadline
+            if not wait_for_ready or (deadline is not None and now + READY_AGAIN >= deadline):
+                raise rules.refused(now)
+            await self._clock.sleep(READY_AGAIN)
+
+    async def _hedged(
+        self,
+        rules: CallRules,
+        hedging: Hedging,
+        outgoing: Outgoing,
+        request: Message | None,
+        encoded: Any,
+        wait_for_ready: bool,
+        tried: Sequence[EndpointWire],
+    ) -> Any:
+        """The first answer to an attempt or its copies, each of which goes to another endpoint where there is one."""
+        sent = [outgoing]
+
+        async def send(number: int) -> Any:
+            if number:
+                sent.append(copy(outgoing))
+                sent[number].attempt = outgoing.attempt + number
+                self._start_attempt(sent[number], outgoing.call_deadline)
+                self._copy_sent(rules)
+            avoided = [*tried, *(other.wire for other in sent[:number] if other.wire is not None)]
+            attempt = self._attempt(rules, sent[number], request, encoded, wait_for_ready, avoided, self.now())
+            answer = await attempt
+            return sent[number], answer
+
+        try:
+            winner, answer = await hedged(hedging, send, clock=self._clock, deadline=outgoing.call_deadline)
+            outgoing.wire, outgoing.headers, outgoing.trailers = winner.wire, winner.headers, winner.trailers
+            return answer
+        finally:
+            outgoing.attempt += len(sent) - 1
+
+    def _copy_sent(self, rules: CallRules) -> None:
+        rules.counters.hedges += 1
+        if rules.hedging_spell.happened(self.now()):
+            log.info("%s is sent again where its answer is late", rules.rpc.full_name)
 
     async def _again(
         self,
-        wire: EndpointWire,
+        rules: CallRules,
         outgoing: Outgoing,
+        request: Message | None,
         encoded: Any,
-        error: CallError,
         wait_for_ready: bool,
         asked: Calling | None,
-    ) -> tuple[EndpointWire, Any]:
+        error: CallError,
+    ) -> Any:
         """Further attempts after the first one failed with *error*; raises the last error where none succeeds."""
-        tried = [wire]
-        while await self._may_retry(outgoing, error, asked):
-            wire = choose(self.endpoints.current or await self._find(outgoing), self._clock.random(), tried)
-            tried.append(wire)
+        tried: list[EndpointWire] = []
+        while True:
+            if outgoing.wire is not None:
+                tried.append(outgoing.wire)
+            if not await self._may_retry(rules, outgoing, error, asked):
+                raise error
             try:
-                return wire, await wire.unary(outgoing, encoded, wait_for_ready=wait_for_ready)
+                return await self._send(rules, outgoing, request, encoded, wait_for_ready, tried)
             except CallError as again:
                 error = again
-        raise error
 
-    async def _may_retry(self, outgoing: Outgoing, error: CallError, asked: Calling | None) -> bool:
+    async def _may_retry(self, rules: CallRules, outgoing: Outgoing, error: CallError, asked: Calling | None) -> bool:
         """Decide on another attempt and wait until it is due. An error that used its retries up is marked."""
-        rpc = outgoing.rpc
-        retry = self._backoff
+        rpc, retry = rules.rpc, rules.retry
         if isinstance(error, Unavailable):
             self.endpoints.look_again()
         repeatable = rpc.idempotent or (asked is not None and asked.idempotency_key is not None)
@@ -206,19 +356,42 @@ class Channel:
             return False
         await self._clock.sleep(delay)
         outgoing.attempt += 1
-        self._counters(rpc).retries += 1
+        rules.counters.retries += 1
         self._start_attempt(outgoing, deadline)
         return True
 
-    def _outgoing(self, rpc: Rpc, asked: Calling | None, now: float, default_timeout: float | None) -> Outgoing:
+    async def _instead(
+        self,
+        rules: CallRules,
+        outgoing: Outgoing,
+        request: Message | None,
+        error: CallError,
+        asked: Calling | None,
+    ) -> Any:
+        """What the caller gets instead of *error*, NOTHING where that stands."""
+        assert rules.fallback is not None  # noqa: S101 - whoever calls this has looked
+        answer = rules.fallback.instead(outgoing, request, error, self.now())
+        if isawaitable(answer):
+            answer = await answer
+        if answer is not NOTHING:
+            rules.fallback.used(answer, error, self.now())
+            if asked is not None:
+                asked.fallback = True
+        return answer
+
+    def _outgoing(self, rules: CallRules, asked: Calling | None, now: float) -> Outgoing:
         """What goes beside the request: the deadline of this call, and what the call under way hands on."""
-        timeout = rpc.timeout or default_timeout
+        rpc, timeout, limit = rules.rpc, rules.timeout, rules.attempt_timeout
         metadata: tuple[tuple[str, MetadataValue], ...] = ()
         if asked is not None:
             timeout = asked.timeout or timeout
+            limit = asked.attempt_timeout or limit
             metadata = asked.metadata
+            asked.fallback = False
             if asked.idempotency_key is not None:
                 metadata = (*metadata, (IDEMPOTENCY_KEY, asked.idempotency_key))
+            if asked.priority is not None:
+                metadata = (*metadata, (PRIORITY, asked.priority))
         deadline = None if timeout is None else now + timeout
         parent = _current.get()
         if parent is None:
@@ -228,7 +401,8 @@ class Channel:
         self.budget.called(now)
         if self._token is not None:
             outgoing.authorization = "Bearer " + self._token()
-        if rpc.attempt_timeout is not None:
+        if limit is not None:
+            outgoing.attempt_timeout = limit
             self._start_attempt(outgoing, outgoing.deadline)
         return outgoing
 
@@ -245,6 +419,8 @@ class Channel:
         if parent.deadline is not None and (deadline is None or parent.deadline < deadline):
             deadline = parent.deadline
             timeout = deadline - now
+        if parent.priority == BACKGROUND:
+            metadata = (*metadata, (PRIORITY, "background"))
         outgoing = Outgoing(rpc, deadline, timeout, parent.request_id or new_request_id(), metadata)
         if deadline is not None and deadline <= now:
             raise self.explained(
@@ -263,7 +439,7 @@ class Channel:
     def _start_attempt(self, outgoing: Outgoing, deadline: float | None) -> None:
         """Give the attempt that starts now its own share of the time."""
         now = self.now()
-        limit = outgoing.rpc.attempt_timeout
+        limit = outgoing.attempt_timeout
         if limit is not None and (deadline is None or now + limit < deadline):
             deadline = now + limit
         outgoing.deadline = deadline
@@ -282,58 +458,104 @@ class Channel:
         error.attempts = outgoing.attempt
         return error
 
-    def _counters(self, rpc: Rpc) -> Counters:
-        counters = self._counted.get(rpc)
-        if counters is None:
-            counters = self._counted[rpc] = self.counters[rpc.full_name] = Counters()
-        return counters
-
     def count(self, rpc: Rpc, code: str, seconds: float) -> None:
         """Count a call that has ended."""
-        self._counters(rpc).count(code, seconds)
+        self._book.of(rpc).counters.count(code, seconds)
 
-    async def open(self, rpc: Rpc) -> tuple[Outgoing, ClientStream, EndpointWire]:
-        """Open a streaming call; only what certainly reached nobody is tried again, as requests cannot be replayed."""
+    async def open(self, rpc: Rpc) -> tuple[Outgoing, ClientStream, Underway]:
+        """Open a streaming call; only what certainly reached nobody is tried again, as requests cannot be replayed.
+
+        Whoever has it says when its first answer is there, and when it is over.
+        """
         asked = _calling.get()
-        default = self.defaults.timeout if rpc.kind is Kind.CLIENT_STREAM else None
-        outgoing = self._outgoing(rpc, asked, self.now(), default)
-        wait_for_ready = self.defaults.wait_for_ready
-        if asked is not None and asked.wait_for_ready is not None:
-            wait_for_ready = asked.wait_for_ready
+        rules = self._rules_of(rpc, asked)
+        outgoing = self._outgoing(rules, asked, self.now())
+        try:
+            stream, underway = await self._opened(rules, outgoing, asked)
+        except CallError as error:
+            raise self.explained(error, outgoing) from None
+        return outgoing, stream, underway
+
+    async def _opened(
+        self, rules: CallRules, outgoing: Outgoing, asked: Calling | None
+    ) -> tuple[ClientStream, Underway]:
+        wait_for_ready = _waits(rules, asked)
         tried: list[EndpointWire] = []
         while True:
-            wire = choose(self.endpoints.current or await self._find(outgoing), self._clock.random(), tried)
-            tried.append(wire)
             try:
-                return outgoing, await wire.stream(outgoing, wait_for_ready=wait_for_ready), wire
+                return await self._open_once(rules, outgoing, wait_for_ready, tried)
             except CallError as error:
+                if outgoing.wire is not None:
+                    tried.append(outgoing.wire)
                 if not isinstance(error, Unavailable) or error.reached != "no":
-                    raise self.explained(error, outgoing) from None
-                if not await self._may_retry(outgoing, error, None):
-                    raise self.explained(error, outgoing) from None
+                    raise
+                if not await self._may_retry(rules, outgoing, error, None):
+                    raise
+
+    async def _open_once(
+        self, rules: CallRules, outgoing: Outgoing, wait_for_ready: bool, tried: Collection[EndpointWire]
+    ) -> tuple[ClientStream, Underway]:
+        """As `_attempt`, for a stream: its end is for later."""
+        began = self.now()
+        permit = rules.breaker.admit(began)
+        if not permit or not rules.places.enter():
+            permit = await self._turn(rules, outgoing, permit, wait_for_ready)
+            began = self.now()
+        underway = Underway(rules, permit, began, self._clock, self._alarms)
+        try:
+            endpoints = self.endpoints.current or await self._find(outgoing)
+            if len(endpoints) == 1:
+                wire = endpoints[0]
+            else:
+                # Its requests come later, and none of them is the key of all.
+                wire = underway.wire = rules.pick(endpoints, began, self._clock.random(), tried, None)
+            outgoing.wire = wire
+            stream = await wire.stream(outgoing, wait_for_ready=wait_for_ready)
+        except BaseException as error:
+            underway.ended(error)
+            raise
+        underway.opened()
+        return stream, underway
 
     async def collect(self, rpc: Rpc, requests: AsyncIterator[Message]) -> Any:
         """A stream of requests, one answer."""
         started = self.now()
         code = "cancelled"
+        asked = _calling.get()
+        rules = self._rules_of(rpc, asked)
+        outgoing = self._outgoing(rules, asked, started)
         try:
-            outgoing, stream, _ = await self.open(rpc)
-            try:
-                answer = await self._send_and_receive(rpc, stream, requests)
-            except CallError as error:
-                raise self.explained(error, outgoing) from None
-            except BaseException:
-                stream.cancel()
-                raise
-            finally:
-                self.tell(outgoing)
+            answer = await self._collect(rules, outgoing, asked, requests)
             code = "ok"
+            if rules.fallback is not None:
+                rules.fallback.succeeded(outgoing, None, answer, self.now())
             return answer
         except CallError as error:
             code = error.code
-            raise
+            self.explained(error, outgoing)
+            answer = NOTHING if rules.fallback is None else await self._instead(rules, outgoing, None, error, asked)
+            if answer is not NOTHING:
+                return answer
+            raise error from None
         finally:
-            self.count(rpc, code, self.now() - started)
+            self.tell(outgoing)
+            rules.counters.count(code, self.now() - started)
+
+    async def _collect(
+        self, rules: CallRules, outgoing: Outgoing, asked: Calling | None, requests: AsyncIterator[Message]
+    ) -> Any:
+        stream, underway = await self._opened(rules, outgoing, asked)
+        try:
+            answer = await self._send_and_receive(rules.rpc, stream, requests)
+            underway.ended(None)
+            return answer
+        except CallError as error:
+            underway.ended(error)
+            raise
+        except BaseException:
+            underway.given_up()
+            stream.cancel()
+            raise
 
     async def _send_and_receive(self, rpc: Rpc, stream: ClientStream, requests: AsyncIterator[Message]) -> Any:
         sending = asyncio.get_running_loop().create_task(send_all(stream, requests))
@@ -344,16 +566,28 @@ class Channel:
             await asyncio.wait([sending])
         return answer
 
-    @staticmethod
-    def tell(outgoing: Outgoing) -> None:
+    def tell(self, outgoing: Outgoing) -> None:
         asked = _calling.get()
         if asked is not None:
-            asked.attempts = outgoing.attempt
-            asked.headers = outgoing.headers or NO_METADATA
-            asked.trailers = outgoing.trailers or NO_METADATA
+            self._tell_caller(asked, outgoing)
+
+    @staticmethod
+    def _tell_caller(asked: Calling, outgoing: Outgoing) -> None:
+        asked.attempts = outgoing.attempt
+        asked.endpoint = "" if outgoing.wire is None else outgoing.wire.address
+        asked.headers = outgoing.headers or NO_METADATA
+        asked.trailers = outgoing.trailers or NO_METADATA
 
     async def close(self) -> None:
+        self._alarms.close()
         await self.endpoints.close()
+
+
+def _waits(rules: CallRules, asked: Calling | None) -> bool:
+    """Whether a call waits for its target to be ready."""
+    if asked is not None and asked.wait_for_ready is not None:
+        return asked.wait_for_ready
+    return rules.wait_for_ready
 
 
 async def send_all(stream: ClientStream, requests: AsyncIterator[Message]) -> None:

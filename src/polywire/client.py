@@ -8,6 +8,7 @@ from typing import Any, TypeVar, cast
 
 from polywire.bus.sending.enqueue import sender_of
 from polywire.bus.sending.sender import Sender
+from polywire.call_rules import Underway
 from polywire.channel import Channel, send_all
 from polywire.contract import Contract, Kind, Message, Rpc, Service, Task, service_of
 from polywire.errors import CallError, SetupError
@@ -30,6 +31,9 @@ class ResponseStream(AsyncIterator[Any]):
         self._request = request
         self._stream: ClientStream | None = None
         self._outgoing: Outgoing | None = None
+        self._underway: Underway | None = None
+        self._waiting = True
+        """For the first answer."""
         self._sending: asyncio.Task[None] | None = None
         self._started = 0.0
         self._over = False
@@ -46,14 +50,17 @@ class ResponseStream(AsyncIterator[Any]):
             assert self._stream is not None  # noqa: S101 - _open sets it or raises
             if self._sending is not None and self._sending.done():
                 self._sending.result()
-            return await self._stream.receive()
+            answer = await self._stream.receive()
+            if self._waiting:
+                self._first_answer()
+            return answer
         except StopAsyncIteration:
             self._finish("ok")
             raise
         except CallError as error:
             if self._outgoing is not None:
                 self._channel.explained(error, self._outgoing)
-            self._finish(error.code)
+            self._finish(error.code, error)
             raise
         except BaseException:
             self.cancel()
@@ -61,13 +68,18 @@ class ResponseStream(AsyncIterator[Any]):
 
     async def _open(self) -> None:
         self._started = self._channel.now()
-        self._outgoing, self._stream, _ = await self._channel.open(self._rpc)
+        self._outgoing, self._stream, self._underway = await self._channel.open(self._rpc)
         if self._rpc.streams_requests:
             requests = cast("AsyncIterator[Message]", self._request)
             self._sending = asyncio.get_running_loop().create_task(self._pump(self._stream, requests))
         else:
             await self._stream.send(cast("Message | None", self._request))
             self._stream.end_requests()
+
+    def _first_answer(self) -> None:
+        self._waiting = False
+        if self._underway is not None:
+            self._underway.answered()
 
     @staticmethod
     async def _pump(stream: ClientStream, requests: AsyncIterator[Message]) -> None:
@@ -78,10 +90,12 @@ class ResponseStream(AsyncIterator[Any]):
             stream.cancel()
             raise
 
-    def _finish(self, code: str) -> None:
+    def _finish(self, code: str, error: CallError | None = None) -> None:
         if self._over:
             return
         self._over = True
+        if self._underway is not None:
+            self._underway.ended(error)
         if self._sending is not None:
             self._sending.cancel()
         if self._outgoing is not None:
@@ -91,6 +105,8 @@ class ResponseStream(AsyncIterator[Any]):
     def cancel(self) -> None:
         """End the call. May be called at any time, twice."""
         if self._stream is not None and not self._over:
+            if self._underway is not None:
+                self._underway.given_up()
             self._stream.cancel()
             self._finish("cancelled")
         self._over = True
@@ -101,6 +117,8 @@ class ResponseStream(AsyncIterator[Any]):
 
     def __del__(self) -> None:
         if not self._over and self._stream is not None:
+            if self._underway is not None:
+                self._underway.given_up()
             self._stream.cancel()
             if self._sending is not None and not self._sending.get_loop().is_closed():
                 self._sending.cancel()
@@ -116,7 +134,7 @@ def client_for(
     the calls, and send its tasks by *sender*.
 
     A contract without rpcs needs no channel, one without tasks no sender; a method whose half is missing raises
-    SetupError. Raises ContractError where the contract could not travel.
+    SetupError. Raises ContractError where the contract could not travel, or its policies do not go together.
     """
     known = _client_classes.get(contract)
     if known is None:
@@ -124,6 +142,9 @@ def client_for(
     client = known.__new__(known)
     if channel is None and service_of(contract).rpcs:
         channel = cast(Channel, _NoChannel())
+    elif channel is not None:
+        for rpc in service_of(contract).rpcs.values():
+            channel.prepare(rpc)
     client.__dict__["_channel"] = channel
     client.__dict__["_sender"] = sender
     if interceptors and channel is not None:

@@ -17,6 +17,7 @@ from polywire.interceptor import Interceptor
 from polywire.net.address import Address, parse_addresses
 from polywire.net.pool import Pool
 from polywire.net.tls import ClientTls
+from polywire.policy.levels import Levels
 from polywire.wire.grpc.client import GrpcWire
 from polywire.wire.http.connect_client import ConnectWire
 from polywire.wire.http.rest_client import RestWire
@@ -66,11 +67,13 @@ def channel_to(
     token: str | Callable[[], str] | None = None,
     tls: ClientTls | None = None,
     defaults: CallDefaults | None = None,
+    levels: Levels | None = None,
     inside: bool = False,
     clock: Clock = SYSTEM_CLOCK,
 ) -> Channel:
     """A channel as `connect` makes it, for several contracts at one address; the caller closes it.
 
+    *levels*, in place of *defaults*, is what a system says about calls to it in detail.
     *inside* says that the target belongs to the same system, and may be told the principal of the call under way.
     """
     addresses = parse_addresses(address)
@@ -79,7 +82,9 @@ def channel_to(
     resolver = resolver_of(",".join(map(str, addresses)), addresses)
     endpoints = Endpoints(resolver, partial(open_endpoint, chosen, secure), clock=clock)
     given = token if token is None or callable(token) else partial(str, token)
-    return Channel(str(addresses[0]), endpoints, defaults=defaults, token=given, inside=inside, clock=clock)
+    return Channel(
+        str(addresses[0]), endpoints, defaults=defaults, levels=levels, token=given, inside=inside, clock=clock
+    )
 
 
 def wire_of(addresses: Sequence[Address]) -> RemoteWire:

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, Protocol, cast
+from typing import Any, Literal, Protocol, cast
 
 from polywire.clock import SYSTEM_CLOCK, Clock
 
@@ -104,6 +104,8 @@ class Call:
     traceparent: str | None = None
     tracestate: str | None = None
     baggage: str | None = None
+    priority: int = 2
+    """The `Priority` that its caller lets it have at most; 0 where it is of the background, also by its method."""
     response_metadata: list[tuple[str, MetadataValue]] | None = None
     trailing_metadata: list[tuple[str, MetadataValue]] | None = None
     ended_by: str | None = None
@@ -112,6 +114,10 @@ class Call:
     """The task or event that is handled; None in calls."""
     _metadata_source: Any = None
     _task: asyncio.Task[Any] | None = None
+    _arrived: float | None = None
+    """When it took its place among the calls under way, on its clock; None while it has none."""
+    _opening: bool = False
+    """A stream that has not opened yet, and takes the place of a call."""
 
     def __init__(
         self,
@@ -189,15 +195,27 @@ def current_or_none() -> Call | None:
     return _current.get()
 
 
+class CallPolicy(Protocol):
+    """What may be given to `calling`: `Retry`, `Breaker`, `Fallback` and their like."""
+
+    def over(self, usual: Any, /) -> Any:
+        """This policy, with what it does not say taken from *usual*."""
+        ...
+
+
 class Calling:
     """What `calling(...)` asks of the calls made inside it, and what came of the last of them."""
 
     __slots__ = (
+        "attempt_timeout",
         "attempts",
         "endpoint",
+        "fallback",
         "headers",
         "idempotency_key",
         "metadata",
+        "policies",
+        "priority",
         "timeout",
         "trailers",
         "wait_for_ready",
@@ -205,16 +223,21 @@ class Calling:
 
     def __init__(
         self,
-        *,
+        *policies: CallPolicy,
         timeout: float | None = None,
+        attempt_timeout: float | None = None,
         metadata: Mapping[str, MetadataValue] | None = None,
         wait_for_ready: bool | None = None,
         idempotency_key: str | None = None,
+        priority: Literal["background", "normal"] | None = None,
     ) -> None:
+        self.policies = policies
         self.timeout = timeout
+        self.attempt_timeout = attempt_timeout
         self.metadata: tuple[tuple[str, MetadataValue], ...] = tuple((metadata or {}).items())
         self.wait_for_ready = wait_for_ready
         self.idempotency_key = idempotency_key
+        self.priority = priority
         self.headers = NO_METADATA
         """Metadata that came before the answer of the last call."""
         self.trailers = NO_METADATA
@@ -222,6 +245,8 @@ class Calling:
         self.attempts = 0
         self.endpoint = ""
         """The address that answered."""
+        self.fallback = False
+        """The last call failed, and its answer is that of a fallback."""
 
 
 _calling: ContextVar[Calling | None] = ContextVar("polywire_calling", default=None)
@@ -229,28 +254,51 @@ _calling: ContextVar[Calling | None] = ContextVar("polywire_calling", default=No
 
 @contextmanager
 def calling(
-    *,
+    *policies: CallPolicy,
     timeout: float | None = None,
+    attempt_timeout: float | None = None,
     metadata: Mapping[str, MetadataValue] | None = None,
     wait_for_ready: bool | None = None,
     idempotency_key: str | None = None,
+    priority: Literal["background", "normal"] | None = None,
 ) -> Iterator[Calling]:
     """Let the calls made inside the block differ, without changing their signatures.
 
-    *timeout* in seconds replaces the contract's; the deadline of a surrounding call still holds. *metadata* is sent
-    with each. *wait_for_ready* waits for a connection until the deadline instead of failing at once. *idempotency_key*
-    makes a call safe to retry that is not declared idempotent; the handler finds it in its metadata.
+    *timeout* in seconds replaces the contract's; the deadline of a surrounding call still holds. *attempt_timeout*
+    bounds one attempt inside it. *policies*, `calling(Fallback(value=NONE), Retry(attempts=1))`, hold by value over
+    what the contract and the system say. *metadata* is sent with each. *wait_for_ready* waits for a connection until
+    the deadline instead of failing at once. *idempotency_key* makes a call safe to retry that is not declared
+    idempotent; the handler finds it in its metadata. *priority* lets calls that matter more go first where a service
+    has too much to do; it holds for what the service calls as well.
     An inner block adds to an outer one.
     """
-    if timeout is not None and not timeout > 0:
-        raise ValueError(f"calling(timeout={timeout!r}): a timeout is a positive number of seconds")
+    for name, seconds in (("timeout", timeout), ("attempt_timeout", attempt_timeout)):
+        if seconds is not None and not seconds > 0:
+            raise ValueError(f"calling({name}={seconds!r}): a timeout is a positive number of seconds")
+    for one in policies:
+        if not callable(getattr(one, "over", None)):
+            raise ValueError(f"calling({one!r}): this is no policy. Give Retry, Breaker, Fallback or another of them.")
+    if priority not in (None, "background", "normal"):
+        raise ValueError(f"calling(priority={priority!r}): a call can be taken back to 'normal' or 'background'")
     outer = _calling.get()
-    call = Calling(timeout=timeout, metadata=metadata, wait_for_ready=wait_for_ready, idempotency_key=idempotency_key)
+    call = Calling(
+        *policies,
+        timeout=timeout,
+        attempt_timeout=attempt_timeout,
+        metadata=metadata,
+        wait_for_ready=wait_for_ready,
+        idempotency_key=idempotency_key,
+        priority=priority,
+    )
     if outer is not None:
+        call.policies = (*outer.policies, *call.policies)
+        if call.attempt_timeout is None:
+            call.attempt_timeout = outer.attempt_timeout
         call.timeout = call.timeout if call.timeout is not None else outer.timeout
         call.metadata = (*outer.metadata, *call.metadata)
         call.wait_for_ready = call.wait_for_ready if call.wait_for_ready is not None else outer.wait_for_ready
         call.idempotency_key = call.idempotency_key or outer.idempotency_key
+        call.priority = call.priority or outer.priority
     token = _calling.set(call)
     try:
         yield call

@@ -11,6 +11,7 @@ from typing import Any
 from polywire.admission import Authenticator
 from polywire.clock import SYSTEM_CLOCK, Clock
 from polywire.context import Call
+from polywire.contract.policies import Shedding
 from polywire.interceptor import Interceptor
 from polywire.net.listener import Listener
 from polywire.net.sharing import SharedPort
@@ -35,7 +36,8 @@ class Server:
     nobody who they are and believes no principal. *authenticator* tells who calls, and *allow* names those who may call
     anything here at all; None is everybody.
 
-    *interceptors* are around every handler of *services*, the first one outermost.
+    *interceptors* are around every handler of *services*, the first one outermost. *shedding* bounds how many calls
+    are worked on at once; None is the default, and `Shedding(enabled=False)` no bound at all.
 
     It turns ready by itself once it listens; set `ready` to take it out of its callers' rotation and back.
     """
@@ -54,6 +56,7 @@ class Server:
         clock: Clock = SYSTEM_CLOCK,
         access_log: AccessLog | None = None,
         interceptors: Sequence[Interceptor] = (),
+        shedding: Shedding | None = None,
         max_message_bytes: int = MAX_MESSAGE_BYTES,
         stream_idle_timeout: float = STREAM_IDLE_TIMEOUT,
         also_ready: Callable[[], bool] | None = None,
@@ -72,6 +75,7 @@ class Server:
             public=public,
             access_log=access_log,
             interceptors=interceptors,
+            shedding=shedding,
             clock=clock,
             max_message_bytes=max_message_bytes,
             stream_idle_timeout=stream_idle_timeout,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -12,12 +13,15 @@ from polywire.admission import Authenticator as Authenticator
 from polywire.clock import SYSTEM_CLOCK, Clock
 from polywire.context import Call, _current
 from polywire.contract import Rpc, Service, contracts_of, service_of
+from polywire.contract.policies import Shedding
 from polywire.errors import (
+    DO_NOT_RETRY,
     CallError,
     Cancelled,
     DeadlineExceeded,
     Internal,
     PermissionDenied,
+    ResourceExhausted,
     SetupError,
     Unauthenticated,
     Unavailable,
@@ -25,6 +29,7 @@ from polywire.errors import (
 )
 from polywire.interceptor import Intercepted, Interceptor, around
 from polywire.policy.deadline import Deadlines
+from polywire.policy.shedding import Backlog, Limiter
 from polywire.telemetry.counters import Counters
 from polywire.wire.seam import Handler
 
@@ -33,6 +38,8 @@ log = logging.getLogger("polywire.server")
 MAX_MESSAGE_BYTES = 4 * 1024 * 1024
 """Of one message, after decompression; gRPC's customary limit."""
 STREAM_IDLE_TIMEOUT = 300.0
+STREAM_OPENS = 1.0
+"""Seconds after which a stream has opened that has not answered anything: it waits for something to tell."""
 
 
 class AccessLog(Protocol):
@@ -47,7 +54,8 @@ class Services:
 
     *services* are instances of classes that implement contracts. Every rpc of those contracts gets a handler; one that
     the class does not override answers `unimplemented`. *allow* names the callers that may call any of them; None is
-    everybody. See `polywire.allow` for what the classes themselves say.
+    everybody. See `polywire.allow` for what the classes themselves say. *shedding* bounds how many calls they work on
+    at once, all together; None is the default of polywire.
     """
 
     def __init__(
@@ -60,6 +68,7 @@ class Services:
         public: bool = False,
         access_log: AccessLog | None = None,
         interceptors: Sequence[Interceptor] = (),
+        shedding: Shedding | None = None,
         clock: Clock = SYSTEM_CLOCK,
         max_message_bytes: int = MAX_MESSAGE_BYTES,
         stream_idle_timeout: float = STREAM_IDLE_TIMEOUT,
@@ -75,7 +84,11 @@ class Services:
         self._allow = () if allow is None else (Allowed(frozenset(allow)),)
         self._access_log = access_log
         self._interceptors = tuple(interceptors)
+        shedding = shedding or Shedding()
+        self.limiter = Limiter(shedding, dice=clock.random) if shedding.enabled else None
+        """Who admits calls; None where all are."""
         self._now = clock.monotonic
+        self._backlog = Backlog(time.thread_time if clock is SYSTEM_CLOCK else float)
         self._running: set[Call] = set()
         self._endless: set[Call] = set()
         """Streams without a deadline."""
@@ -129,6 +142,7 @@ class Services:
                 handler = Handler(rpc, function, service, internal=internal)
                 if not internal:
                     handler.admit = self._admission(type(instance), rpc)
+                    handler.limiter = self.limiter
                 self._handlers[rpc.path] = handler
                 self._handlers[f"/{service.full_name}/{attribute}"] = handler
 
@@ -141,6 +155,52 @@ class Services:
                 "`ca`) and not as public."
             )
         return admission(self._authenticator, rules)
+
+    def take_place(self, handler: Handler, call: Call) -> ResourceExhausted | None:
+        # Callers may stand back, and not push to the front.
+        priority = handler.priority
+        if call.priority < priority:
+            priority = call.priority
+        elif not priority:
+            call.priority = priority  # what is done for it is of the background as well
+        limiter = handler.limiter
+        if limiter is None:
+            return None
+        if handler.unary:
+            admitted = limiter.admit(priority)
+        else:
+            admitted = call._opening = limiter.admit_stream(priority)
+        if not admitted:
+            return limiter.refusal(call.method)
+        backlog = self._backlog
+        now = self._now()
+        call._arrived = now - (backlog.turn(now, limiter.in_flight) if backlog.turned else backlog.seconds)
+        return None
+
+    def _leave(self, handler: Handler, call: Call, arrived: float, now: float, code: str, ran: bool) -> None:
+        """Give back the place that *call* has had since *arrived*. *code*: what it ended with, if its handler *ran*."""
+        call._arrived = None
+        limiter = handler.limiter
+        assert limiter is not None  # noqa: S101 - who gave it the place
+        if not handler.unary:
+            limiter.stream_ended()
+            self._opened(handler, call)
+        elif not ran:
+            # One whose time ran out while it waited to be started tells as much as one that was stopped.
+            late = call.deadline is not None and arrived < call.deadline <= now
+            limiter.cut_short(now, now - arrived) if late else limiter.left()
+        elif call.ended_by is None and code != "cancelled":
+            limiter.answered(now, now - arrived)
+        elif call.ended_by in ("deadline", "caller"):
+            limiter.cut_short(now, now - arrived)
+        else:
+            limiter.left()
+
+    def _opened(self, handler: Handler, call: Call) -> None:
+        """A stream has opened, and needs no place any longer."""
+        if call._opening and handler.limiter is not None:
+            call._opening = False
+            handler.limiter.left()
 
     # The three ways to run a handler. Each is the body of one call's task.
 
@@ -155,11 +215,13 @@ class Services:
         # The hot path: what `_run` does for streams in steps is written out here, as each step would cost as much as
         # what it does.
         started = self._now()
+        self._backlog.turned = True
         if call._task is None:
             call._task = asyncio.current_task()
         _current.set(call)
         self._running.add(call)
         code = "ok"
+        ran = False
         slot = 0
         try:
             deadline = call.deadline
@@ -171,11 +233,9 @@ class Services:
                 self._admit(handler, call)
             if call.principal is not None and call.caller is None:
                 call.principal = None
-            if handler.rpc.request is None:
-                decode(body)
-                answer = await handler.function()
-            else:
-                answer = await handler.function(decode(body))
+            request = decode(body)
+            ran = True
+            answer = await (handler.function() if handler.rpc.request is None else handler.function(request))
             try:
                 return encode(answer)
             except (CallError, TypeError, ValueError) as error:
@@ -190,7 +250,7 @@ class Services:
         finally:
             if slot:
                 self.deadlines.discard(slot, call)
-            self._end(handler, call, code, started)
+            self._end(handler, call, code, started, ran)
 
     async def collect(
         self, handler: Handler, call: Call, requests: AsyncIterator[Any], encode: Callable[[Any], Any]
@@ -214,6 +274,8 @@ class Services:
             try:
                 async for answer in answers:
                     watch.touch()
+                    if call._opening:
+                        self._opened(handler, call)
                     waiting = self._encode(call, send, answer)
                     if waiting is not None:
                         await waiting
@@ -235,6 +297,8 @@ class Services:
         started = self._begin(call)
         code = "ok"
         slot = 0
+        opening = _Opening(self, handler, call)
+        opens = self.deadlines.add(started + STREAM_OPENS, opening) if call._opening else 0
         try:
             if call.deadline is not None:
                 if call.deadline <= started:
@@ -255,24 +319,35 @@ class Services:
         finally:
             if slot:
                 self.deadlines.discard(slot, call)
+            if opens:
+                self.deadlines.discard(opens, opening)
             self._end(handler, call, code, started)
 
     def _begin(self, call: Call) -> float:
         if call._task is None:
             # On Python 3.12 and newer a call's task starts before whoever started it could say which it is.
             call._task = asyncio.current_task()
+        self._backlog.turned = True
         _current.set(call)
         self._running.add(call)
         return self._now()
 
-    def _end(self, handler: Handler, call: Call, code: str, started: float) -> None:
+    def _end(self, handler: Handler, call: Call, code: str, started: float, ran: bool = True) -> None:
         # The task's context holds the call: without this, every call is left to the garbage collector.
         call._task = None
         self._running.discard(call)
         if self._idle is not None and not self._running:
             self._idle.set()
         if not handler.internal:
-            self._account(call, code, self._now() - started)
+            now = self._now()
+            arrived = call._arrived
+            if arrived is not None:
+                if code == "ok" and handler.unary and handler.limiter is not None:
+                    call._arrived = None
+                    handler.limiter.answered(now, now - arrived)
+                else:
+                    self._leave(handler, call, arrived, now, code, ran)
+            self._account(call, code, now - started)
 
     def _admit(self, handler: Handler, call: Call) -> None:
         if call.ended_by is not None:
@@ -321,9 +396,14 @@ class Services:
         about the way there (addresses, credentials, time) is nobody's business further up: it is logged here, and told
         without.
         """
+        handler = self._handlers.get(f"/{call.method}")
+        if isinstance(error, ResourceExhausted) and error.retry_after is not None:
+            # It is the other service that did not begin; this one did, and must not be asked twice for its part.
+            if handler is None or not handler.rpc.idempotent:
+                error.retry_after = DO_NOT_RETRY
+            return error
         if not isinstance(error, Unavailable | DeadlineExceeded | Unauthenticated | PermissionDenied):
             return error
-        handler = self._handlers.get(f"/{call.method}")
         if handler is not None and type(error) in handler.rpc.raises.values():
             if isinstance(error, Unavailable):
                 error.reached = "maybe"
@@ -373,6 +453,9 @@ class Services:
         self._account(call, error.code, 0.0)
 
     def cancel(self, call: Call) -> None:
+        if call not in self._running and call._arrived is not None:
+            # Its task was not started yet, and now never will be.
+            self._leave(self._handlers[f"/{call.method}"], call, call._arrived, self._now(), "cancelled", ran=False)
         call.end("caller")
 
     def end_streams(self) -> None:
@@ -439,6 +522,20 @@ def _too_late(call: Call) -> DeadlineExceeded:
 
 def _internal(call: Call) -> Internal:
     return Internal(f"internal error, request id {call.request_id}")
+
+
+class _Opening:
+    """The time that a stream has to open in."""
+
+    __slots__ = ("_call", "_handler", "_services")
+
+    def __init__(self, services: Services, handler: Handler, call: Call) -> None:
+        self._services = services
+        self._handler = handler
+        self._call = call
+
+    def expire(self) -> None:
+        self._services._opened(self._handler, self._call)
 
 
 class _IdleWatch:

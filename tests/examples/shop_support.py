@@ -9,12 +9,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from chaos import paths
 from demo import free_port
 from shop.analytics import AnalyticsService, RecommendationService
 from shop.backoffice import Confirmation, Mail, MailCount
@@ -24,7 +25,7 @@ from shop.gateway import GatewayServiceV1, GatewayServiceV2
 from shop.images import ImageService
 from shop.inventory import CatalogService, InventoryService
 from shop.orders import Ledger, News, OrderService, Undo
-from shop.payments import PaymentService
+from shop.payments import Line, PaymentService
 from shop.users import UserService
 from shop.views import PageViews
 from shop.warehouse import WarehouseService
@@ -38,6 +39,7 @@ SHOP = Path(__file__).parents[2] / "examples" / "shop"
 POLYWIRE = Path(sys.executable).with_name("polywire")
 GOOD_CARD = "4242424242424242"
 BAD_CARD = "4000000000000002"
+SOON = 60.0
 BARGAIN = "SKU-117"
 """There is one of it."""
 
@@ -120,7 +122,8 @@ class HandMade:
         self.recommendations = RecommendationService(self.databases["recommendations"])
         self.catalog = CatalogService(self.databases["inventory"])
         self.inventory = InventoryService(self.databases["inventory"], self.clock)
-        self.payments = PaymentService(self.databases["payments"])
+        self.line = Line(clock=self.clock)
+        self.payments = PaymentService(self.databases["payments"], self.line)
         self.ledger = Ledger(self.databases["orders"], self.clock)
         self.users = UserService(self.databases["users"])
         self.with_services()
@@ -194,8 +197,16 @@ class Answer:
 class RunningShop:
     """The shop as `polywire up` runs it."""
 
-    def __init__(self, up: subprocess.Popen[bytes], port: int, log: Path, variables: dict[str, str]) -> None:
+    def __init__(
+        self,
+        up: subprocess.Popen[bytes],
+        port: int,
+        log: Path,
+        variables: dict[str, str],
+        system: Path,
+    ) -> None:
         self.up = up
+        self.system = system
         self.variables = variables
         self.port = port
         self.address = f"http://127.0.0.1:{port}"
@@ -230,7 +241,7 @@ class RunningShop:
 
     def polywire(self, *arguments: str) -> str:
         """What a command of polywire says about this shop."""
-        command = [str(POLYWIRE), *arguments, "--system", str(SHOP / "polywire.toml")]
+        command = [str(POLYWIRE), *arguments, "--system", str(self.system)]
         return subprocess.run(command, env=self.variables, capture_output=True, check=True, text=True).stdout
 
     def pid_of(self, service: str) -> int:
@@ -249,10 +260,16 @@ class RunningShop:
 
 @contextmanager
 def running_shop(data: Path, *arguments: str, **environ: str) -> Iterator[RunningShop]:
-    """`polywire up` with these *arguments*, its gateway on a free port and its databases in *data*."""
+    """`polywire up` with these *arguments*, its gateway on a free port and its databases in *data*.
+
+    Commands find it by the directory of its system file, which shops of other tests run from as well, unless there is
+    a copy in *data*.
+    """
+    system = next(file for file in (data / "polywire.toml", SHOP / "polywire.toml") if file.exists())
     port = free_port()
     variables = {
         **os.environ,
+        **paths(),
         "SHOP_DATA": str(data),
         "SHOP_SMTP": "127.0.0.1:9",  # where nobody listens
         "POLYWIRE__WIRES__TASKS": f"sqlite:{data / 'bus.db'}",
@@ -261,7 +278,7 @@ def running_shop(data: Path, *arguments: str, **environ: str) -> Iterator[Runnin
         "POLYWIRE__SERVICES__GATEWAY__LISTEN": f"127.0.0.1:{port}",
         **environ,
     }
-    command = [str(POLYWIRE), "up", str(SHOP / "polywire.toml")]
+    command = [str(POLYWIRE), "up", str(system)]
     log = data / "shop.log"
     with (
         log.open("wb") as output,
@@ -269,7 +286,7 @@ def running_shop(data: Path, *arguments: str, **environ: str) -> Iterator[Runnin
             [*command, *arguments], env=variables, stdout=output, stderr=output, start_new_session=True
         ) as up,
     ):
-        shop = RunningShop(up, port, log, variables)
+        shop = RunningShop(up, port, log, variables, system)
         try:
             _wait_until_it_answers(shop)
             yield shop
@@ -280,6 +297,13 @@ def running_shop(data: Path, *arguments: str, **environ: str) -> Iterator[Runnin
                 except subprocess.TimeoutExpired:
                     up.kill()
                     raise
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + SOON
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def _wait_until_it_answers(shop: RunningShop) -> None:

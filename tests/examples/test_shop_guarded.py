@@ -44,7 +44,7 @@ async def test_a_wrong_token_is_refused_and_the_right_one_is_taken(shop: Running
 def test_curl_without_a_token_is_unauthorized(shop: RunningShop) -> None:
     path = "/shop.v1.Inventory/CheckStock"
     inventory = RunningShop(
-        shop.up, int(shop.address_of("inventory").rpartition(":")[2]), shop.log_file, shop.variables
+        shop.up, int(shop.address_of("inventory").rpartition(":")[2]), shop.log_file, shop.variables, shop.system
     )
     answer = inventory.curl("POST", path, {"productId": "SKU-123"})
     assert (answer.status, answer.body["code"]) == (401, "unauthenticated")

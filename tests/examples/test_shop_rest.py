@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import base64
-import time
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import pytest
 from shop.api_v1 import GatewayV1
 from shop.api_v2 import GatewayV2
-from shop_support import BAD_CARD, BARGAIN, GOOD_CARD, RunningShop, running_shop
+from shop_support import BAD_CARD, BARGAIN, GOOD_CARD, RunningShop, running_shop, until
 
 from polywire.contract import service_of
 
 Test = TypeVar("Test", bound=Callable[..., None])
-SOON = 20.0
 """Seconds within which what follows from a request is done."""
 CHECKED: set[str] = set()
 """Verb and path of the routes that a test here has been to."""
@@ -220,17 +218,10 @@ def test_the_books_balance(shop: RunningShop) -> None:
     assert stock["initial"] == stock["on_hand"] + stock["reserved"] + stock["sold"]
 
 
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + SOON
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
 @route("GET /api/v1/products/{product_id}/recommendations")
 def test_what_was_bought_together_is_recommended(shop: RunningShop) -> None:
     before = shop.curl("GET", "/api/v1/products/SKU-301/recommendations")
-    assert (before.status, before.body) == (200, {"items": []})
+    assert (before.status, before.body) == (200, {"items": [], "fallback": False})
     items = [{"product_id": product_id, "quantity": 1} for product_id in ("SKU-301", "SKU-302")]
     assert shop.curl("POST", "/api/v1/orders", {**order_of(), "items": items}).status == 201
     until(lambda: shop.curl("GET", "/api/v1/products/SKU-301/recommendations").body["items"] != [])

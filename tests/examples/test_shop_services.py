@@ -33,7 +33,7 @@ from shop.contracts import (
 )
 from shop.database import Database
 from shop.inventory import InventoryService
-from shop.payments import PaymentService
+from shop.payments import Line, PaymentService
 from shop.users import SEEDED
 from shop_support import BAD_CARD, BARGAIN, GOOD_CARD, HandMade, hand_made_shop, order
 
@@ -344,7 +344,7 @@ class LosesAnswers(PaymentService):
     """Charges, but the answer never arrives. Refunds wait until the line is up again."""
 
     def __init__(self, database: Database) -> None:
-        super().__init__(database)
+        super().__init__(database, Line())
         self.down = True
 
     async def charge(self, request: Charge) -> Payment:
@@ -382,7 +382,7 @@ async def test_a_charge_whose_answer_is_lost_is_given_back_once_payments_can_be_
 
 class Hangs(PaymentService):
     def __init__(self, database: Database) -> None:
-        super().__init__(database)
+        super().__init__(database, Line())
         self.asked = asyncio.Event()
 
     async def charge(self, request: Charge) -> Payment:

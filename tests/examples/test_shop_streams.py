@@ -98,3 +98,21 @@ async def test_a_change_of_stock_reaches_those_who_watch(wire: Remote) -> None:
         assert (await anext(stock)).quantity == 0
         await warehouse.release(ReservationId(reservation_id="r"))
         assert (await anext(stock)).quantity == 1
+
+
+@WIRES
+async def test_a_change_that_another_instance_made_reaches_those_who_watch(wire: Remote) -> None:
+    async with (
+        serve(inventory, "127.0.0.1:0") as here,
+        serve(inventory, "127.0.0.1:0") as there,
+        connect(Inventory, here, wire=wire) as watched,
+        connect(Inventory, there, wire=wire) as other,
+    ):
+        stock = watched.watch(StockWatch(product_ids=[BARGAIN, "SKU-123"]))
+        assert [(await anext(stock)).product_id for _ in range(2)] == [BARGAIN, "SKU-123"]
+        await other.reserve(Reserve(reservation_id="r", items=[Item(product_id=BARGAIN, quantity=1)]))
+        async with asyncio.timeout(60):
+            sold = await anext(stock)
+        assert (sold.product_id, sold.quantity) == (BARGAIN, 0)
+        await watched.release(ReservationId(reservation_id="r"))  # one that it made itself
+        assert (await anext(stock)).quantity == 1

@@ -32,12 +32,12 @@ class Bug:
     arguments: tuple[Any, ...] = ()
 
 
-def find(bug: Bug) -> None:
-    """Its test passes without *bug*, and fails with it."""
+def find(bug: Bug, patience: float = PATIENCE) -> None:
+    """Its test passes without *bug*, and fails with it, which by *patience* seconds without an end it does too."""
     test = the_test(bug.found_by)
     run(test, bug.arguments)
     with planted(bug), pytest.raises((Exception, pytest.fail.Exception)):
-        run(test, bug.arguments)
+        run(test, bug.arguments, patience)
     with warnings.catch_warnings():
         # What a failed test leaves open is tidied up here, where nobody minds, and not in the middle of another test.
         warnings.simplefilter("ignore")
@@ -87,13 +87,13 @@ def planted(bug: Bug) -> Iterator[None]:
         function.__code__ = right
 
 
-def run(test: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+def run(test: Callable[..., Any], arguments: tuple[Any, ...], patience: float = PATIENCE) -> None:
     if not inspect.iscoroutinefunction(test):
         test(*arguments)
         return
 
     async def main() -> None:
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(patience):
             await test(*arguments)
 
     asyncio.run(main())

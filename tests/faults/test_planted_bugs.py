@@ -23,6 +23,7 @@ LISTENER = "tests.net.test_listener"
 BAD_INPUT = "tests.faults.test_bad_input"
 TRUST = "tests.faults.test_trust"
 ADMISSION = "tests.unit.test_admission"
+SHEDDING = "tests.wire.test_shedding_wires"
 LOCAL = "tests.conformance.test_local_wire:TestLocalWire"
 GRPC = "tests.conformance.test_network_wires:TestGrpcWire"
 REST = "tests.conformance.test_network_wires:TestHttpWire"
@@ -433,6 +434,61 @@ BUGS = {
         "if len(found) == 1",
         "if found",
         "tests.system.test_tokens:test_a_token_of_two_services_proves_neither",
+    ),
+    "a call that is cancelled keeps its place": Bug(
+        f"{SERVICES}._leave",
+        "limiter.cut_short(now, now - arrived)\n    else:",
+        "pass\n    else:",
+        f"{SHEDDING}:test_a_cancelled_call_gives_its_place_back",
+        ("grpc", "hold"),
+    ),
+    "a stream that is cancelled keeps its place": Bug(
+        f"{SERVICES}._leave",
+        "self._opened(handler, call)",
+        "pass",
+        f"{SHEDDING}:test_a_cancelled_call_gives_its_place_back",
+        ("http", "listen"),
+    ),
+    "a call that is cancelled before its task began keeps its place": Bug(
+        f"{SERVICES}.cancel",
+        "call._arrived is not None:",
+        "False:",
+        f"{SHEDDING}:test_a_call_that_is_taken_back_in_the_same_breath_gives_its_place_back",
+        ("Hold",),
+    ),
+    "a call that may not be made keeps its place": Bug(
+        f"{SERVICES}._leave",
+        "if late else limiter.left()",
+        "if late else None",
+        f"{SHEDDING}:test_a_request_that_cannot_be_read_gives_its_place_back",
+    ),
+    "callers can push to the front": Bug(
+        f"{SERVICES}.take_place",
+        "if call.priority < priority:",
+        "if call.priority > priority:",
+        f"{SHEDDING}:test_the_lower_class_is_turned_away_first",
+        ("connect",),
+    ),
+    "who listens for hours keeps the place of a call": Bug(
+        f"{SERVICES}.stream",
+        "if call._opening:",
+        "if False:",
+        f"{SHEDDING}:test_a_stream_that_has_opened_leaves_its_place_to_others",
+        ("grpc",),
+    ),
+    "health waits for a place": Bug(
+        f"{SERVICES}._add",
+        "if not internal:",
+        "handler.limiter = self.limiter\n            if not internal:",
+        f"{SHEDDING}:test_health_answers_while_there_is_no_place",
+        ("grpc",),
+    ),
+    "a handler is called again because another service did not begin": Bug(
+        f"{SERVICES}._nested",
+        "error.retry_after = DO_NOT_RETRY",
+        "pass",
+        f"{SHEDDING}:test_a_handler_that_was_turned_away_elsewhere_is_not_called_again_for_that",
+        ("connect",),
     ),
     "draining ends an HTTP/2 connection at once": Bug(
         f"{SERVER}.drain",

@@ -104,3 +104,55 @@ def simulate(
             course.turned_away[whose] += 1
             course.shed[int(now)] = course.shed.get(int(now), 0) + 1
     return course
+
+
+def simulate_turns(
+    admission: Admission,
+    *,
+    seconds: float,
+    rate: Callable[[float], float],
+    work: float = 0.005,
+    dependency: float = 0.02,
+    deadline: float = 1.0,
+    priority: Callable[[random.Random], int] = lambda dice: Priority.NORMAL,
+    seed: int = 1,
+) -> Course:
+    """As `simulate`, of a service on an event loop: what came meanwhile is read between two turns of it, all at once.
+
+    A turn runs whatever is ready, one after the other. So calls do not come one by one, and those that wait to be read
+    are not seen until then; only how long the last turn took says for how long they may have waited.
+    """
+    dice = random.Random(seed)
+    course = Course()
+    waiting: list[tuple[float, int, float, float]] = []
+    now = lag = shown = 0.0
+    number = 0
+    due = dice.expovariate(rate(0.0))
+    while now < seconds:
+        while due <= now:
+            number += 1
+            whose = priority(dice)
+            course.came[whose] += 1
+            if admission.admit(whose):
+                heapq.heappush(waiting, (now + dependency * dice.uniform(0.8, 1.2), number, due, now - lag))
+            else:
+                course.turned_away[whose] += 1
+                course.shed[int(due)] = course.shed.get(int(due), 0) + 1
+            due += dice.expovariate(rate(due))
+        began = now
+        while waiting and waiting[0][0] <= began:
+            _, _, came, arrived = heapq.heappop(waiting)
+            if now - came >= deadline:
+                admission.cut_short(now, now - arrived)
+                course.late[int(came)] = course.late.get(int(came), 0) + 1
+                continue
+            now += work * dice.uniform(0.5, 1.5)
+            admission.answered(now, now - arrived)
+            course.latencies.setdefault(int(came), []).append(now - came)
+        lag = now - began
+        if now == began:
+            now = min(due, waiting[0][0] if waiting else due)
+        if now - shown >= 0.05:
+            shown = now
+            course.limits.append((now, admission.limit))
+    return course

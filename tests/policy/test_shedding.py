@@ -8,20 +8,26 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.policy.shedding_support import simulate
+from tests.policy.shedding_support import simulate, simulate_turns
 from tests.policy.unhurried_support import UNHURRIED
 
 from polywire.contract.policies import Priority, Shedding
 from polywire.errors import ResourceExhausted
 from polywire.policy.retry import is_retryable
-from polywire.policy.shedding import Limiter
+from polywire.policy.shedding import BUSY, Backlog, Limiter
 
 CAPACITY = 200
 """Calls per second of the modelled service: 5 ms of one processor each."""
 
 
 def limiter(**values: Any) -> Limiter:
-    return Limiter(Shedding(**values), dice=random.Random(1).random)
+    """One that starts at 100, unless *values* say otherwise."""
+    return Limiter(Shedding(**{"limit": 100, **values}), dice=random.Random(1).random)
+
+
+def usual() -> Limiter:
+    """As a service has it of which nothing is said."""
+    return Limiter(Shedding(), dice=random.Random(1).random)
 
 
 # ---- admission ----
@@ -182,6 +188,139 @@ def test_an_overload_that_lasts_does_not_raise_the_limit_without_end() -> None:
     course = simulate(limiter(), seconds=200, rate=lambda now: 1.25 * CAPACITY)
     assert max(course.limits_between(100, 200)) <= 40
     assert course.p99(100, 199) < 0.2
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("load", [1.25, 2.0, 4.0])
+def test_on_an_event_loop_it_keeps_its_goodput_too(load: float, seed: int) -> None:
+    """Calls are read all at once between two turns of the loop, and worked off all at once: no window looks alike."""
+    alone = simulate_turns(usual(), seconds=20, rate=lambda now: 40).p99(0, 20)
+    course = simulate_turns(usual(), seconds=40, rate=lambda now: load * CAPACITY, seed=seed)
+    assert course.goodput(5, 39) >= 0.9 * CAPACITY
+    # What is read at once waits for a turn, and is worked off in the next one.
+    assert course.p99(20, 39) < 6 * alone
+    assert max(course.limits_between(20, 39)) < 40
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("load", [0.5, 0.85])
+def test_on_an_event_loop_that_keeps_up_hardly_a_call_is_turned_away(load: float, seed: int) -> None:
+    course = simulate_turns(usual(), seconds=60, rate=lambda now: load * CAPACITY, seed=seed)
+    assert course.shed_between(0, 60) <= 0.01 * 60 * load * CAPACITY
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_as_it_is_by_default_it_keeps_its_goodput_at_twice_its_capacity(seed: int) -> None:
+    course = simulate(usual(), seconds=40, rate=lambda now: 2 * CAPACITY, seed=seed)
+    assert course.goodput(2, 39) >= 0.9 * CAPACITY
+    assert course.p99(20, 39) < 0.15
+
+
+def test_quick_calls_are_never_taken_for_slow_ones() -> None:
+    """A batch job keeps 20 calls of 0.1 ms going, then 200: each waits for the others, and nobody minds."""
+    one = usual()
+    now = 0.0
+    for _ in range(50):
+        now += 0.01
+        assert one.admit(Priority.NORMAL)
+        one.answered(now, 0.0001)
+    began: list[float] = []
+    for at_once in (20, 200):
+        while len(began) < at_once:
+            assert one.admit(Priority.NORMAL)
+            began.append(now)
+        for _ in range(20_000):
+            now += 0.0001
+            one.answered(now, now - began.pop(0))
+            assert one.admit(Priority.NORMAL)
+            began.append(now)
+    assert one.shed == 0
+
+
+def test_it_comes_down_to_its_minimum_and_no_lower() -> None:
+    course = simulate(limiter(minimum=12), seconds=40, rate=lambda now: 4 * CAPACITY)
+    assert min(course.limits_between(0, 40)) == 12
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_few_calls_that_become_slow_do_not_make_it_turn_away_the_next_ones(seed: int) -> None:
+    """Five calls per second of a service that is held up, and twenty at once after that."""
+    one = usual()
+    now, dice = 0.0, random.Random(seed)
+    for number in range(600):
+        now += 0.2
+        assert one.admit(Priority.NORMAL)
+        one.answered(now, dice.choice([0.5, 0.9]) if number > 100 else 0.03)
+    assert all(one.admit(Priority.NORMAL) for _ in range(20))
+
+
+# ---- streams ----
+
+
+def test_streams_are_counted_apart_once_they_have_opened() -> None:
+    one = limiter(limit=4, minimum=1, adaptive=False, streams=10)
+    for opened in range(1, 10):
+        assert one.admit_stream(Priority.NORMAL)
+        assert (one.in_flight, one.streams) == (1, opened)
+        one.left()
+    assert not one.admit_stream(Priority.NORMAL)
+    assert one.admit_stream(Priority.CRITICAL)
+    assert not one.admit_stream(Priority.CRITICAL)
+    one.left()
+    one.stream_ended()
+    assert (one.in_flight, one.streams, one.shed) == (0, 9, 2)
+    assert one.usual == 0.0
+
+
+def test_a_stream_that_there_is_no_place_for_is_not_counted() -> None:
+    one = limiter(limit=1, adaptive=False, normal=1.0)
+    assert one.admit(Priority.NORMAL)
+    assert not one.admit_stream(Priority.NORMAL)
+    assert (one.in_flight, one.streams, one.shed) == (1, 0, 1)
+
+
+# ---- what waits to be read ----
+
+
+def test_calls_count_from_when_the_loop_was_busy_with_others() -> None:
+    used = 0.0
+    backlog = Backlog(lambda: used)
+    assert backlog.turn(10.0, BUSY + 1) == 0.0  # nobody knows what was before
+    used = 0.05
+    assert backlog.turn(10.06, BUSY + 1) == 0.05
+    assert backlog.seconds == 0.05
+    used = 0.051
+    assert backlog.turn(11.0, BUSY + 1) == pytest.approx(0.001)  # it was idle nearly all the time
+    used = 9.0
+    assert backlog.turn(11.5, BUSY + 1) == 0.5  # not longer than since the last turn
+
+
+def test_what_is_read_soon_after_the_turn_before_has_not_waited() -> None:
+    used = 1.0
+    backlog = Backlog(lambda: used)
+    assert backlog.turn(10.0, BUSY + 1) == 0.0
+    used = 1.05
+    assert backlog.turn(10.06, BUSY + 1) == pytest.approx(0.05)
+    assert backlog.turn(10.0605, BUSY + 1) == 0.0
+    assert backlog.seconds == 0.0
+    used = 1.07
+    assert backlog.turn(10.09, BUSY + 1) == pytest.approx(0.02)
+
+
+def test_while_there_is_little_to_do_nobody_asks_how_busy_the_loop_was() -> None:
+    asked = 0
+
+    def cpu() -> float:
+        nonlocal asked
+        asked += 1
+        return float(asked)
+
+    backlog = Backlog(cpu)
+    for now in range(5):
+        assert backlog.turn(float(now), BUSY) == 0.0
+    assert asked == 0
+    assert backlog.turn(6.0, BUSY + 1) == 0.0  # what it had used before is not known
+    assert backlog.turn(8.0, BUSY + 1) == 1.0
 
 
 # ---- what is no overload ----

@@ -224,5 +224,5 @@ async def test_help_names_every_command(tmp_path: Path) -> None:
     assert status == 0
     commands = output.partition("Commands:\n")[2]
     assert [line.split()[0] for line in commands.splitlines()] == [
-        "up", "serve", "call", "methods", "system", "contract", "bus", "db",
+        "up", "serve", "call", "methods", "explain", "system", "contract", "bus", "fault", "db",
     ]  # fmt: skip

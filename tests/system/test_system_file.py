@@ -108,12 +108,13 @@ REFUSALS = {
     "an unknown key of a service": (
         '[system]\nname = "shop"\n[services.inventory]\napp = "shop.inventory:app"\nlisen = "127.0.0.1:1"\n',
         "polywire.toml:5: services.inventory.lisen is not a key of a service. Did you mean 'listen'? "
-        "A service has: address, allow, app, instances, limits, listen, public, serves, timeouts, tls, token.",
+        "A service has: address, allow, app, calls, instances, limits, listen, public, serves, "
+        "shedding, timeouts, tls, token.",
     ),
     "an unknown table": (
         '[system]\nname = "shop"\n[services.a]\napp = "a:app"\n\n[wire]\nrpc = "grpc"\n',
         "polywire.toml:6: wire is not a key of the system file. Did you mean 'wires'? "
-        "The system file has: calls, profiles, services, system, topics, wires.",
+        "The system file has: calls, faults, profiles, services, shedding, system, topics, wires.",
     ),
     "an unknown limit in an inline table": (
         '[system]\nname = "shop"\n[services.a]\napp = "a:app"\nlimits = { max_conections = 5 }\n',
@@ -278,7 +279,8 @@ ENVIRONMENT_REFUSALS = {
     "an unknown key": (
         {"POLYWIRE__SERVICES__GATEWAY__LISEN": "1"},
         "POLYWIRE__SERVICES__GATEWAY__LISEN: services.gateway.lisen is not a key of a service. Did you mean 'listen'? "
-        "A service has: address, allow, app, instances, limits, listen, public, serves, timeouts, tls, token.",
+        "A service has: address, allow, app, calls, instances, limits, listen, public, serves, "
+        "shedding, timeouts, tls, token.",
     ),
     "an unknown service": (
         {"POLYWIRE__SERVICES__GATWAY__LISTEN": "1"},

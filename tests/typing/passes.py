@@ -12,14 +12,18 @@ from uuid import UUID
 
 from polywire import (
     App,
+    Balance,
     Call,
     CallError,
     Contract,
+    Fallback,
     Field,
+    Hedge,
     Int32,
     Message,
     Metadata,
     NotFound,
+    Retry,
     UInt64,
     calling,
     connect,
@@ -64,6 +68,10 @@ class Inventory(Contract, package="shop.v1"):
 
     @rpc
     def chat(self, questions: AsyncIterator[StockQuery]) -> AsyncIterator[Stock]:
+        raise NotImplementedError
+
+    @rpc(idempotent=True, policies=(Hedge(after=0.05), Retry(attempts=1), Balance(by="by_key", key="product_id")))
+    async def look(self, query: StockQuery) -> Stock:
         raise NotImplementedError
 
     @rpc(delete("/inventory"))
@@ -232,11 +240,18 @@ async def outside(token: str) -> None:
         assert_type(address, str)
 
 
+def sold_out(query: StockQuery, error: CallError) -> Stock:
+    return Stock(product_id=query.product_id, quantity=0, in_stock=False)
+
+
 async def with_options(inventory: Inventory) -> None:
     try:
         with calling(timeout=0.2, metadata={"tenant": "a"}) as call:
             assert_type(await inventory.check_stock(StockQuery(product_id="a")), Stock)
+        with calling(Fallback(function=sold_out), Retry(attempts=1), attempt_timeout=0.1) as call:
+            assert_type(await inventory.check_stock(StockQuery(product_id="a")), Stock)
         assert_type(call.attempts, int)
+        assert_type(call.fallback, bool)
         assert_type(call.endpoint, str)
         assert_type(call.trailers, Metadata)
     except CallError as error:

@@ -12,6 +12,7 @@ from polywire import Contract, Message, calling, rpc
 from polywire.channel import CallDefaults, Channel, Endpoints
 from polywire.client import client_for
 from polywire.context import Call, _current
+from polywire.contract.policies import Breaker
 from polywire.discovery import DnsResolver, Resolver, StaticResolver
 from polywire.errors import (
     DO_NOT_RETRY,
@@ -194,7 +195,12 @@ async def test_a_call_never_outlives_the_call_that_it_is_part_of() -> None:
 async def test_retries_stay_within_the_budget_of_the_channel() -> None:
     world = World(
         [Unavailable("down", reached="no") for _ in range(1000)],
-        defaults=CallDefaults(budget_share=0.2, budget_minimum=0.0, retry=Retry(attempts=3, base=0.0)),
+        defaults=CallDefaults(
+            budget_share=0.2,
+            budget_minimum=0.0,
+            retry=Retry(attempts=3, base=0.0),
+            policies=(Breaker(enabled=False),),
+        ),
     )
     for _ in range(100):
         with pytest.raises(Unavailable):

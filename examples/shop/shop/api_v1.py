@@ -18,6 +18,7 @@ from shop.contracts import (
     Order,
     OrderId,
     OrdersOf,
+    OrderUndone,
     OutOfStock,
     Product,
     ProductQuery,
@@ -28,6 +29,11 @@ from shop.contracts import (
     UserChange,
     UserQuery,
 )
+
+PAGE_WITHIN = 3.0
+"""Seconds after which whoever wants to see something has an answer, good or bad."""
+ORDER_WITHIN = 8.0
+"""The same for placing an order, and for sending it back."""
 
 
 class ProductPage(Page):
@@ -75,6 +81,8 @@ class Companion(Message):
 class CompanionList(Message):
     items: list[Companion]
     """The most frequent first, five at most."""
+    fallback: bool = False
+    """Nobody could be asked just now: this is what was said last, or else what the shop has most of, with 0 orders."""
 
 
 class OrderPage(Page):
@@ -112,65 +120,65 @@ class BackOffice(Message):
 class GatewayV1(Contract, package="shop.v1", name="Gateway", prefix="/api/v1"):
     """Browse, buy, and look after orders and customers."""
 
-    @rpc(get("/products"), idempotent=True, timeout=3.0)
+    @rpc(get("/products"), idempotent=True, timeout=PAGE_WITHIN)
     async def list_products(self, search: ProductSearch) -> ProductPage:
         raise NotImplementedError
 
-    @rpc(get("/products/{product_id}"), idempotent=True, timeout=3.0)
+    @rpc(get("/products/{product_id}"), idempotent=True, timeout=PAGE_WITHIN)
     async def get_product(self, query: ProductQuery) -> ProductDetail:
         """With what is in stock right now."""
         raise NotImplementedError
 
-    @rpc(get("/products/{product_id}/recommendations"), idempotent=True, timeout=3.0)
+    @rpc(get("/products/{product_id}/recommendations"), idempotent=True, timeout=PAGE_WITHIN)
     async def list_recommendations(self, query: ProductQuery) -> CompanionList:
         """What others bought together with it."""
         raise NotImplementedError
 
-    @rpc(post("/products/{product_id}/thumbnail", status=202), idempotent=True, timeout=3.0)
+    @rpc(post("/products/{product_id}/thumbnail", status=202), idempotent=True, timeout=PAGE_WITHIN)
     async def order_thumbnail(self, request: NewThumb) -> ThumbAsked:
         """Have a picture made, which takes a moment."""
         raise NotImplementedError
 
-    @rpc(get("/products/{product_id}/thumbnail"), idempotent=True, timeout=3.0)
+    @rpc(get("/products/{product_id}/thumbnail"), idempotent=True, timeout=PAGE_WITHIN)
     async def get_thumbnail(self, query: NewThumb) -> Thumb:
         """NotFound where none was asked for, or it is not done yet."""
         raise NotImplementedError
 
     @rpc(
         post("/orders", status=201, location="/orders/{order_id}", headers={"idempotency_key": "Idempotency-Key"}),
-        timeout=8.0,
-        raises=(OutOfStock, CardDeclined),
+        timeout=ORDER_WITHIN,
+        raises=(OutOfStock, CardDeclined, OrderUndone),
     )
     async def place_order(self, order: NewOrder) -> Order:
         """NotFound for a customer that is none."""
         raise NotImplementedError
 
-    @rpc(get("/orders/{order_id}"), idempotent=True, timeout=3.0)
+    @rpc(get("/orders/{order_id}"), idempotent=True, timeout=PAGE_WITHIN)
     async def get_order(self, query: OrderId) -> Order:
         raise NotImplementedError
 
-    @rpc(delete("/orders/{order_id}"), idempotent=True, timeout=8.0)
+    @rpc(delete("/orders/{order_id}"), idempotent=True, timeout=ORDER_WITHIN)
     async def cancel_order(self, order: OrderId) -> None:
         """Money and goods go back."""
         raise NotImplementedError
 
-    @rpc(post("/users", status=201, location="/users/{user_id}"), timeout=3.0)
+    @rpc(post("/users", status=201, location="/users/{user_id}"), timeout=PAGE_WITHIN)
     async def create_user(self, user: NewUser) -> User:
         raise NotImplementedError
 
-    @rpc(get("/users/{user_id}"), idempotent=True, timeout=3.0)
+    @rpc(get("/users/{user_id}"), idempotent=True, timeout=PAGE_WITHIN)
     async def get_user(self, query: UserQuery) -> User:
         raise NotImplementedError
 
-    @rpc(put("/users/{user_id}"), idempotent=True, timeout=3.0)
+    @rpc(put("/users/{user_id}"), idempotent=True, timeout=PAGE_WITHIN)
     async def replace_user(self, user: UserReplacement) -> User:
         raise NotImplementedError
 
-    @rpc(patch("/users/{user_id}"), idempotent=True, timeout=3.0)
+    @rpc(patch("/users/{user_id}"), idempotent=True, timeout=PAGE_WITHIN)
     async def change_user(self, change: UserChange) -> User:
         raise NotImplementedError
 
-    @rpc(get("/users/{user_id}/orders"), idempotent=True, timeout=3.0)
+    @rpc(get("/users/{user_id}/orders"), idempotent=True, timeout=PAGE_WITHIN)
     async def list_orders(self, query: OrdersOf) -> OrderPage:
         """The latest first."""
         raise NotImplementedError

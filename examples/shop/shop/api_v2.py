@@ -11,7 +11,7 @@ from decimal import Decimal
 from typing import Annotated
 
 from polywire import Contract, Field, Message, delete, get, post, rpc
-from shop.contracts import Card, CardDeclined, OutOfStock
+from shop.contracts import Card, CardDeclined, OrderUndone, OutOfStock
 
 
 class Money(Message):
@@ -103,7 +103,7 @@ class GatewayV2(Contract, package="shop.v2", name="Gateway", prefix="/api/v2"):
     @rpc(
         post("/orders", status=201, location="/orders/{order_id}", headers={"idempotency_key": "Idempotency-Key"}),
         timeout=8.0,
-        raises=(OutOfStock, CardDeclined),
+        raises=(OutOfStock, CardDeclined, OrderUndone),
     )
     async def place_order(self, order: NewOrder) -> Order:
         raise NotImplementedError

@@ -7,11 +7,11 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Annotated
 
-from polywire import Contract, FailedPrecondition, Field, Message, rpc
+from polywire import Contract, FailedPrecondition, Field, Message, Unavailable, rpc
 from polywire.contract.pagination import PageQuery
 
-# Why the shop says no to a request that is in order. Every caller on every wire gets the same class; in REST it is 409
-# or 402, with the fields in the body.
+# Why the shop says no to a request that is in order. Every caller on every wire gets the same class; in REST it is 409,
+# 402 or 503, with the fields in the body.
 
 
 class OutOfStock(
@@ -36,6 +36,16 @@ class CardDeclined(
     """The bank does not pay."""
 
     card_ending: str
+
+
+class OrderUndone(
+    Unavailable,
+    package="shop.v1",
+    message="Order {order_id} was interrupted, and whatever was charged is given back. Place it again with a new key.",
+):
+    """Nothing will come of an order, as a service did not answer or took too long. Money and goods go back."""
+
+    order_id: str
 
 
 class Product(Message):
@@ -232,6 +242,21 @@ class Payments(Contract, package="shop.v1"):
         raise NotImplementedError
 
 
+class Pace(Message):
+    """*seconds* is what the bank takes for a charge: half of it before the money moves, and half before it says so."""
+
+    seconds: Annotated[float, Field(ge=0, le=60)]
+
+
+class Bank(Contract, package="shop.v1"):
+    """The bank behind the till, which is made up. So it can be told to be slow, to see what the shop makes of it."""
+
+    @rpc(idempotent=True, timeout=2.0)
+    async def set_pace(self, pace: Pace) -> None:
+        """For charges from now on, until the till is started again: then it is $SHOP_BANK_SECONDS, or no time."""
+        raise NotImplementedError
+
+
 class User(Message):
     user_id: str
     name: str
@@ -372,12 +397,12 @@ class Tally(Message):
 class Orders(Contract, package="shop.v1"):
     """From a wish to goods and money changing hands."""
 
-    @rpc(timeout=5.0, raises=(OutOfStock, CardDeclined))
+    @rpc(timeout=5.0, raises=(OutOfStock, CardDeclined, OrderUndone))
     async def place(self, request: PlaceOrder) -> Order:
         """Reserve, charge and confirm; if one of them fails, nothing of it stays.
 
-        Unavailable: a service did not answer, and the order will be undone; try again with a new key. InvalidArgument:
-        the key was used for a different order.
+        OrderUndone: a service did not answer; try again with a new key. Any other Unavailable: it is not known yet what
+        becomes of the order; ask again with the same key. InvalidArgument: the key was used for a different order.
         """
         raise NotImplementedError
 

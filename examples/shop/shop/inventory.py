@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 
@@ -33,6 +33,9 @@ from shop.database import Database, Row, Value, open_database
 
 app = App("inventory")
 
+LOOK_EVERY = 0.1
+"""Seconds after which those who watch stock hear of what another instance sold."""
+
 
 def create_tables(database: Database) -> None:
     database.run("""
@@ -61,7 +64,7 @@ def fill_shelves(database: Database) -> None:
 
 @app.resource
 def database() -> Iterator[Database]:
-    with open_database("inventory", create_tables, fill_shelves) as database:
+    with open_database("inventory", create_tables, fill_shelves, processes=True) as database:
         yield database
 
 
@@ -121,7 +124,7 @@ class InventoryService(Inventory):
     def __init__(self, database: Database, clock: Clock = SYSTEM_CLOCK) -> None:
         self._database = database
         self._clock = clock
-        self._watchers = Watchers()
+        self._watchers = Watchers(database.version, clock)
 
     async def check_stock(self, query: StockQuery) -> Stock:
         self._expire()
@@ -164,10 +167,14 @@ class InventoryService(Inventory):
                     self._back_on_the_shelf(request.reservation_id)
 
     async def watch(self, request: StockWatch) -> AsyncIterator[Stock]:
+        told: dict[str, Stock] = {}
         with self._watchers.watching(request.product_ids) as changed:
             while True:
                 for product_id in await changed.next():
-                    yield self._stock(product_id)
+                    stock = self._stock(product_id)
+                    if told.get(product_id) != stock:
+                        told[product_id] = stock
+                        yield stock
 
     async def count_stock(self) -> StockCount:
         self._expire()
@@ -278,17 +285,24 @@ class Changes:
 
 
 class Watchers:
-    """Who is to be told of a change. It knows of changes made by this process only, so a warehouse with several
-    instances would need an event instead."""
+    """Who is to be told of a change: at once of one that this process made, and of what another instance changed when
+    the database says so, which does not say what it was."""
 
-    def __init__(self) -> None:
+    def __init__(self, version: Callable[[], int], clock: Clock) -> None:
+        """*version* is another number whenever another process has changed something."""
+        self._version = version
+        self._clock = clock
         self._by_product: dict[str, set[Changes]] = {}
+        self._looking: asyncio.Task[None] | None = None
+        """Looks at the version, for as long as anybody watches."""
 
     @contextmanager
     def watching(self, product_ids: list[str]) -> Iterator[Changes]:
         changes = Changes(product_ids)
         for product_id in product_ids:
             self._by_product.setdefault(product_id, set()).add(changes)
+        if self._looking is None:
+            self._looking = asyncio.create_task(self._look(self._version()))
         try:
             yield changes
         finally:
@@ -296,6 +310,17 @@ class Watchers:
                 self._by_product[product_id].discard(changes)
                 if not self._by_product[product_id]:
                     del self._by_product[product_id]
+            if not self._by_product:
+                self._looking.cancel()
+                self._looking = None
+
+    async def _look(self, seen: int) -> None:
+        while True:
+            await self._clock.sleep(LOOK_EVERY)
+            version = self._version()
+            if version != seen:
+                seen = version
+                self.tell(self._by_product)
 
     def tell(self, product_ids: Iterable[str]) -> None:
         for product_id in product_ids:

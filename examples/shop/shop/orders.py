@@ -49,6 +49,7 @@ from shop.contracts import (
     OrdersFound,
     OrdersOf,
     OrderState,
+    OrderUndone,
     OutOfStock,
     Payments,
     PlaceOrder,
@@ -376,7 +377,7 @@ class OrderService(Orders):
             outcome = self._ledger.refuse(order_id, error)
             await self._undo.now_or_later(order_id)
             if outcome is OrderState.FAILED and not isinstance(error, NotFound | InvalidArgument):
-                raise _interrupted(order_id) from error
+                raise OrderUndone(order_id=order_id, retry_after=DO_NOT_RETRY) from error
             raise
         except BaseException:
             # Our caller has gone or its time is up: no time for anything but a note to ourselves.
@@ -406,7 +407,7 @@ class OrderService(Orders):
         if order.state is OrderState.DECLINED:
             raise CardDeclined(order.reason, **self._ledger.refusal(order.order_id))
         if order.state is OrderState.FAILED:
-            raise _interrupted(order.order_id)
+            raise OrderUndone(order_id=order.order_id, retry_after=DO_NOT_RETRY)
         return order
 
     async def get_order(self, query: OrderId) -> Order:
@@ -429,10 +430,3 @@ class OrderService(Orders):
 
     async def tally(self) -> Tally:
         return self._ledger.tally()
-
-
-def _interrupted(order_id: str) -> Unavailable:
-    return Unavailable(
-        f"Order {order_id} was interrupted, and whatever was charged is given back. Place it again with a new key.",
-        retry_after=DO_NOT_RETRY,
-    )

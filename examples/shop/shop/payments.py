@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
-from polywire import App, FailedPrecondition, InvalidArgument
-from shop.contracts import Balance, CardDeclined, Charge, ChargeId, ChargeState, Payment, Payments
+from polywire import App, FailedPrecondition, InvalidArgument, SetupError
+from polywire.clock import SYSTEM_CLOCK, Clock
+from shop.contracts import Balance, Bank, CardDeclined, Charge, ChargeId, ChargeState, Pace, Payment, Payments
 from shop.database import Database, Row, open_database
 
 app = App("payments")
@@ -14,6 +16,8 @@ DECLINED_CARDS = ("0002", "0069")
 """Cards that end so are declined, as with the test cards of payment providers."""
 LIMIT_CENTS = 1_000_000
 """What a card of this shop's customers is good for at once."""
+BANK_SECONDS = "SHOP_BANK_SECONDS"
+MOST_SECONDS = 60.0
 
 
 def create_tables(database: Database) -> None:
@@ -29,14 +33,68 @@ def database() -> Iterator[Database]:
         yield database
 
 
+class Line:
+    """The line to the bank, and how long the bank takes."""
+
+    def __init__(self, seconds: float = 0.0, clock: Clock = SYSTEM_CLOCK) -> None:
+        self.seconds = seconds
+        self._clock = clock
+
+    async def wait(self, seconds: float) -> None:
+        if seconds > 0:
+            await self._clock.sleep(seconds)
+
+
+@app.resource
+def line(clock: Clock) -> Line:
+    return Line(bank_seconds(), clock)
+
+
+def bank_seconds() -> float:
+    """Of $SHOP_BANK_SECONDS, 0 without it. Raises SetupError where that is no time, or too long a one."""
+    text = os.environ.get(BANK_SECONDS, "0")
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds <= MOST_SECONDS:
+        raise SetupError(
+            f"The till was not opened: {BANK_SECONDS} is {text!r}, and has to be a number of seconds between 0 and "
+            f"{MOST_SECONDS:g}. Set it so, or leave it out for a bank that takes no time."
+        )
+    return seconds
+
+
+@app.service
+class BankService(Bank):
+    def __init__(self, line: Line) -> None:
+        self._line = line
+
+    async def set_pace(self, pace: Pace) -> None:
+        self._line.seconds = pace.seconds
+
+
 @app.service
 class PaymentService(Payments):
-    """One row per charge id, written once and then only moved from charged to refunded."""
+    """One row per charge id, written once and then only moved from charged to refunded.
 
-    def __init__(self, database: Database) -> None:
+    A bank that is slow changes nothing in that. Who asked may have given up before the row is there, or before they
+    hear of it: they cannot tell one from the other and need not, for the refund holds in both cases.
+    """
+
+    def __init__(self, database: Database, line: Line) -> None:
         self._database = database
+        self._line = line
 
     async def charge(self, request: Charge) -> Payment:
+        half = self._line.seconds / 2
+        await self._line.wait(half)
+        try:
+            return self._charge(request)
+        finally:
+            await self._line.wait(half)
+
+    def _charge(self, request: Charge) -> Payment:
         ending = request.card[-4:]
         with self._database.transaction():
             self._database.run(

@@ -16,9 +16,11 @@ _COMMANDS = {
     "serve": "polywire.cli.serve",
     "call": "polywire.cli.call",
     "methods": "polywire.cli.methods",
+    "explain": "polywire.cli.explain",
     "system": "polywire.cli.system",
     "contract": "polywire.cli.contract",
     "bus": "polywire.cli.bus",
+    "fault": "polywire.cli.fault",
     "db": "polywire.cli.db",
 }
 

@@ -23,7 +23,6 @@ from polywire.net.address import parse_addresses
 from polywire.net.loop import run
 from polywire.net.tls import ClientTls
 from polywire.system.file import WIRES, SystemFile, load
-from polywire.system.plan import defaults_of
 from polywire.system.tokens import TokenSource
 from polywire.system.trust import client_tls
 
@@ -144,8 +143,8 @@ async def _call(
     token: Callable[[], str] | None,
     asked: Calling | None,
 ) -> int:
-    defaults = None if system is None else defaults_of(system)
-    channel = channel_to(place.addresses, wire=place.wire, token=token, tls=place.tls, defaults=defaults)
+    levels = None if system is None or not found.service else system.levels(found.service)
+    channel = channel_to(place.addresses, wire=place.wire, token=token, tls=place.tls, levels=levels)
     try:
         await _print_answers(found.rpc, getattr(client_for(found.contract, channel), found.rpc.attribute), requests)
     except CallError as error:

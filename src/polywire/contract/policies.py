@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any, Literal, Self, TypeVar, cast, dataclass_transform
 
-from polywire.contract.retry import Kinds
+from polywire.contract.retry import Kinds, Retry
 from polywire.errors import (
     ContractError,
     DataLoss,
@@ -21,6 +21,16 @@ from polywire.errors import (
 )
 
 P = TypeVar("P", bound="Policy")
+
+
+class WrongValue(ContractError):
+    """A value that a policy cannot have: *name* of it, and what is *expected*, for whoever read it from a file."""
+
+    def __init__(self, policy: str, name: str, value: object, expected: str) -> None:
+        super().__init__(f"{policy}({name}={value!r}): {expected}")
+        self.name = name
+        self.value = value
+        self.expected = expected
 
 
 @dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(field,))
@@ -35,7 +45,13 @@ def policy(declared: type[P]) -> type[P]:
         fill(self, **values)
 
     made.__init__ = remember  # type: ignore[method-assign,assignment]  # a dataclass has no hook for it
+    # By what was given and not by its values, which need not be hashable (weights, an answer to fall back on).
+    made.__hash__ = _hash  # type: ignore[assignment]  # of a policy, and not of any object
     return made
+
+
+def _hash(declared: Policy) -> int:
+    return hash((type(declared), declared.given))
 
 
 @policy
@@ -50,16 +66,20 @@ class Policy:
 
     def over(self, usual: Self) -> Self:
         """This policy, with what it does not give taken from *usual*."""
-        values = {name: getattr(usual, name) for name in usual.given}
+        values = {name: getattr(usual, name) for name in usual.given - self._replaces()}
         values.update((name, getattr(self, name)) for name in self.given)
         return type(self)(**values)
+
+    def _replaces(self) -> frozenset[str]:
+        """What is not taken from a policy further away, as this one gives something else in its place."""
+        return frozenset()
 
     def __post_init__(self) -> None:
         if not isinstance(self.enabled, bool):
             raise self._wrong("enabled", "True or False.")
 
-    def _wrong(self, name: str, expected: str) -> ContractError:
-        return ContractError(f"{type(self).__name__}({name}={getattr(self, name)!r}): {expected}")
+    def _wrong(self, name: str, expected: str) -> WrongValue:
+        return WrongValue(type(self).__name__, name, getattr(self, name), expected)
 
     def _number(self, name: str) -> float:
         value = getattr(self, name)
@@ -174,6 +194,10 @@ class Fallback(Policy):
     on: Kinds = TROUBLE
     """Only these errors are answered for. Cancellation never is."""
 
+    def _replaces(self) -> frozenset[str]:
+        either = frozenset({"value", "function"})
+        return either if self.given & either else frozenset()
+
     def __post_init__(self) -> None:
         super().__post_init__()
         self._seconds("last_good")
@@ -249,12 +273,17 @@ class Balance(Policy):
     by: Literal["least_busy", "round_robin", "weighted", "by_key"] = "least_busy"
     weights: Mapping[str, float] = field(default_factory=dict)
     """By address; endpoints that are not named have the weight 1."""
+    key: str | None = None
+    """Of by_key: the field of the request whose value is the key. Without one, and where it is None, the call goes to
+    the less busy of two."""
     load: float = 1.25
     """Of by_key: no endpoint gets more calls under way than so many times its even share."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self._one_of("by", "least_busy", "round_robin", "weighted", "by_key")
+        if self.key is not None and (not isinstance(self.key, str) or self.by != "by_key"):
+            raise self._wrong("key", "the name of a field of the request, together with by='by_key'.")
         self._number("load")
         if not self.load > 1:
             raise self._wrong("load", "a factor more than 1: with 1 every call that comes too many would move keys.")
@@ -313,15 +342,18 @@ class Shedding(Policy):
     """Bounds how many calls a service works on at once, and turns the rest away early, with pushback.
 
     The limit starts at `limit`. Where it is adaptive it is found between `minimum` and `maximum` from how long the
-    calls take. Health checks are exempt.
+    calls take. A stream takes a place while it opens; after that it is counted with the streams, which may last for
+    hours and say nothing of how much there is to do. Health checks and reflection are exempt.
     """
 
-    limit: int = 100
+    limit: int = 300
     adaptive: bool = True
     minimum: int = 4
     maximum: int = 2000
     tolerance: float = 1.5
     """Calls may take so many times as long as they do without load before the limit goes down."""
+    slow_floor: float = 0.02
+    """Seconds: while quick calls take less, the limit does not go down, however many there are."""
     window: float = 0.1
     """Seconds: the limit is looked at no more often."""
     window_calls: int = 20
@@ -330,13 +362,15 @@ class Shedding(Policy):
     """The share of the limit that calls of the lowest priority may fill."""
     normal: float = 0.9
     """And those of the usual one; the rest is kept for critical ones."""
+    streams: int = 10_000
+    """How many streams may be open at once; the classes have the same shares of it."""
     pushback: float = 0.1
     """Seconds after which a call that was turned away may come again, while few are; up to ten times that."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._counts(1, "limit", "minimum", "maximum", "window_calls")
-        self._seconds("window", "pushback")
+        self._counts(1, "limit", "minimum", "maximum", "window_calls", "streams")
+        self._seconds("window", "pushback", "slow_floor")
         self._shares("background", "normal")
         self._factors(1, "tolerance")
         if self.adaptive and not self.minimum <= self.limit <= self.maximum:
@@ -345,3 +379,27 @@ class Shedding(Policy):
             )
         if self.background > self.normal:
             raise self._wrong("background", f"it is turned away first, so its share is not over normal={self.normal}.")
+
+
+def checked_policies(where: str, given: Any) -> tuple[Policy | Retry, ...]:
+    """*given* as policies of callers, each kind at most once. Raises ContractError that begins with *where*."""
+    policies: tuple[Any, ...] = tuple(given)
+    kinds = []
+    for one in policies:
+        if isinstance(one, Shedding):
+            raise ContractError(
+                f"{where}: Shedding is a service's own, not its callers'. Declare it where it is served."
+            )
+        if not isinstance(one, Policy | Retry):
+            raise ContractError(
+                f"{where}: {one!r} is no policy. Give Retry, Breaker, Bulkhead, Hedge, Balance, Ejection or Fallback."
+            )
+        if type(one) in kinds:
+            raise ContractError(f"{where}: there are two of {type(one).__name__}. Put what both say into one.")
+        kinds.append(type(one))
+    return policies
+
+
+def answers(response: type[Any] | None, value: object) -> bool:
+    """Whether *value* may stand for the answer of a method that answers *response*."""
+    return value is None if response is None else isinstance(value, response)

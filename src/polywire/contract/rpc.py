@@ -12,8 +12,12 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, TypeVar, overload
 
 from polywire.contract.failures import NOTHING, Raises, check_raises, listed
+from polywire.contract.keys import check_key
 from polywire.contract.message import Message
+from polywire.contract.policies import NOTHING as NO_VALUE
+from polywire.contract.policies import Balance, Fallback, Policy, Priority, answers, checked_policies
 from polywire.contract.rest import Route
+from polywire.contract.retry import Retry
 from polywire.contract.task import Task, TaskOptions, check_agreement, read_task
 from polywire.errors import CallError, ContractError
 
@@ -56,6 +60,12 @@ class Rpc:
     """Of its contract: before the path of each of *routes*."""
     raises: Raises = field(default_factory=lambda: NOTHING)
     """The errors of the contract that callers get as the same class, by their names on the wire."""
+    policies: tuple[Policy | Retry, ...] = ()
+    """What its callers keep to."""
+    of_contract: tuple[Policy | Retry, ...] = ()
+    """What callers of any method of its contract keep to."""
+    priority: Priority = Priority.NORMAL
+    """Whose calls are turned away first when a service has too much to do."""
 
     @property
     def full_name(self) -> str:
@@ -105,6 +115,8 @@ class _Options:
     attempt_timeout: float | None
     name: str | None
     raises: tuple[type[CallError], ...] = ()
+    policies: tuple[Policy | Retry, ...] = ()
+    priority: Priority = Priority.NORMAL
 
 
 @overload
@@ -117,6 +129,8 @@ def rpc(
     attempt_timeout: float | None = None,
     name: str | None = None,
     raises: Sequence[type[CallError]] = (),
+    policies: Sequence[Policy | Retry] = (),
+    priority: Priority = Priority.NORMAL,
 ) -> Callable[[Function], Function]: ...
 def rpc(
     *arguments: Any,
@@ -125,6 +139,8 @@ def rpc(
     attempt_timeout: float | None = None,
     name: str | None = None,
     raises: Sequence[type[CallError]] = (),
+    policies: Sequence[Policy | Retry] = (),
+    priority: Priority = Priority.NORMAL,
 ) -> Any:
     """Declare a method of a contract as callable over any wire.
 
@@ -135,8 +151,14 @@ def rpc(
     perhaps arrived. *timeout*: seconds for the whole call; *attempt_timeout* bounds one attempt inside it. *name* is
     the name on the wire where it is not the Python name in CamelCase. *routes*: its REST forms, made by `get`, ...
     *raises*: the errors of the contract that callers get as the same class; any other has its canonical one.
+    *policies*: what its callers keep to, `(Hedge(after=0.05), Retry(attempts=1))`, by value over what is said further
+    away; see docs/reference/policies.md.
+    *priority*: calls of a lower one are turned away first when the service has too much to do.
     """
+    if not isinstance(priority, Priority):
+        raise ContractError(f"@rpc(priority={priority!r}): give Priority.BACKGROUND, NORMAL or CRITICAL.")
     raised = check_raises("@rpc", raises)
+    kept = checked_policies("@rpc(policies=...)", policies)
     for label, seconds in (("timeout", timeout), ("attempt_timeout", attempt_timeout)):
         if seconds is not None and not seconds > 0:
             raise ContractError(f"@rpc({label}={seconds!r}): a timeout is a positive number of seconds.")
@@ -149,6 +171,8 @@ def rpc(
             attempt_timeout=attempt_timeout,
             name=name,
             raises=raised,
+            policies=kept,
+            priority=priority,
         )
         function.__rpc__ = options  # type: ignore[attr-defined]  # a plain function takes attributes
         return function
@@ -168,12 +192,13 @@ class Contract:
     """What a service promises. Subclass it with `package=` to declare one, subclass that one to implement it.
 
     *name* is the name on the wire where it is not the class's own; *prefix* goes before its REST routes, so that two
-    versions can stand side by side; *raises* are errors that all of its methods may raise. Methods not declared with
-    `@rpc` or `@task` are helpers and do not travel.
+    versions can stand side by side; *raises* are errors that all of its methods may raise; *policies* are what callers
+    of all of its methods keep to. Methods not declared with `@rpc` or `@task` are helpers and do not travel.
     """
 
     __declared__: ClassVar[tuple[str, str, str] | None] = None
     __raises__: ClassVar[tuple[type[CallError], ...]] = ()
+    __policies__: ClassVar[tuple[Policy | Retry, ...]] = ()
 
     def __init_subclass__(
         cls,
@@ -182,6 +207,7 @@ class Contract:
         name: str | None = None,
         prefix: str = "",
         raises: Sequence[type[CallError]] = (),
+        policies: Sequence[Policy | Retry] = (),
         **others: Any,
     ) -> None:
         super().__init_subclass__(**others)
@@ -197,6 +223,11 @@ class Contract:
                     f"{cls.__qualname__} implements a contract and gives raises=, but what callers may get belongs to "
                     "the contract. Move it there."
                 )
+            if policies:
+                raise ContractError(
+                    f"{cls.__qualname__} implements a contract and gives policies=, but what callers keep to "
+                    "belongs to the contract. Move it there."
+                )
             return
         package = package or ""
         if package and not _PACKAGE.match(package):
@@ -208,6 +239,8 @@ class Contract:
             )
         cls.__declared__ = (package, name or cls.__name__, prefix)
         cls.__raises__ = (*cls.__raises__, *check_raises(cls.__qualname__, raises))
+        if policies:
+            cls.__policies__ = checked_policies(f"{cls.__qualname__}: policies=...", policies)
         _check_tasks(cls)
 
 
@@ -367,8 +400,30 @@ def _read(
         routes=options.routes,
         doc=inspect.cleandoc(function.__doc__ or ""),
         prefix=prefix,
+        priority=options.priority,
         raises=listed(package, f"{service}/{name}", dict.fromkeys((*contract.__raises__, *options.raises))),
+        policies=_fitting(where, options.policies, kind, request, response),
+        of_contract=contract.__policies__,
     )
+
+
+def _fitting(
+    where: str,
+    policies: tuple[Policy | Retry, ...],
+    kind: Kind,
+    request: type[Message] | None,
+    response: type[Message] | None,
+) -> tuple[Policy | Retry, ...]:
+    """The *policies* of one method, which have to fit what it takes and gives."""
+    for one in policies:
+        if isinstance(one, Fallback) and kind in (Kind.SERVER_STREAM, Kind.BIDIRECTIONAL):
+            raise ContractError(f"{where} has a Fallback, but answers by a stream, which nothing can stand in for.")
+        if isinstance(one, Fallback) and one.value is not NO_VALUE and not answers(response, one.value):
+            kind_answered = "None" if response is None else response.__qualname__
+            raise ContractError(f"{where} falls back on {one.value!r}, but answers {kind_answered}.")
+        if isinstance(one, Balance) and one.key is not None:
+            check_key(where, None if kind in (Kind.CLIENT_STREAM, Kind.BIDIRECTIONAL) else request, one.key)
+    return policies
 
 
 def _request_of(where: str, function: Callable[..., Any]) -> tuple[type[Message] | None, bool]:

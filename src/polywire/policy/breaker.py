@@ -73,8 +73,8 @@ class CircuitBreaker:
         self._listen = listen
         self._slow_after = math.inf if policy.slow_after is None else policy.slow_after
         self._permits = itertools.count(1)
-        self._shared = next(self._permits)
-        """The permit of every call while closed, REFUSED otherwise."""
+        self.shared = next(self._permits)
+        """The permit of every call while closed, REFUSED otherwise. Who finds it here saves asking `admit`."""
         self._window = self._new_window()
         self._trials: set[int] = set()
         self._results = Tally(0, 0, 0)
@@ -88,11 +88,11 @@ class CircuitBreaker:
 
     def admit(self, now: float) -> int:
         """A permit for a call, or REFUSED."""
-        return self._shared or self._admit_trial(now)
+        return self.shared or self._admit_trial(now)
 
     def succeeded(self, permit: int, now: float, seconds: float) -> None:
         """The call of *permit* was answered after *seconds*."""
-        if permit == self._shared:
+        if permit == self.shared:
             if seconds < self._slow_after:
                 self._window.good(now)
             else:
@@ -111,7 +111,7 @@ class CircuitBreaker:
                 self.release(permit)
         if found is Evidence.HEALTHY:
             self.succeeded(permit, now, seconds)
-        elif found is Evidence.SICK and permit == self._shared:
+        elif found is Evidence.SICK and permit == self.shared:
             self._count(now, failed=True, slow=seconds >= self._slow_after)
         elif found is Evidence.SICK:
             self._trial_ended(permit, now, failed=True, slow=seconds >= self._slow_after)
@@ -167,7 +167,7 @@ class CircuitBreaker:
         self._times += 1
         self._open_time = min(policy.max_open_time, longest) * (1.0 - policy.jitter * self._dice())
         self._until = now + self._open_time
-        self._shared = REFUSED
+        self.shared = REFUSED
         self._trials.clear()
         self._change(State.OPEN, reason, now, self._open_time)
 
@@ -205,7 +205,7 @@ class CircuitBreaker:
     def _close(self, now: float) -> None:
         self._closed_at = now
         self._window = self._new_window()
-        self._shared = next(self._permits)
+        self.shared = next(self._permits)
         self._change(State.CLOSED, f"{self._results.calls} calls were let through to try it, and went well", now)
 
     def _change(self, new: State, reason: str, now: float, open_for: float | None = None) -> None:

@@ -50,11 +50,14 @@ class Fallbacks:
     the last good answer of another.
     """
 
-    def __init__(self, policy: Fallback) -> None:
+    def __init__(self, policy: Fallback, last_good: LastGood | None = None) -> None:
+        """*last_good*: what remembers answers, where others share it."""
         self.policy = policy
         self.answered = 0
         """How often it gave an answer."""
-        self._last_good = None if policy.last_good is None else LastGood(policy.remember, policy.last_good)
+        if last_good is None and policy.last_good is not None:
+            last_good = LastGood(policy.remember, policy.last_good)
+        self._last_good = last_good
 
     def succeeded(self, key: Hashable, answer: Any, now: float) -> None:
         if self._last_good is not None:

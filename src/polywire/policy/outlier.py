@@ -32,7 +32,19 @@ class Ejected(Generic[E]):
 class Health(Generic[E]):
     """What is known of one endpoint."""
 
-    __slots__ = ("calls", "consecutive", "endpoint", "failures", "out", "seconds", "since", "times", "trial", "until")
+    __slots__ = (
+        "calls",
+        "consecutive",
+        "endpoint",
+        "failures",
+        "out",
+        "seconds",
+        "shares",
+        "since",
+        "times",
+        "trial",
+        "until",
+    )
 
     def __init__(self, endpoint: E) -> None:
         self.endpoint = endpoint
@@ -54,11 +66,20 @@ class Health(Generic[E]):
         self.failures = 0
         self.seconds = 0.0
         """Of the calls that were answered, together."""
+        self.shares = 0.0
+        """The same in proportion to what each of them usually takes; this is what is compared."""
 
     @property
     def mean(self) -> float:
+        """Seconds of a call that was answered."""
         answered = self.calls - self.failures
         return self.seconds / answered if answered else 0.0
+
+    @property
+    def share(self) -> float:
+        """The same in proportion."""
+        answered = self.calls - self.failures
+        return self.shares / answered if answered else 0.0
 
 
 class Outliers(Generic[E]):
@@ -79,7 +100,7 @@ class Outliers(Generic[E]):
         self._out = 0
         self._compare_at = -math.inf
         self._usual = math.inf
-        """Seconds that answers took in the last interval."""
+        """What answers took in the last interval, in proportion to what each of them usually takes."""
         self._listen = listen
 
     def rotation(self, endpoints: Sequence[E], now: float) -> Sequence[E]:
@@ -107,17 +128,21 @@ class Outliers(Generic[E]):
                 health.trial = True
                 health.since = now
 
-    def succeeded(self, endpoint: E, began: float, now: float) -> None:
-        """The attempt that *began* then was answered."""
+    def succeeded(self, endpoint: E, began: float, now: float, usual: float = 1.0) -> None:
+        """The attempt that *began* then was answered. *usual*: seconds that calls of its kind take, where some take
+        longer than others; an endpoint is not slow because it got more of those."""
         health = self.health.get(endpoint)
         if health is None or began < health.since:
             return
+        seconds = now - began
+        share = seconds / usual if usual > 0 else 1.0
         if health.out:
-            self._trial_answered(health, now, now - began)
+            self._trial_answered(health, now, seconds, share)
             return
         health.consecutive = 0
         health.calls += 1
-        health.seconds += now - began
+        health.seconds += seconds
+        health.shares += share
         if now >= self._compare_at:
             self._compare(now)
 
@@ -155,7 +180,7 @@ class Outliers(Generic[E]):
         """Look at what the interval brought, the worst endpoint first; what had too few calls goes on collecting."""
         self._compare_at = now + self.policy.interval
         seen = [health for health in self.health.values() if health.calls and not health.out]
-        seen.sort(key=lambda health: (health.failures / health.calls, health.mean), reverse=True)
+        seen.sort(key=lambda health: (health.failures / health.calls, health.share), reverse=True)
         for health in seen:
             others = [other for other in seen if other is not health and not other.out]
             reason = self._is_outlier(health, others)
@@ -178,19 +203,20 @@ class Outliers(Generic[E]):
         rate, usual = health.failures / health.calls, failures / calls
         if rate - usual >= policy.failure_rate:
             return f"{rate:.0%} of its calls failed, and {usual:.0%} of the others'"
-        usual_time = self._mean(others)
-        if self._is_slow(health.mean, usual_time):
-            return f"its calls took {health.mean:.3g} s, and the others' {usual_time:.3g} s"
+        usual_share = self._mean(others)
+        if self._is_slow(health.mean, health.share, usual_share):
+            times = f", {health.share / usual_share:.3g} times as long as the others'" if usual_share else ""
+            return f"its calls took {health.mean:.3g} s{times}"
         return ""
 
-    def _is_slow(self, seconds: float, usual: float) -> bool:
-        return seconds >= max(self.policy.slow_floor, self.policy.slow_factor * usual)
+    def _is_slow(self, seconds: float, share: float, usual: float) -> bool:
+        return seconds >= self.policy.slow_floor and share >= self.policy.slow_factor * usual
 
     @staticmethod
     def _mean(healths: Sequence[Health[E]]) -> float:
-        """Seconds that answers of these took, infinity where there were none: then none is slow."""
+        """What answers of these took, in proportion; infinity where there were none: then none is slow."""
         answered = sum(health.calls - health.failures for health in healths)
-        return sum(health.seconds for health in healths) / answered if answered else math.inf
+        return sum(health.shares for health in healths) / answered if answered else math.inf
 
     def _eject(self, health: Health[E], now: float, reason: str) -> None:
         if self._out + 1 > self.policy.max_ejected * len(self.health):
@@ -224,8 +250,8 @@ class Outliers(Generic[E]):
             health.trial = False
             health.since = math.inf
 
-    def _trial_answered(self, health: Health[E], now: float, seconds: float) -> None:
-        if self._is_slow(seconds, self._usual):
+    def _trial_answered(self, health: Health[E], now: float, seconds: float, share: float) -> None:
+        if self._is_slow(seconds, share, self._usual):
             self._keep_out(health, now, f"the call that tried it took {seconds:.3g} s")
             return
         self._out -= 1

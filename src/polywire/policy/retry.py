@@ -39,13 +39,14 @@ class RetryBudget:
         self._calls = [0] * self.WINDOW
         self._retries = [0] * self.WINDOW
         self._second = 0
+        self._slot = 0
+        """Of the second that calls are counted in."""
 
     def called(self, now: float) -> None:
         """Count a call (not its retries) at *now*, on any monotonic scale in seconds."""
-        second = int(now)
-        if second != self._second:
-            self._move_to(second)
-        self._calls[second % 10] += 1
+        if not 0 <= now - self._second < 1:
+            self._move_to(int(now))
+        self._calls[self._slot] += 1
 
     def take(self, now: float) -> bool:
         """Take leave for one retry. False where the budget is used up."""
@@ -66,3 +67,4 @@ class RetryBudget:
             self._calls[slot] = 0
             self._retries[slot] = 0
         self._second = second
+        self._slot = second % self.WINDOW

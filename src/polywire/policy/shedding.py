@@ -13,11 +13,15 @@ SAMPLES = 128
 """The last so many calls of a window are looked at."""
 LEARNING = 0.2
 """How far what calls take without load follows a window in which they took less."""
+HELD_BACK = 0.3
+"""Where this share of the calls is turned away, it is the limit that holds them back."""
+NEAR = 25
+"""Where calls became slow that the limit does not hold back, it comes no lower than this: few calls say too little."""
 STEP = 0.7
 """The limit comes down to this share of itself at once."""
 BLIND_STEP = 0.35
 """The same where even quick calls are cut short by their deadlines, so that no single step can be judged."""
-HELPED = 0.85
+HELPED = 0.92
 """That helped where calls take at most this share of what they took before."""
 SURE = 2
 """Windows in a row that must show that it did not."""
@@ -27,6 +31,50 @@ PROBE = 30.0
 """Seconds after which a limit that holds calls back is looked at by a step down, about."""
 PROBE_SOON = 2.0
 """The same after a step that did not help: that may have been a mistake."""
+
+
+SHORT = 0.001
+"""Seconds: what waited no longer to be read did not wait."""
+BUSY = 4
+"""Calls under way up to which nobody asks how long others had to wait to be read."""
+
+
+class Backlog:
+    """How long calls may have waited to be read at all: a loop that is busy with handlers reads nothing meanwhile.
+
+    What came in that time is read in one turn of the loop, and looks as if it had come just then. It came since the
+    turn before, though, of which the loop was busy for as long as its thread has used the processor since.
+
+    Set *turned* whenever a call is begun: what is read after that is read in another turn. *cpu* is the time that the
+    thread has used the processor, in seconds.
+    """
+
+    __slots__ = ("_cpu", "_read_at", "_used", "seconds", "turned")
+
+    def __init__(self, cpu: Callable[[], float]) -> None:
+        self.seconds = 0.0
+        self.turned = True
+        self._cpu = cpu
+        self._read_at = math.inf
+        """When the last turn was, if it is known how much of the processor had been used then."""
+        self._used = 0.0
+
+    def turn(self, now: float, in_flight: int) -> float:
+        """The first call of a turn is read, while *in_flight* are under way."""
+        self.turned = False
+        if in_flight <= BUSY:
+            # Looking costs more than the rest of the book-keeping.
+            self._read_at = math.inf
+            self.seconds = 0.0
+            return 0.0
+        if 0.0 <= now - self._read_at < SHORT:
+            self.seconds = 0.0
+            return 0.0
+        used = self._cpu()
+        self.seconds = max(0.0, min(used - self._used, now - self._read_at))
+        self._used = used
+        self._read_at = now
+        return self.seconds
 
 
 class Limiter:
@@ -48,8 +96,24 @@ class Limiter:
     wait for does not.
 
     Each call that `admit` took ends by one of `answered`, `cut_short` and `left`. All times are on one monotonic scale
-    in seconds. *seconds* count from when the call arrived, so that waiting for the loop is part of them.
+    in seconds. *seconds* count from when the call arrived, so that waiting for the loop is part of them. A stream tells
+    nothing of that: how long it lasts is up to whoever listens.
     """
+
+    # What every call touches. Among so many attributes the others would make it slower.
+    __slots__ = (
+        "__dict__",
+        "_began",
+        "_ended",
+        "_enough",
+        "_low",
+        "_peak",
+        "_rooms",
+        "_samples",
+        "_tried",
+        "in_flight",
+        "policy",
+    )
 
     def __init__(self, policy: Shedding, *, dice: Callable[[], float] = random.random) -> None:
         self.policy = policy
@@ -60,8 +124,11 @@ class Limiter:
         """Seconds that quick calls take without load, 0 while that is not known."""
         self._dice = dice
         self._limit = 0.0
+        self.streams = 0
+        """How many streams are open."""
         self._rooms = (0, 0, 0)
         self._set_limit(policy.limit)
+        self._stream_rooms = _shared_out(policy, policy.streams)
         self._walk: tuple[float, float] | None = None
         """While the limit comes down: what it was before the last step, and what calls took then."""
         self._walking = False
@@ -84,6 +151,7 @@ class Limiter:
         """and when it is taken to hold, though calls of a higher priority keep their number up."""
         self._held_since = -math.inf
         self._samples: list[float] = []
+        self._enough = policy.window_calls - 1
         self._ended = 0
         self._cut = 0
         self._cut_seconds = 0.0
@@ -109,6 +177,21 @@ class Limiter:
             self._peak = in_flight
         return True
 
+    def admit_stream(self, priority: int) -> bool:
+        """Take a stream in, or not. It has a place as a call has, until `left` says that it has opened, and counts as a
+        stream until `stream_ended`."""
+        if self.streams >= self._stream_rooms[priority]:
+            self.shed += 1
+            return False
+        if not self.admit(priority):
+            return False
+        self.streams += 1
+        return True
+
+    def stream_ended(self) -> None:
+        """A stream that was taken in is over."""
+        self.streams -= 1
+
     def answered(self, now: float, seconds: float) -> None:
         """A call ended by itself after *seconds*, with an answer or an error of its own."""
         in_flight = self.in_flight
@@ -124,7 +207,9 @@ class Limiter:
             self._samples.append(seconds)
         else:
             self._samples[ended % SAMPLES] = seconds
-        if ended >= self.policy.window_calls - 1 and now >= self._began + self.policy.window:
+        # A window in which nobody came would not tell whether anybody is held back: a busy loop works off what it took
+        # in before it takes in more.
+        if ended >= self._enough and self._tried and now >= self._began + self.policy.window:
             self._window_ends(now)
 
     def cut_short(self, now: float, seconds: float) -> None:
@@ -184,16 +269,16 @@ class Limiter:
 
     def _adapt(self, now: float, took: float) -> None:
         """Move the limit after a window in which quick calls took *took* seconds."""
-        pinned = self._refused > 0 and self._low >= STEP * self._peak - 1
-        slow = took > self.policy.tolerance * self.usual
+        pinned = self._refused > 0 and (self._low >= STEP * self._peak - 1 or self._refused >= HELD_BACK * self._tried)
+        slow = took > max(self.policy.slow_floor, self.policy.tolerance * self.usual)
         if self._is_cut(took):
             self._adapt_to_cut(now, took, pinned=pinned)
         elif self._walking:
             self._walk_on(now, took, pinned=pinned, slow=slow)
         elif slow and not pinned:
             # The limit is not what holds calls back, and too far away to tell what would: bring it near.
-            self._set_limit(min(self._limit, 1.2 * self._peak))
-        elif slow or (pinned and now >= self._probe_at):
+            self._set_limit(min(self._limit, max(NEAR, 2.0 * self._peak)))
+        elif slow or (pinned and now >= self._probe_at and took > self.policy.slow_floor):
             self._set_out(now, probing=now >= self._probe_at)
         elif self._refused or self._peak >= self._limit / 2:
             self._grow(took)
@@ -218,7 +303,7 @@ class Limiter:
         if not self._walking and pinned:
             self._set_out(now, probing=True)
         elif not self._walking:
-            self._set_limit(min(self._limit, STEP * self._peak))
+            self._set_limit(min(self._limit, max(NEAR, STEP * self._peak)))
         elif self._limit > self.policy.minimum:
             self._step_down(math.inf)
         else:
@@ -254,7 +339,7 @@ class Limiter:
         else:
             # What became less was a queue.
             self.usual = min(self.usual, took)
-            if slow or self._probing:
+            if slow or (self._probing and took > self.policy.slow_floor):
                 self._step_down(took)
             else:
                 self._stop()
@@ -295,8 +380,9 @@ class Limiter:
         if policy.adaptive:
             limit = min(float(policy.maximum), max(float(policy.minimum), limit))
         self._limit = limit
-        self._rooms = (
-            max(1, int(limit * policy.background)),
-            max(1, int(limit * policy.normal)),
-            int(limit),
-        )
+        self._rooms = _shared_out(policy, limit)
+
+
+def _shared_out(policy: Shedding, limit: float) -> tuple[int, int, int]:
+    """How many of *limit* places calls of each priority may fill."""
+    return max(1, int(limit * policy.background)), max(1, int(limit * policy.normal)), int(limit)

@@ -29,13 +29,15 @@ class TimeWindow:
     def __init__(self, seconds: float) -> None:
         self._rate = self.SLICES / seconds
         self._slice = 0
+        self._ends = 0.0
+        """When the slice that calls are counted in is over."""
         self._calls = 0
         self._failures = 0
         self._slow = 0
         self._earlier: deque[tuple[int, int, int, int]] = deque(maxlen=self.SLICES - 1)
 
     def good(self, now: float) -> None:
-        if int(now * self._rate) != self._slice:
+        if now >= self._ends:
             self._turn(now)
         self._calls += 1
 
@@ -62,6 +64,7 @@ class TimeWindow:
             if self._calls:
                 self._earlier.append((self._slice, self._calls, self._failures, self._slow))
             self._slice = slice_
+            self._ends = (slice_ + 1) / self._rate
             self._calls = self._failures = self._slow = 0
 
 

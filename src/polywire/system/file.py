@@ -11,14 +11,21 @@ from pathlib import Path as FilePath
 from typing import Any, Literal, cast
 
 from polywire.bus.core import TopicSpec
+from polywire.contract.policies import Shedding
 from polywire.errors import SetupError, SystemFileError
 from polywire.net.address import parse_address
 from polywire.net.sharing import MAX_PROCESSES
 from polywire.net.stream import Limits
+from polywire.policy.faults import Fault
+from polywire.policy.levels import Levels
 from polywire.system import environment
 from polywire.system.bus_wires import BackendUrls, bus_wires, schedule_wire
+from polywire.system.call_keys import Calls as Calls
+from polywire.system.call_keys import ServiceCalls, levels_of, read_calls, read_service_calls
+from polywire.system.fault_keys import read_faults
 from polywire.system.positions import positions
 from polywire.system.reading import Settings, Table, did_you_mean, not_a_choice, reason, shown
+from polywire.system.shedding_keys import read_shedding
 from polywire.system.trust_keys import Tls as Tls
 from polywire.system.trust_keys import check_allowed, read_shared_tls, read_tls, read_token
 from polywire.telemetry.blocking import LIMIT
@@ -65,9 +72,13 @@ class ServiceEntry:
     outside: bool = False
     """It is no part of the system, and is not told for whom it is called."""
     limits: Limits = field(default_factory=Limits)
+    shedding: Shedding = field(default_factory=Shedding)
+    """How many calls it works on at once: `shedding` of all services, and over that its own."""
     max_message_bytes: int | None = None
     stream_idle_timeout: float | None = None
     timeouts: Timeouts = field(default_factory=Timeouts)
+    calls: ServiceCalls = field(default_factory=ServiceCalls)
+    """What its callers keep to."""
 
     @property
     def target(self) -> tuple[str, ...] | None:
@@ -101,19 +112,6 @@ class Wires:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Calls:
-    """`[calls]`: what holds for calls where contracts and callers say nothing else; None takes polywire's default."""
-
-    timeout: float | None = None
-    retries: int | None = None
-    retry_base: float | None = None
-    retry_cap: float | None = None
-    budget_share: float | None = None
-    budget_minimum: float | None = None
-    wait_for_ready: bool | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class SystemFile:
     """A system file as it holds after its profile and the environment."""
 
@@ -127,6 +125,8 @@ class SystemFile:
     profile: str | None = None
     wires: Wires = field(default_factory=Wires)
     calls: Calls = field(default_factory=Calls)
+    faults: tuple[Fault, ...] = ()
+    """`[[faults]]`: what goes wrong from the start, on purpose."""
     topics: Mapping[str, TopicSpec] = field(default_factory=dict)
     """`[topics.NAME]`: topics of which more is said than their name."""
     settings: Settings = field(repr=False, compare=False, default_factory=lambda: Settings({}, {}, ""))
@@ -134,6 +134,10 @@ class SystemFile:
     def error(self, path: tuple[str, ...], problem: str) -> SystemFileError:
         """An error at a key of the file: its place, its name, and *problem*."""
         return self.settings.error(path, f"{'.'.join(path)} {problem}")
+
+    def levels(self, service: str) -> Levels:
+        """What is said about calls to *service*."""
+        return levels_of(self.calls, self.services[service].calls, service)
 
     def path(self, name: str | None) -> FilePath | None:
         """A file that the system file names, relative to its own directory."""
@@ -228,7 +232,8 @@ def _system(settings: Settings, profile: str | None) -> SystemFile:
     if not name:
         raise settings.error(("system",), 'system.name is missing. Give the system a name: `[system] name = "shop"`.')
     services = top.table("services", "[services]")
-    entries = {key: _service(services.table(key, "a service"), key, shared) for key in services.values}
+    shedding = read_shedding(top.table("shedding", "[shedding]"))
+    entries = {key: _service(services.table(key, "a service"), key, shared, shedding) for key in services.values}
     _refuse_names_alike(settings, list(entries))
     if not entries:
         raise settings.error(
@@ -236,9 +241,10 @@ def _system(settings: Settings, profile: str | None) -> SystemFile:
         )
     check_allowed(settings, entries)
     wires = _wires(top.table("wires", "[wires]"))
-    calls = _calls(top.table("calls", "[calls]"))
+    calls = read_calls(top.table("calls", "[calls]"))
     topics = top.table("topics", "[topics]")
     specs = {key: _topic(topics.table(key, "a topic"), key) for key in topics.values}
+    faults = read_faults(top, entries)
     top.values.pop("profiles", None)
     top.mention("profiles")
     top.done()
@@ -251,6 +257,7 @@ def _system(settings: Settings, profile: str | None) -> SystemFile:
         services=entries,
         wires=wires,
         calls=calls,
+        faults=faults,
         topics=specs,
         settings=settings,
     )
@@ -271,7 +278,7 @@ def _refuse_names_alike(settings: Settings, names: list[str]) -> None:
             )
 
 
-def _service(table: Table, name: str, shared: Tls | None) -> ServiceEntry:
+def _service(table: Table, name: str, shared: Tls | None, shedding: Shedding) -> ServiceEntry:
     app = table.text("app")
     address = _addresses(table, "address")
     serves = table.texts("serves")
@@ -293,9 +300,11 @@ def _service(table: Table, name: str, shared: Tls | None) -> ServiceEntry:
         tls=tls,
         allow=table.texts("allow"),
         limits=limits,
+        shedding=read_shedding(table.table("shedding", "[shedding]"), shedding),
         max_message_bytes=message_bytes,
         stream_idle_timeout=idle,
         timeouts=_timeouts(table.table("timeouts", "[timeouts]")),
+        calls=read_service_calls(table.table("calls", "what the callers of a service keep to")),
     )
     table.done()
     if app is not None and not _is_app_path(app):
@@ -397,23 +406,6 @@ def _topic(table: Table, name: str) -> TopicSpec:
         retention=None if keep else retention or usual.retention,
         retention_bytes=retention_bytes,
     )
-
-
-def _calls(table: Table) -> Calls:
-    timeout = table.number("timeout")
-    if timeout == 0:
-        raise table.error("timeout", "is 0. It has to be more: a call without any time cannot be made.")
-    calls = Calls(
-        timeout=timeout,
-        retries=table.integer("retries", least=0),
-        retry_base=table.number("retry_base"),
-        retry_cap=table.number("retry_cap"),
-        budget_share=table.number("budget_share"),
-        budget_minimum=table.number("budget_minimum"),
-        wait_for_ready=table.boolean("wait_for_ready"),
-    )
-    table.done()
-    return calls
 
 
 def _refuse_shared_addresses(system: SystemFile) -> None:

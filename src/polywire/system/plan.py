@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from polywire.channel import CallDefaults
 from polywire.clock import SYSTEM_CLOCK, Clock
 from polywire.contract import Contract, service_of
-from polywire.errors import SetupError
-from polywire.policy.retry import Retry
+from polywire.errors import ContractError, SetupError
+from polywire.policy.faults import WrongFault
+from polywire.policy.levels import resolve, spellings
 from polywire.system.app import App, Key
 from polywire.system.assembly import Assembly, assemble, is_contract
 from polywire.system.bus_plan import check_bus
 from polywire.system.consuming import BUS, Part, part_of
+from polywire.system.fault_keys import check_calls
 from polywire.system.file import ServiceEntry, SystemFile
 from polywire.system.importing import add_to_path, load_app
 from polywire.system.reading import did_you_mean
@@ -88,8 +89,10 @@ def plan(
         contracts=contracts,
     )
     _check_wire_names(worked_out)
+    _check_calls(worked_out)
     for name in runnable:
         _check_clients(worked_out, name, in_process=in_process)
+    _check_faults(worked_out)
     alone = len(runnable) == 1 and system.services[runnable[0]].instances == 1
     check_bus(system, {name: worked_out.part(name) for name in runnable}, one_process=in_process or alone)
     return worked_out
@@ -149,6 +152,65 @@ def _check_wire_names(worked_out: Plan) -> None:
             )
 
 
+def _check_calls(worked_out: Plan) -> None:
+    """Whether what the file says about methods is about methods that there are, and goes together."""
+    system = worked_out.system
+    called = {service_of(one).full_name: one for made in worked_out.assemblies.values() for one in made.clients}
+    known = called | dict(worked_out.contracts)
+    for name, entry in system.services.items():
+        contracts = [contract for contract, owner in worked_out.owners.items() if owner == name]
+        for spelled in entry.calls.methods:
+            _check_method(system, ("services", name, "calls", spelled), contracts, known)
+        for contract in contracts:
+            if contract in known:
+                _check_policies(system, name, known[contract])
+
+
+def _check_method(
+    system: SystemFile,
+    place: tuple[str, ...],
+    contracts: Sequence[str],
+    known: Mapping[str, type[Contract]],
+) -> None:
+    """The key at *place* names a method of one of the *contracts* of its service; of a contract that nobody here has
+    imported only its name is known."""
+    contract = place[-1].partition("/")[0]
+    if contract not in contracts:
+        raise system.settings.error(
+            place,
+            f'services.{place[1]}.calls."{place[-1]}" is about {contract}, which that service does not implement. '
+            f"{did_you_mean(contract, contracts)}It implements: {', '.join(contracts) or 'nothing'}.",
+        )
+    if contract not in known:
+        return
+    rpcs = service_of(known[contract]).rpcs.values()
+    if not any(place[-1] in spellings(rpc) for rpc in rpcs):
+        names = [spellings(rpc)[1] for rpc in rpcs]
+        raise system.settings.error(
+            place,
+            f'services.{place[1]}.calls."{place[-1]}" is no method. {did_you_mean(place[-1], names)}'
+            f"{contract} has: {', '.join(rpc.attribute for rpc in rpcs) or 'none'}.",
+        )
+
+
+def _check_policies(system: SystemFile, name: str, contract: type[Contract]) -> None:
+    levels = system.levels(name)
+    for rpc in service_of(contract).rpcs.values():
+        twice = [spelled for spelled in dict.fromkeys(spellings(rpc)) if spelled in levels.methods]
+        if len(twice) > 1:
+            raise system.settings.error(
+                levels.method_places[twice[1]],
+                f'services.{name}.calls."{twice[1]}" is the same method as "{twice[0]}". Put what both say into one.',
+            )
+        try:
+            resolve(rpc, levels.of(rpc))
+        except ContractError as error:
+            raise system.settings.error(
+                levels.method_places[twice[0]] if twice else ("services", name),
+                f"what is said about calls of {rpc.full_name} does not go together: {error}",
+            ) from error
+
+
 def _check_clients(worked_out: Plan, name: str, *, in_process: bool) -> None:
     system = worked_out.system
     for contract in worked_out.assemblies[name].clients:
@@ -172,19 +234,16 @@ def _check_clients(worked_out: Plan, name: str, *, in_process: bool) -> None:
             )
 
 
-def defaults_of(system: SystemFile) -> CallDefaults:
-    """What `[calls]` says, on top of polywire's own defaults."""
-    calls, usual = system.calls, CallDefaults()
-    retry = Retry(
-        attempts=None if calls.retries is None else calls.retries + 1, base=calls.retry_base, cap=calls.retry_cap
-    )
-    return CallDefaults(
-        timeout=usual.timeout if calls.timeout is None else calls.timeout,
-        retry=retry,
-        budget_share=usual.budget_share if calls.budget_share is None else calls.budget_share,
-        budget_minimum=usual.budget_minimum if calls.budget_minimum is None else calls.budget_minimum,
-        wait_for_ready=usual.wait_for_ready if calls.wait_for_ready is None else calls.wait_for_ready,
-    )
+def _check_faults(worked_out: Plan) -> None:
+    called = {name: worked_out.needs(name) for name in worked_out.apps}
+    for index, fault in enumerate(worked_out.system.faults):
+        try:
+            check_calls(fault, called, worked_out.owners, worked_out.contracts)
+        except WrongFault as error:
+            settings = worked_out.system.settings
+            raise settings.error(
+                ("faults", index, error.name), f"faults.{index}.{error.name} {error.problem}"
+            ) from error
 
 
 def catalogue(system: SystemFile) -> dict[str, tuple[type[Contract], str]]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable, Sequence
+import os
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -20,6 +21,7 @@ from polywire.services import MAX_MESSAGE_BYTES, STREAM_IDLE_TIMEOUT, AccessLog,
 from polywire.system.assembly import Made
 from polywire.system.bus_plan import connected_bus
 from polywire.system.consuming import BUS, Consumers, consumers_of, stores_among
+from polywire.system.faults import FaultWatch
 from polywire.system.hosting import hosting
 from polywire.system.instances import Instance
 from polywire.system.plan import GIVEN, Plan
@@ -27,7 +29,7 @@ from polywire.system.remote import wiring_of
 from polywire.system.scheduling import ticker_of
 from polywire.system.tokens import tokens_of
 from polywire.system.trust import TrustWatch, allowed_of, authenticator_of, server_tls
-from polywire.system.wiring import start_order
+from polywire.system.wiring import Wiring, start_order
 from polywire.system.working import pool_for
 from polywire.telemetry.blocking import LoopWatch
 from polywire.wire.seam import Dispatcher
@@ -153,10 +155,16 @@ async def processing(
             try:
                 await process.consume()
                 await process.listen()
-                with TrustWatch(plan.system, names), process.watched():
+                with TrustWatch(plan.system, names), _fault_watch(plan, wirings), process.watched():
                     yield process
             finally:
                 await process.close()
+
+
+def _fault_watch(plan: Plan, wirings: Mapping[str, Wiring]) -> FaultWatch:
+    faults = [wiring.faults for wiring in wirings.values() if wiring.faults is not None]
+    # An app that is served alone has no file, and nobody who could name its calls.
+    return FaultWatch(plan.system.directory, faults if os.path.exists(plan.system.file) else [])
 
 
 def _server(
@@ -179,6 +187,7 @@ def _server(
         tls=server_tls(system, entry),
         access_log=access_log,
         interceptors=plan.assemblies[name].app.interceptors,
+        shedding=entry.shedding,
         max_message_bytes=entry.max_message_bytes or MAX_MESSAGE_BYTES,
         stream_idle_timeout=entry.stream_idle_timeout or STREAM_IDLE_TIMEOUT,
         also_ready=lambda: consumers.ready,

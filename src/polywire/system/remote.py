@@ -10,8 +10,9 @@ from polywire.clock import SYSTEM_CLOCK
 from polywire.connecting import RemoteWire, open_endpoint, resolver_of
 from polywire.net.address import parse_addresses
 from polywire.net.tls import ClientTls
+from polywire.system.faults import Faults
 from polywire.system.file import ServiceEntry, SystemFile
-from polywire.system.plan import Plan, defaults_of
+from polywire.system.plan import Plan
 from polywire.system.trust import client_tls
 from polywire.system.wiring import Target, Wiring
 from polywire.wire.seam import Dispatcher
@@ -26,12 +27,13 @@ def wiring_of(
         targets=plan.targets(beside),
         wires=system.wires,
         always_local=len(beside) > 1,
-        defaults=defaults_of(system),
+        levels={target: system.levels(target) for target in system.services},
         token=token,
         caller=name,
         clock=SYSTEM_CLOCK,
         open_remote=partial(remote_endpoints, system, system.services[name]),
         here=here,
+        faults=Faults(name, system.faults, clock=SYSTEM_CLOCK),
         interceptors=plan.assemblies[name].app.client_interceptors,
     )
 

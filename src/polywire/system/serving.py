@@ -12,6 +12,7 @@ from pathlib import Path
 
 from polywire.connecting import wire_of
 from polywire.contract import Contract, service_of
+from polywire.contract.policies import Shedding
 from polywire.errors import SetupError
 from polywire.net.address import parse_addresses
 from polywire.net.loop import run as run_loop
@@ -53,6 +54,7 @@ async def serve(
     events: str | None = None,
     schedule: str | None = None,
     limits: Limits | None = None,
+    shedding: Shedding | None = None,
     drain_delay: float = 0.0,
     grace: float = 20.0,
     access_log: AccessLog | None = None,
@@ -60,7 +62,7 @@ async def serve(
     """Serve *app* outside of a system for the length of the block, which gets the address with its port.
 
     *tasks*, *events* and *schedule* are the URLs of what its messages travel on, as `[wires]` of a system file has
-    them; files are looked for in the current directory.
+    them; files are looked for in the current directory. *shedding* bounds how many calls are worked on at once.
 
     At the end of the block what is under way has *grace* seconds to finish; see `Server.drain`. Signals are left alone;
     `run` minds them. Raises SetupError where the app cannot be started or *address* cannot be listened on.
@@ -72,6 +74,7 @@ async def serve(
         public=public,
         tls=None if tls is None else _tls(tls),
         limits=limits or Limits(),
+        shedding=shedding or Shedding(),
         timeouts=Timeouts(drain_delay=drain_delay, grace=grace),
     )
     wires = wires_at(tasks=tasks, events=events, schedule=schedule)

@@ -14,6 +14,7 @@ from functools import partial
 from polywire.net.loop import run as run_loop
 from polywire.system import environment
 from polywire.system.addresses import Reservations, noted, remove_note, urls, write_note
+from polywire.system.faults import FaultFile
 from polywire.system.file import SystemFile
 from polywire.system.forking import Forked, fork_all
 from polywire.system.instances import Ports, instances_of
@@ -70,6 +71,7 @@ class Announcement:
         self._began = began
 
     def __call__(self, addresses: Mapping[str, str]) -> None:
+        FaultFile(self._made.system.directory).forget()
         try:
             write_note(self._made.system.directory, addresses)
         except OSError as error:
@@ -143,6 +145,7 @@ async def up(
             await supervisor.run(ready)
         finally:
             remove_note(made.system.directory)
+            FaultFile(made.system.directory).forget()
 
 
 async def up_in_process(
@@ -190,6 +193,7 @@ async def up_in_process(
     finally:
         flush()
         remove_note(made.system.directory)
+        FaultFile(made.system.directory).forget()
 
 
 @contextlib.contextmanager

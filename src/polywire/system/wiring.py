@@ -14,6 +14,8 @@ from polywire.connecting import RemoteWire
 from polywire.contract import Contract, service_of
 from polywire.errors import SetupError
 from polywire.interceptor import Interceptor
+from polywire.policy.levels import Levels
+from polywire.system.faults import Faults
 from polywire.system.file import Wire, Wires
 from polywire.wire.local import LocalWire
 from polywire.wire.seam import Dispatcher, EndpointWire
@@ -44,6 +46,9 @@ class Wiring:
     always_local: bool = False
     """What is in this process is called inside of it, whatever the wires say: a whole system in one process."""
     defaults: CallDefaults = field(default_factory=CallDefaults)
+    """What holds for calls to targets that have no levels."""
+    levels: Mapping[str, Levels] = field(default_factory=dict)
+    """What a system says about calls to its services, by their names."""
     token: Callable[[], str] | None = None
     caller: str | None = None
     """Who calls: to others of this process, which see no certificate, that is proof enough."""
@@ -51,6 +56,8 @@ class Wiring:
     open_remote: Callable[[Target, RemoteWire], Endpoints] | None = None
     interceptors: Sequence[Interceptor] = ()
     """Around the calls of its clients, the first one outermost."""
+    faults: Faults | None = None
+    """What goes wrong with its calls, on purpose."""
     sender: Sender | None = None
     """What tasks are sent by."""
     here: dict[str, Dispatcher] = field(default_factory=dict)
@@ -92,10 +99,12 @@ class Wiring:
         channel = self._channels.get((target.name, wire))
         if channel is None:
             endpoints = self._local(target) if wire == "local" else self._remote(target, wire)
+            if self.faults is not None:
+                self.faults.mind(target.name, endpoints)
             channel = self._channels[target.name, wire] = Channel(
                 target.name,
                 endpoints,
-                defaults=self.defaults,
+                levels=self.levels.get(target.name) or Levels(system=self.defaults),
                 token=self.token,
                 inside=target.inside,
                 clock=self.clock,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import replace as replaced
 from typing import Any, TypeVar
 
@@ -12,13 +12,17 @@ from polywire.bus.sending import Bus, Sender
 from polywire.channel import CallDefaults
 from polywire.clock import SYSTEM_CLOCK, Clock
 from polywire.contract import Contract, Event, contracts_of, service_of
+from polywire.contract.policies import Shedding
 from polywire.durable.store.seam import Store
 from polywire.errors import SetupError
+from polywire.policy.faults import Fault
 from polywire.server import Certificates
 from polywire.services import Services
 from polywire.system.app import App, Key
 from polywire.system.assembly import Made, assemble, implemented
 from polywire.system.consuming import BUS, part_of, stores_among
+from polywire.system.fault_keys import check_calls, check_services
+from polywire.system.faults import Faults
 from polywire.system.hosting import hosting
 from polywire.system.wiring import Target, Wiring
 from polywire.testing.bus import MemoryBus, memory_bus, part_of_fakes
@@ -37,8 +41,12 @@ OUTSIDE = "test"
 class System:
     """What `testing.system` runs."""
 
-    def __init__(self, wiring: Wiring, objects: Mapping[str, list[Any]], bus: MemoryBus, sender: Sender) -> None:
-        self._callers = {OUTSIDE: wiring}
+    def __init__(
+        self, wirings: Mapping[str, Wiring], objects: Mapping[str, list[Any]], bus: MemoryBus, sender: Sender
+    ) -> None:
+        self._wirings = dict(wirings)
+        self._callers = {OUTSIDE: self._wirings[OUTSIDE]}
+        self._switched: list[Fault] = []
         self._objects = objects
         self._bus = bus
         self.bus = Bus(sender)
@@ -48,8 +56,60 @@ class System:
         """A client of *contract*, calling as somebody outside of the system would, who is known as *caller*."""
         wiring = self._callers.get(caller)
         if wiring is None:
-            wiring = self._callers[caller] = replaced(self._callers[OUTSIDE], caller=caller, _channels={})
+            outside = self._callers[OUTSIDE]
+            faults = Faults(caller, clock=outside.clock)
+            faults.switch(self._switched)
+            wiring = self._callers[caller] = replaced(outside, caller=caller, faults=faults, _channels={})
         return wiring.client(contract)
+
+    @contextlib.contextmanager
+    def fault(
+        self,
+        caller: str,
+        target: str | type[Contract],
+        method: str | None = None,
+        *,
+        delay: float | None = None,
+        error: str | None = None,
+        drop: str | None = None,
+        partition: bool = False,
+        bandwidth: float | None = None,
+        share: float = 1.0,
+    ) -> Iterator[Fault]:
+        """Let something go wrong with the calls of *caller* to *target* that begin inside the block.
+
+        *caller* is the name of an app, of a client's `caller`, or `*` for all; *target* that of an app, or a contract,
+        for whoever implements it; see `polywire.policy.faults.Fault` for the rest. Raises SetupError for an edge that
+        there is not.
+        """
+        wiring = self._wirings[OUTSIDE]
+        services = {one.name for one in wiring.targets.values()}
+        owners = {full_name: one.name for full_name, one in wiring.targets.items()}
+        name = target if isinstance(target, str) else owners.get(service_of(target).full_name, "")
+        made = Fault(
+            caller=caller,
+            target=name or str(target),
+            method=method,
+            delay=delay,
+            error=error,
+            drop=drop,
+            partition=partition,
+            bandwidth=bandwidth,
+            share=share,
+        )
+        check_services(made, sorted({*services, *self._wirings, *self._callers}))
+        check_calls(made, {}, owners, {})
+        self._switch([*self._switched, made])
+        try:
+            yield made
+        finally:
+            self._switch([one for one in self._switched if one is not made])
+
+    def _switch(self, faults: list[Fault]) -> None:
+        self._switched = faults
+        for wiring in {**self._wirings, **self._callers}.values():
+            if wiring.faults is not None:
+                wiring.faults.switch(faults)
 
     async def _close(self) -> None:
         for wiring in self._callers.values():
@@ -92,13 +152,15 @@ async def system(
     replace: Mapping[Any, object] | None = None,
     clock: Clock = SYSTEM_CLOCK,
     defaults: CallDefaults | None = None,
+    shedding: Shedding | None = None,
 ) -> AsyncIterator[System]:
     """Run *apps* in this process, calling each other over the local wire, until the end of the block.
 
     *replace* puts something of the test in the place of a contract's implementation (`{Payments: FakePayments()}`; the
     fake implements the contract) or of a resource (`{Ledger: Ledger(":memory:")}`, or a `Key` where it has a name).
     Deadlines and retries go by *clock*, and a service or resource that asks for a `Clock` gets it. Who calls is known:
-    an app by its name, and a test as `"test"` or what it says.
+    an app by its name, and a test as `"test"` or what it says. No call is turned away for there being many, unless
+    *shedding* says so: a test that makes hundreds at once means them all.
 
     Raises SetupError where a service needs something that is neither in the apps nor replaced.
     """
@@ -122,7 +184,13 @@ async def system(
         callable_objects = [one for one in made.services if contracts_of(type(one))]
         interceptors = assemblies[name].app.interceptors if name in assemblies else ()
         dispatchers.append(
-            Services(callable_objects, authenticator=Certificates(), interceptors=interceptors, clock=clock)
+            Services(
+                callable_objects,
+                authenticator=Certificates(),
+                interceptors=interceptors,
+                shedding=shedding or Shedding(enabled=False),
+                clock=clock,
+            )
         )
         return dispatchers[-1]
 
@@ -132,14 +200,21 @@ async def system(
         senders = {name: bus.sender(name) for name in (*assemblies, OUTSIDE)}
         around = {name: assembly.app.client_interceptors for name, assembly in assemblies.items()}
         wirings = {
-            name: replaced(wiring, sender=sender, interceptors=around.get(name, ()), caller=name, _channels={})
+            name: replaced(
+                wiring,
+                sender=sender,
+                interceptors=around.get(name, ()),
+                caller=name,
+                faults=Faults(name, clock=clock),
+                _channels={},
+            )
             for name, sender in senders.items()
         }
         await bus.declare([part_of(assembly) for assembly in assemblies.values()])
         await bus.declare([part_of_fakes(fakes)])
         with_bus = {name: {**given, BUS: Bus(senders[name])} for name in assemblies}
         async with hosting(assemblies, {name: wirings[name] for name in assemblies}, make, given=with_bus):
-            made = System(wirings[OUTSIDE], objects, bus, senders[OUTSIDE])
+            made = System(wirings, objects, bus, senders[OUTSIDE])
             try:
                 await bus.consume(objects, stores, senders[OUTSIDE])
                 yield made

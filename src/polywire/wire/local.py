@@ -31,6 +31,7 @@ from polywire.errors import (
 from polywire.policy.deadline import Deadlines
 from polywire.wire.framing import too_large
 from polywire.wire.seam import (
+    PRIORITY,
     Dispatcher,
     Handler,
     Outgoing,
@@ -38,6 +39,7 @@ from polywire.wire.seam import (
     metadata_from_fields,
     not_in_time,
     plain_value,
+    priority_from,
     unknown_method,
 )
 
@@ -91,6 +93,7 @@ class LocalWire:
             refused = too_large(len(encoded), self._dispatcher.max_message_bytes)
             self._dispatcher.rejected(call, refused)
             raise refused
+        self._take_place(handler, call, rpc)
         work = self._dispatcher.unary(
             handler, call, codec_for(rpc.request, "proto").decode, encoded, codec_for(rpc.response, "proto").encode
         )
@@ -118,7 +121,9 @@ class LocalWire:
 
     async def stream(self, outgoing: Outgoing, *, wait_for_ready: bool = False) -> _LocalStream:
         handler = self._handler(outgoing.rpc)
-        stream = _LocalStream(self, self._dispatcher, handler, self._call(outgoing), outgoing)
+        call = self._call(outgoing)
+        self._take_place(handler, call, outgoing.rpc)
+        stream = _LocalStream(self, self._dispatcher, handler, call, outgoing)
         self._streams.add(stream)
         self.in_flight += 1
         return stream
@@ -156,6 +161,13 @@ class LocalWire:
             raise unknown_method(self._dispatcher, rpc.path)
         return handler
 
+    def _take_place(self, handler: Handler, call: Call, rpc: Rpc) -> None:
+        """Raises what the caller is told where there is no room for *call*."""
+        refused = self._dispatcher.take_place(handler, call)
+        if refused is not None:
+            self._dispatcher.rejected(call, refused)
+            raise _told(refused, rpc)
+
     def _call(self, outgoing: Outgoing) -> Call:
         rpc = outgoing.rpc
         metadata = NO_METADATA
@@ -176,6 +188,8 @@ class LocalWire:
             call.credentials = plain_value("authorization", outgoing.authorization).decode()
         call.peer_certificate = self._certificate
         call.principal = outgoing.principal
+        if outgoing.metadata:
+            call.priority = priority_from(str(metadata.get(PRIORITY, "")).encode())
         call.traceparent = outgoing.traceparent
         call.tracestate = outgoing.tracestate
         call.baggage = outgoing.baggage
@@ -367,6 +381,7 @@ async def _serve(dispatcher: Dispatcher, handler: Handler, call: Call, requests:
     try:
         only = await requests.get()
     except StopAsyncIteration:
+        dispatcher.cancel(call)  # it took a place, and will not be run
         raise InvalidArgument(f"{rpc.full_name} got no request message.") from None
     await dispatcher.stream(handler, call, lambda: decode(only), send)
 

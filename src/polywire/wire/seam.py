@@ -14,7 +14,8 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mappin
 from typing import Any, Protocol
 
 from polywire.context import Call, Metadata, MetadataValue
-from polywire.contract import Message, Rpc, Service
+from polywire.contract import Kind, Message, Rpc, Service
+from polywire.contract.policies import Priority
 from polywire.errors import (
     CallError,
     DeadlineExceeded,
@@ -24,6 +25,7 @@ from polywire.errors import (
     Unimplemented,
 )
 from polywire.net.stream import Field, HeadersTooLarge, StreamClosed
+from polywire.policy.shedding import Limiter
 
 # The names that polywire itself puts beside a call, the same on every wire unless the wire's own protocol has one.
 REQUEST_ID = "x-request-id"
@@ -36,6 +38,11 @@ REACHED = "polywire-reached"
 """With `unavailable`, on every wire: `no` where the service turned the call away before any handler saw it."""
 PRINCIPAL = "polywire-principal"
 IDEMPOTENCY_KEY = "idempotency-key"
+PRIORITY = "polywire-priority"
+"""Of a call that its caller takes back behind others: `background` or `normal`."""
+NO_PRIORITY = int(Priority.CRITICAL)
+"""Of a call whose caller does not take it back."""
+_PRIORITIES = {b"background": int(Priority.BACKGROUND), b"normal": int(Priority.NORMAL)}
 
 MAX_REQUEST_ID = 128
 
@@ -65,6 +72,10 @@ class Outgoing:
     """Set by the wire: metadata before the answer."""
     trailers: Metadata | None = None
     """Set by the wire: metadata after it."""
+    attempt_timeout: float | None = None
+    """Seconds that one attempt may take of the time of the call."""
+    wire: EndpointWire | None = None
+    """Set by the channel: the endpoint that the attempt goes to."""
 
     def __init__(
         self,
@@ -154,7 +165,7 @@ class EndpointWire(Protocol):
 class Handler:
     """One rpc of one service object, ready to be called."""
 
-    __slots__ = ("admit", "function", "internal", "memo", "rpc", "service")
+    __slots__ = ("admit", "function", "internal", "limiter", "memo", "priority", "rpc", "service", "unary")
 
     def __init__(self, rpc: Rpc, function: Callable[..., Any], service: Service, *, internal: bool = False) -> None:
         self.rpc = rpc
@@ -165,6 +176,10 @@ class Handler:
         self.service = service
         self.admit: Callable[[Call], None] | None = None
         """Tells who calls and whether they may, or raises; None where nobody is asked."""
+        self.limiter: Limiter | None = None
+        """Who admits calls, by how many are under way; None where all are: health and reflection always."""
+        self.priority = int(rpc.priority)
+        self.unary = rpc.kind is Kind.UNARY
         self.memo: Any = None
         """For the server wire's own use."""
 
@@ -172,10 +187,11 @@ class Handler:
 class Dispatcher(Protocol):
     """What server wires call into; `polywire.server` implements it, once for all wires.
 
-    A wire parses its own headers into a `Call`, then runs exactly one of the three coroutines below as the call's task
-    (made by `start_task`), and writes what comes out. They check deadline, identity and draining before any work,
-    decode, run the handler with `current()` set, end it at its deadline, translate what it raises (only
-    CallErrors and CancelledError come out), count and log. They are to be cancelled through `cancel`.
+    A wire parses its own headers into a `Call` and asks `take_place` whether there is room for it. If so it runs
+    exactly one of the three coroutines below as the call's task (made by `start_task`), and writes what comes out.
+    They check deadline, identity and draining before any work, decode, run the handler with `current()` set, end it at
+    its deadline, translate what it raises (only CallErrors and CancelledError come out), count and log. They are to be
+    cancelled through `cancel`.
     """
 
     @property
@@ -194,6 +210,11 @@ class Dispatcher(Protocol):
     """Of one request message after decompression; wires answer `resource_exhausted` beyond."""
     stream_idle_timeout: float
     """Seconds without a message in either direction, after which a stream without a deadline is ended."""
+
+    def take_place(self, handler: Handler, call: Call) -> CallError | None:
+        """Take a place for *call*, to be asked right before its task is started; or say why there is none, which the
+        wire answers with, and tells `rejected`. The place is given back by the end of the call, or by `cancel`."""
+        ...
 
     async def unary(
         self,
@@ -309,6 +330,11 @@ def decode_binary(value: bytes) -> bytes:
         return base64.b64decode(value + b"=" * (-len(value) % 4), validate=True)
     except binascii.Error as error:
         raise ValueError("not base64") from error
+
+
+def priority_from(value: bytes) -> int:
+    """What a header says about how much a call matters to its caller; what is not known changes nothing."""
+    return _PRIORITIES.get(value, NO_PRIORITY)
 
 
 def request_id_from(value: bytes | None) -> str:

@@ -12,12 +12,15 @@ from polywire.net.stream import Field, Head
 from polywire.wire.compression import ACCEPTED, GZIP, IDENTITY
 from polywire.wire.grpc.protocol import ACCEPT_ENCODING, ENCODING, TIMEOUT, is_grpc, parse_timeout
 from polywire.wire.seam import (
+    NO_PRIORITY,
     PREVIOUS_ATTEMPTS,
     PRINCIPAL,
+    PRIORITY,
     REQUEST_ID,
     Dispatcher,
     Handler,
     metadata_from_fields,
+    priority_from,
     request_id_from,
     unknown_method,
 )
@@ -28,6 +31,7 @@ TRACESTATE = b"tracestate"
 BAGGAGE = b"baggage"
 PREVIOUS = PREVIOUS_ATTEMPTS.encode()
 PRINCIPAL_FIELD = PRINCIPAL.encode()
+PRIORITY_FIELD = PRIORITY.encode()
 AUTHORIZATION = b"authorization"
 CONTENT_TYPE_FIELD = b"content-type"
 
@@ -55,6 +59,7 @@ class Route:
         "metadata",
         "method",
         "principal",
+        "priority",
         "receiver",
         "request_id",
         "timeout",
@@ -85,6 +90,7 @@ class Route:
         """Some of the following are set, apart from the metadata."""
         self.attempt = 1
         self.principal: str | None = None
+        self.priority = NO_PRIORITY
         self.traceparent: str | None = None
         self.tracestate: str | None = None
         self.baggage: str | None = None
@@ -94,6 +100,7 @@ class Route:
         """Set what this route *carries* on a call."""
         call.attempt = self.attempt
         call.principal = self.principal
+        call.priority = self.priority
         call.traceparent = self.traceparent
         call.tracestate = self.tracestate
         call.baggage = self.baggage
@@ -113,7 +120,7 @@ def read_route(dispatcher: Dispatcher, head: Head, fields: tuple[Field, ...]) ->
         return route
     route.metadata = metadata_from_fields(fields)
     for name, value in fields:
-        if apply_field(route, name, value) and name != REQUEST_ID_FIELD:
+        if (apply_field(route, name, value) and name != REQUEST_ID_FIELD) or name == PRIORITY_FIELD:
             route.carries = True
     authorization = named.get(AUTHORIZATION)
     route.credentials = None if authorization is None else authorization.decode("latin-1")
@@ -161,6 +168,9 @@ def apply_field(target: Any, name: bytes, value: bytes) -> bool:
         target.baggage = _text(value)
     elif name == PRINCIPAL_FIELD:
         target.principal = _text(value)
+    elif name == PRIORITY_FIELD:
+        target.priority = priority_from(value)
+        return False  # as other metadata it is the handler's to see
     elif name == PREVIOUS:
         target.attempt = 1 + min(int(value), _MAX_ATTEMPTS) if value.isdigit() and len(value) < 10 else 1
     else:

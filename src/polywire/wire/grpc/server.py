@@ -122,7 +122,7 @@ class GrpcServer:
             call.request_id = self._new_request_id()
             made_id = ((REQUEST_ID_FIELD, call.request_id.encode()),)
         if fault is not None or route.http_status != 200:
-            return self._refuse(stream, route, call, fault, made_id)
+            return self.refuse(stream, route, call, fault, made_id)
         receiver: Receiver = route.receiver(self, stream, route, call, made_id)
         return receiver
 
@@ -132,9 +132,10 @@ class GrpcServer:
             route.receiver = _RECEIVERS[route.handler.rpc.kind]
         return route
 
-    def _refuse(
+    def refuse(
         self, stream: Stream, route: Route, call: Call, fault: CallError | None, made_id: tuple[Field, ...]
     ) -> Receiver:
+        """Answer a request that no handler gets to see."""
         if route.http_status != 200 or fault is None:
             stream.send_headers(_NOT_GRPC[route.http_status], end=True)
             self.dispatcher.rejected(call, Unimplemented(f"{call.method} was asked for, but not with gRPC."))
@@ -324,15 +325,22 @@ class _OneRequest(_Exchange):
         self._started = True
         body = self._body
         if body is not None and not body[0]:
-            self._server.start(self._run(body[PREFIX_SIZE:]), self._call)
+            payload = body[PREFIX_SIZE:]
+        else:
+            try:
+                flags, payload = self.frame(f"The request of {self._route.method}")
+                payload = plain(flags, payload, gzip=self._route.gzip, limit=self._limit)
+            except CallError as error:
+                self._reject(error)
+                return
+        server = self._server
+        refused = server.dispatcher.take_place(self._route.handler, self._call)
+        if refused is None:
+            server.start(self._run(payload), self._call)
             return
-        try:
-            flags, payload = self.frame(f"The request of {self._route.method}")
-            payload = plain(flags, payload, gzip=self._route.gzip, limit=self._limit)
-        except CallError as error:
-            self._reject(error)
-            return
-        self._server.start(self._run(payload), self._call)
+        self._reject(refused)
+        # As after a call that was answered: those that are turned away come in great numbers.
+        del self.stream
 
     async def _run(self, payload: bytes) -> None:
         raise NotImplementedError
@@ -420,9 +428,18 @@ class _ManyRequests(_Exchange):
             self._requests.discard()
 
 
+def _many_requests(
+    server: GrpcServer, stream: Stream, route: Route, call: Call, made_id: tuple[Field, ...]
+) -> Receiver:
+    refused = server.dispatcher.take_place(route.handler, call)
+    if refused is not None:
+        return server.refuse(stream, route, call, refused, made_id)
+    return _ManyRequests(server, stream, route, call, made_id)
+
+
 _RECEIVERS: dict[Kind, Callable[[GrpcServer, Stream, Route, Call, tuple[Field, ...]], Receiver]] = {
     Kind.UNARY: _Unary,
     Kind.SERVER_STREAM: _ServerStream,
-    Kind.CLIENT_STREAM: _ManyRequests,
-    Kind.BIDIRECTIONAL: _ManyRequests,
+    Kind.CLIENT_STREAM: _many_requests,
+    Kind.BIDIRECTIONAL: _many_requests,
 }

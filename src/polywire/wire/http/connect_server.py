@@ -175,12 +175,7 @@ class ConnectTarget(Target):
         if call is None:
             call = inbound.call(plan.method, stream, "connect", inbound.timeout, server.clock)
         if inbound.refusal is not None:
-            if plan.unary:
-                server.reject(stream, call, inbound.refusal)
-            else:
-                server.dispatcher.rejected(call, inbound.refusal)
-                Answers(self, stream, inbound, call).finish(inbound.refusal)
-            return Ignoring(stream)
+            return self._refused(stream, inbound, call, inbound.refusal)
         if plan.unary:
             return UnaryCall(self, stream, inbound, call)
         if rpc.kind is Kind.SERVER_STREAM:
@@ -188,7 +183,19 @@ class ConnectTarget(Target):
         if rpc.kind is Kind.BIDIRECTIONAL and stream.version != "2":
             respond(stream, _NEEDS_HTTP2, (), b"")
             return Ignoring(stream)
+        refused = server.dispatcher.take_place(plan.handler, call)
+        if refused is not None:
+            return self._refused(stream, inbound, call, refused)
         return RequestStreamCall(self, stream, inbound, call)
+
+    def _refused(self, stream: Stream, inbound: ConnectInbound, call: Call, error: CallError) -> Receiver:
+        """Answer a request that no handler gets to see."""
+        if self.plan.unary:
+            self.server.reject(stream, call, error)
+        else:
+            self.server.dispatcher.rejected(call, error)
+            Answers(self, stream, inbound, call).finish(error)
+        return Ignoring(stream)
 
 
 _NEEDS_HTTP2 = Headers(((b":status", b"505"), (b"connection", b"close")))
@@ -292,7 +299,17 @@ class UnaryCall(Gathering):
 
     def complete(self) -> None:
         self.started = True
-        start_task(asyncio.get_running_loop(), self.run(), self.call)
+        refused = self.target.server.dispatcher.take_place(self.target.plan.handler, self.call)
+        if refused is None:
+            start_task(asyncio.get_running_loop(), self.run(), self.call)
+            return
+        self.turn_away(refused)
+        # As after a call that was answered: those that are turned away come in great numbers.
+        del self.stream
+
+    def turn_away(self, refused: CallError) -> None:
+        """Answer a call that there is no room for."""
+        self.target.server.reject(self.stream, self.call, refused)
 
     async def run(self) -> None:
         """Call the handler and answer."""
@@ -409,9 +426,11 @@ class ServerStreamCall(UnaryCall):
         self._answers = Answers(target, stream, inbound, call)
 
     def oversized(self) -> None:
-        error = _oversized(self.limit - PREFIX_SIZE)
-        self.target.server.dispatcher.rejected(self.call, error)
-        self._answers.finish(error)
+        self.turn_away(_oversized(self.limit - PREFIX_SIZE))
+
+    def turn_away(self, refused: CallError) -> None:
+        self.target.server.dispatcher.rejected(self.call, refused)
+        self._answers.finish(refused)
 
     async def run(self) -> None:
         target = self.target

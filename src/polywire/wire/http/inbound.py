@@ -10,11 +10,22 @@ from polywire.clock import Clock
 from polywire.context import Call, Metadata
 from polywire.net.stream import Field, Stream
 from polywire.wire.request_id import new_request_id
-from polywire.wire.seam import PREVIOUS_ATTEMPTS, PRINCIPAL, REQUEST_ID, TIMEOUT, metadata_from_fields, request_id_from
+from polywire.wire.seam import (
+    NO_PRIORITY,
+    PREVIOUS_ATTEMPTS,
+    PRINCIPAL,
+    PRIORITY,
+    REQUEST_ID,
+    TIMEOUT,
+    metadata_from_fields,
+    priority_from,
+    request_id_from,
+)
 
 _REQUEST_ID = REQUEST_ID.encode()
 REST_TIMEOUT = TIMEOUT.encode()
 _PRINCIPAL = PRINCIPAL.encode()
+_PRIORITY = PRIORITY.encode()
 _ATTEMPTS = PREVIOUS_ATTEMPTS.encode()
 
 MAX_TRACESTATE = 512
@@ -33,6 +44,7 @@ class Inbound:
         "named",
         "previous",
         "principal",
+        "priority",
         "request_id",
         "traceparent",
         "tracestate",
@@ -55,6 +67,8 @@ class Inbound:
             self.baggage = self._joined(b"baggage", MAX_BAGGAGE)
         principal = get(_PRINCIPAL)
         self.principal = None if principal is None else principal.decode("latin-1")
+        priority = get(_PRIORITY)
+        self.priority = NO_PRIORITY if priority is None else priority_from(priority)
         attempts = get(_ATTEMPTS)
         self.previous = int(attempts) if attempts is not None and attempts.isdigit() and len(attempts) < 4 else 0
         self._metadata: Callable[[], Metadata] = partial(metadata_from_fields, fields)
@@ -118,6 +132,8 @@ class Inbound:
         call.credentials = self.authorization
         call.peer_certificate = stream.connection.peer_certificate
         call.principal = self.principal
+        if self.priority < NO_PRIORITY:
+            call.priority = self.priority
         call.traceparent = self.traceparent
         call.tracestate = self.tracestate
         call.baggage = self.baggage

@@ -196,6 +196,10 @@ class RestTarget(Target):
             return RestCall(self, stream, inbound, call)
         if kind is Kind.SERVER_STREAM:
             return RestStream(self, stream, inbound, call)
+        refused = server.dispatcher.take_place(plan.handler, call)
+        if refused is not None:
+            server.reject(stream, call, refused)
+            return Ignoring(stream)
         return RestCollection(self, stream, inbound, call)
 
     def parts(self, inbound: RestInbound) -> Parts:
@@ -280,7 +284,14 @@ class RestCall(Gathering):
 
     def complete(self) -> None:
         self.started = True
-        start_task(asyncio.get_running_loop(), self.run(), self.call)
+        server = self.target.server
+        refused = server.dispatcher.take_place(self.target.plan.handler, self.call)
+        if refused is None:
+            start_task(asyncio.get_running_loop(), self.run(), self.call)
+            return
+        server.reject(self.stream, self.call, refused)
+        # As after a call that was answered: those that are turned away come in great numbers.
+        del self.stream
 
     async def run(self) -> None:
         """Call the handler and answer."""

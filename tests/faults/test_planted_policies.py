@@ -1,0 +1,175 @@
+"""What puts the policies into the path of a call has tests that fail where it does so wrongly."""
+
+from __future__ import annotations
+
+import gc
+import importlib
+from collections.abc import Iterator
+
+import pytest
+from tests.faults.planting_support import Bug, find
+
+CHANNEL = "polywire.channel:Channel"
+RULES = "polywire.call_rules:CallRules"
+BOOK = "polywire.call_rules:RuleBook"
+UNDERWAY = "polywire.call_rules:Underway"
+LOCAL = "tests.conformance.test_policies_on_wires:TestLocalPolicies"
+CANCELLED_TRIAL = f"{LOCAL}.test_a_cancelled_trial_leaves_its_permit_to_the_next_call"
+CANCELLED_PLACE = f"{LOCAL}.test_a_cancelled_call_gives_its_place_to_the_next_one"
+EXACTLY = f"{LOCAL}.test_half_open_exactly_so_many_calls_come_through_and_then_it_closes"
+IMPATIENCE = 2.0
+"""Seconds after which a test that waits for what a bug keeps from happening counts as failed."""
+IS_CANCELLED = 'type(error).__name__ == "CancelledError"'
+
+BUGS = {
+    "half open lets all through": Bug(
+        f"{CHANNEL}._attempt", "breaker.admit(began)", "breaker.admit(began) or 1", EXACTLY, ("unary",)
+    ),
+    "half open lets all streams through": Bug(
+        f"{CHANNEL}._open_once", "rules.breaker.admit(began)", "(rules.breaker.admit(began) or 1)", EXACTLY, ("stream",)
+    ),
+    "a permit leaks with a cancelled call": Bug(
+        f"{RULES}.failed",
+        "self.breaker.failed(",
+        f"{IS_CANCELLED} or self.breaker.failed(",
+        CANCELLED_TRIAL,
+        ("unary",),
+    ),
+    "a permit leaks with a cancelled stream": Bug(
+        f"{UNDERWAY}.given_up", "self.rules.breaker.release(permit)", "pass", CANCELLED_TRIAL, ("stream",)
+    ),
+    "a permit leaks with a call that is cancelled in the queue": Bug(
+        f"{CHANNEL}._turn",
+        "rules.breaker.release(permit)",
+        "pass",
+        f"{LOCAL}.test_a_trial_that_is_cancelled_while_it_waits_for_a_place_leaves_its_permit",
+    ),
+    "a place leaks with a cancelled call": Bug(
+        f"{RULES}.failed", "self.places.leave(", f"{IS_CANCELLED} or self.places.leave(", CANCELLED_PLACE, ("unary",)
+    ),
+    "a place leaks with a cancelled stream": Bug(
+        f"{UNDERWAY}.given_up", "self.ended(None)", "pass", CANCELLED_PLACE, ("collect",)
+    ),
+    "a place leaks with a stream that is let go": Bug(
+        "polywire.client:ResponseStream.__del__",
+        "self._underway.given_up()",
+        "pass",
+        f"{LOCAL}.test_a_stream_that_is_let_go_gives_its_place_back",
+    ),
+    "cancellation is failure": Bug(
+        f"{RULES}.failed",
+        "self.breaker.failed(permit, error,",
+        'self.breaker.failed(permit, error if isinstance(error, Exception) else Unavailable("", reached="no"),',
+        f"{LOCAL}.test_cancelled_calls_never_open_a_breaker",
+        ("unary",),
+    ),
+    "a stale result is counted": Bug(
+        f"{RULES}.failed",
+        "self.breaker.failed(permit,",
+        "self.breaker.failed(self.breaker.shared or permit,",
+        f"{LOCAL}.test_a_failure_from_before_it_opened_does_not_count_once_it_has_closed",
+    ),
+    "what is not idempotent is retried": Bug(
+        f"{CHANNEL}._may_retry",
+        "repeatable = rpc.idempotent or",
+        "repeatable = True or",
+        f"{LOCAL}.test_what_is_not_idempotent_and_may_have_arrived_is_sent_once",
+    ),
+    "what is not idempotent is hedged": Bug(
+        f"{BOOK}._hedging",
+        "may_be_sent_twice = rpc.idempotent",
+        "may_be_sent_twice = True",
+        f"{LOCAL}.test_what_is_not_idempotent_is_neither_retried_nor_hedged",
+    ),
+    "copies have a budget of their own": Bug(
+        f"{BOOK}._hedging",
+        "budget=self._budget",
+        "budget=RetryBudget()",
+        f"{LOCAL}.test_copies_stay_within_the_budget_of_retries",
+    ),
+    "retries have no budget": Bug(
+        f"{CHANNEL}._may_retry",
+        "not self.budget.take(now)",
+        "False",
+        "tests.unit.test_channel:test_retries_stay_within_the_budget_of_the_channel",
+    ),
+    "the deadline is forgotten in the queue": Bug(
+        f"{CHANNEL}._turn",
+        "self._start_attempt(outgoing, outgoing.call_deadline)",
+        "self._start_attempt(outgoing, None)",
+        f"{LOCAL}.test_the_time_in_the_queue_is_taken_off_what_the_target_is_given",
+    ),
+    "the target is told of time that the queue took": Bug(
+        f"{CHANNEL}._turn",
+        "self._start_attempt(outgoing, outgoing.call_deadline)",
+        "pass",
+        "tests.conformance.test_policies_on_wires:TestGrpcPolicies"
+        ".test_the_time_in_the_queue_is_taken_off_what_the_target_is_given",
+    ),
+    "an attempt may last longer than its call": Bug(
+        f"{CHANNEL}._start_attempt",
+        "(deadline is None or now + limit < deadline)",
+        "True",
+        f"{LOCAL}.test_an_attempt_ends_no_later_than_its_call",
+    ),
+    "a child may end after its parent": Bug(
+        f"{CHANNEL}._part_of",
+        "deadline is None or parent.deadline < deadline",
+        "deadline is None",
+        "tests.unit.test_channel:test_a_call_never_outlives_the_call_that_it_is_part_of",
+    ),
+    "the queue does not know the deadline": Bug(
+        f"{CHANNEL}._turn",
+        "deadline=outgoing.call_deadline,",
+        "deadline=None,",
+        f"{LOCAL}.test_a_call_that_would_miss_its_deadline_in_the_queue_does_not_reach_the_target",
+    ),
+    "one that comes back gets everything at once": Bug(
+        f"{RULES}.pick",
+        "comparison.outliers.begin(chosen, now)",
+        "pass",
+        f"{LOCAL}.test_one_that_is_well_again_comes_back_with_a_single_call",
+    ),
+    "slow methods make an endpoint look slow": Bug(
+        "polywire.call_rules:Comparison.answered",
+        "self.outliers.succeeded(wire, began, now, typical)",
+        "self.outliers.succeeded(wire, began, now)",
+        f"{LOCAL}.test_a_mix_of_slow_and_quick_methods_leaves_nobody_out",
+    ),
+    "a user is given the answer of another": Bug(
+        "polywire.call_rules:StandIn._key",
+        "None if call is None else call.principal",
+        "None",
+        f"{LOCAL}.test_the_last_good_answer_of_one_user_is_not_given_to_another",
+    ),
+    "calls with other metadata are given the same answer": Bug(
+        "polywire.call_rules:StandIn._key",
+        "tuple(outgoing.metadata)",
+        "None",
+        f"{LOCAL}.test_the_last_good_answer_to_the_same_question_is_given_again",
+    ),
+    "a retry goes to the endpoint that failed": Bug(
+        f"{CHANNEL}._again",
+        "tried.append(outgoing.wire)",
+        "pass",
+        f"{LOCAL}.test_a_retry_goes_to_another_instance_also_where_its_key_belongs_to_the_one_that_failed",
+    ),
+}
+
+for one in BUGS.values():
+    importlib.import_module(one.found_by.partition(":")[0])
+
+
+@pytest.fixture
+def no_rest() -> Iterator[None]:
+    """What a failed test leaves open is tidied up here, where nobody minds, and not in the middle of another test."""
+    yield
+    gc.collect()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", BUGS)
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.usefixtures("no_rest")
+def test_a_planted_bug_is_found(name: str) -> None:
+    find(BUGS[name], IMPATIENCE)
