@@ -536,9 +536,8 @@ class PolicySuite:
 
     # ---- fallback ----
 
+    @pytest.mark.parametrize("kind", ["unary", "collect"])
     async def test_a_fallback_answers_in_place_of_the_error(self, kind: str, caplog: pytest.LogCaptureFixture) -> None:
-        if kind == "stream":
-            pytest.skip("nothing can stand in for a stream")
         caplog.set_level(logging.INFO, "polywire.client")
         async with self.running(1) as running:
             running.first.mode = "internal"
