@@ -57,8 +57,8 @@ if TYPE_CHECKING:
     from polywire.contract.policies import Ejection as Ejection
     from polywire.contract.policies import Fallback as Fallback
     from polywire.contract.policies import Hedge as Hedge
-    from polywire.contract.policies import Priority as Priority
     from polywire.contract.policies import Shedding as Shedding
+    from polywire.contract.priority import Priority as Priority
     from polywire.errors import DO_NOT_RETRY as DO_NOT_RETRY
     from polywire.errors import Aborted as Aborted
     from polywire.errors import AlreadyExists as AlreadyExists

@@ -13,7 +13,8 @@ from polywire.call_rules import CallRules, RuleBook, Underway
 from polywire.clock import SYSTEM_CLOCK, Clock, Timer
 from polywire.context import NO_METADATA, Call, Calling, MetadataValue, _calling, _current
 from polywire.contract import Message, Rpc
-from polywire.contract.policies import NOTHING, Priority
+from polywire.contract.policies import NOTHING
+from polywire.contract.priority import Priority
 from polywire.discovery import Resolver
 from polywire.errors import DO_NOT_RETRY, CallError, DeadlineExceeded, Unavailable
 from polywire.policy.bulkhead import entered

@@ -184,6 +184,28 @@ class PolicySuite:
     def _waits_or_is_over(places: Any, call: asyncio.Future[Answer]) -> bool:
         return call.done() or bool(places.waiting)
 
+    async def test_a_stream_that_says_nothing_and_stands_is_well(self) -> None:
+        one_trial = Breaker(minimum_calls=4, trials=1, trial_time=0.4, open_time=0.05, jitter=0.0, growth=1.0)
+        async with self.running(1, one_trial) as running:
+            await opened(running, "stream")
+            running.first.mode = "hang"
+            held = breaker_of(running, "stream")
+            while True:
+                quiet = asyncio.ensure_future(ask(running.desk, "stream"))
+                await until(partial(self._stands_or_is_over, held, quiet))
+                if not quiet.done():
+                    break
+            await until(lambda: held.state is not State.HALF_OPEN)
+            assert held.state.value == "closed"
+            quiet.cancel()
+            await asyncio.wait([quiet])
+
+    @staticmethod
+    def _stands_or_is_over(held: Any, call: asyncio.Future[Answer]) -> bool:
+        if call.done():
+            assert isinstance(call.exception(), Unavailable)
+        return call.done() or held.state is State.HALF_OPEN
+
     async def test_cancelled_calls_never_open_a_breaker(self, kind: str) -> None:
         async with self.running(1, Breaker(minimum_calls=4)) as running:
             running.first.mode = "hang"
@@ -536,9 +558,8 @@ class PolicySuite:
 
     # ---- fallback ----
 
+    @pytest.mark.parametrize("kind", ["unary", "collect"])
     async def test_a_fallback_answers_in_place_of_the_error(self, kind: str, caplog: pytest.LogCaptureFixture) -> None:
-        if kind == "stream":
-            pytest.skip("nothing can stand in for a stream")
         caplog.set_level(logging.INFO, "polywire.client")
         async with self.running(1) as running:
             running.first.mode = "internal"

@@ -56,6 +56,12 @@ BUGS = {
         "pass",
         f"{LOCAL}.test_a_stream_that_is_let_go_gives_its_place_back",
     ),
+    "a quiet stream keeps a breaker from closing": Bug(
+        f"{UNDERWAY}.opened",
+        "if breaker.state is State.HALF_OPEN:",
+        "if False:",
+        f"{LOCAL}.test_a_stream_that_says_nothing_and_stands_is_well",
+    ),
     "cancellation is failure": Bug(
         f"{RULES}.failed",
         "self.breaker.failed(permit, error,",

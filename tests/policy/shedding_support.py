@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from polywire.contract.policies import Priority
+from polywire.contract.priority import Priority
 
 
 class Admission(Protocol):

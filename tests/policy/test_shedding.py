@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from tests.policy.shedding_support import simulate, simulate_turns
 from tests.policy.unhurried_support import UNHURRIED
 
-from polywire.contract.policies import Priority, Shedding
+from polywire.contract.policies import Shedding
+from polywire.contract.priority import Priority
 from polywire.errors import ResourceExhausted
 from polywire.policy.retry import is_retryable
 from polywire.policy.shedding import BUSY, Backlog, Limiter

@@ -6,7 +6,6 @@ import functools
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from enum import IntEnum
 from typing import Any, Literal, Self, TypeVar, cast, dataclass_transform
 
 from polywire.contract.retry import Kinds, Retry
@@ -327,14 +326,6 @@ class Ejection(Policy):
         self._factors(1, "slow_factor")
         if not 0 <= self._number("panic") <= 1:
             raise self._wrong("panic", "a share is at least 0 and at most 1. 0 switches the panic off.")
-
-
-class Priority(IntEnum):
-    """Whose calls are turned away first when a service has too much to do: the lowest."""
-
-    BACKGROUND = 0
-    NORMAL = 1
-    CRITICAL = 2
 
 
 @policy

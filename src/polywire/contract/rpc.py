@@ -9,17 +9,18 @@ import re
 import typing
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, TypeVar, overload
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, overload
 
 from polywire.contract.failures import NOTHING, Raises, check_raises, listed
-from polywire.contract.keys import check_key
 from polywire.contract.message import Message
-from polywire.contract.policies import NOTHING as NO_VALUE
-from polywire.contract.policies import Balance, Fallback, Policy, Priority, answers, checked_policies
+from polywire.contract.priority import Priority
 from polywire.contract.rest import Route
-from polywire.contract.retry import Retry
 from polywire.contract.task import Task, TaskOptions, check_agreement, read_task
 from polywire.errors import CallError, ContractError
+
+if TYPE_CHECKING:
+    from polywire.contract.policies import Policy
+    from polywire.contract.retry import Retry
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 _PACKAGE = re.compile(r"[a-z_][a-z0-9_]*(\.[a-z_][a-z0-9_]*)*\Z", re.IGNORECASE)
@@ -158,7 +159,7 @@ def rpc(
     if not isinstance(priority, Priority):
         raise ContractError(f"@rpc(priority={priority!r}): give Priority.BACKGROUND, NORMAL or CRITICAL.")
     raised = check_raises("@rpc", raises)
-    kept = checked_policies("@rpc(policies=...)", policies)
+    kept = _checked("@rpc(policies=...)", policies)
     for label, seconds in (("timeout", timeout), ("attempt_timeout", attempt_timeout)):
         if seconds is not None and not seconds > 0:
             raise ContractError(f"@rpc({label}={seconds!r}): a timeout is a positive number of seconds.")
@@ -240,7 +241,7 @@ class Contract:
         cls.__declared__ = (package, name or cls.__name__, prefix)
         cls.__raises__ = (*cls.__raises__, *check_raises(cls.__qualname__, raises))
         if policies:
-            cls.__policies__ = checked_policies(f"{cls.__qualname__}: policies=...", policies)
+            cls.__policies__ = _checked(f"{cls.__qualname__}: policies=...", policies)
         _check_tasks(cls)
 
 
@@ -402,9 +403,18 @@ def _read(
         prefix=prefix,
         priority=options.priority,
         raises=listed(package, f"{service}/{name}", dict.fromkeys((*contract.__raises__, *options.raises))),
-        policies=_fitting(where, options.policies, kind, request, response),
+        policies=_fitting(where, options.policies, kind, request, response) if options.policies else (),
         of_contract=contract.__policies__,
     )
+
+
+def _checked(where: str, given: Sequence[Policy | Retry]) -> tuple[Policy | Retry, ...]:
+    if not given:
+        return ()
+    # Imported here, as most contracts declare none and are not to wait for their classes to be made.
+    from polywire.contract.policies import checked_policies
+
+    return checked_policies(where, given)
 
 
 def _fitting(
@@ -415,6 +425,10 @@ def _fitting(
     response: type[Message] | None,
 ) -> tuple[Policy | Retry, ...]:
     """The *policies* of one method, which have to fit what it takes and gives."""
+    from polywire.contract.keys import check_key
+    from polywire.contract.policies import NOTHING as NO_VALUE
+    from polywire.contract.policies import Balance, Fallback, answers
+
     for one in policies:
         if isinstance(one, Fallback) and kind in (Kind.SERVER_STREAM, Kind.BIDIRECTIONAL):
             raise ContractError(f"{where} has a Fallback, but answers by a stream, which nothing can stand in for.")

@@ -6,7 +6,8 @@ import math
 import random
 from collections.abc import Callable
 
-from polywire.contract.policies import Priority, Shedding
+from polywire.contract.policies import Shedding
+from polywire.contract.priority import Priority
 from polywire.errors import ResourceExhausted
 
 SAMPLES = 128

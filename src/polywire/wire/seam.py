@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from polywire.context import Call, Metadata, MetadataValue
 from polywire.contract import Kind, Message, Rpc, Service
-from polywire.contract.policies import Priority
+from polywire.contract.priority import Priority
 from polywire.errors import (
     CallError,
     DeadlineExceeded,
