@@ -50,6 +50,10 @@ def kinds_of(wire: Wire) -> tuple[Kind, ...]:
     return KINDS[:-1] if wire == "connect over HTTP/1.1" else KINDS
 
 
+def over_http2(wire: Wire, kind: Kind) -> bool:
+    return wire in ("grpc", "connect over HTTP/2") or (wire == "rest" and kind != "say")
+
+
 def endpoint_of(wire: Wire, address: str, limits: Limits) -> EndpointWire:
     if wire == "grpc":
         return GrpcWire(Pool(address, version="2", limits=limits))

@@ -118,7 +118,8 @@ class Link:
         side.other.pause()
 
     def resume(self) -> None:
-        """End the stall."""
+        """End the stall, and let nothing strike any more."""
+        self._fault = None
         stalled, self._stalled = self._stalled, set()
         for toward in stalled:
             side = self.sides[toward]
@@ -277,6 +278,12 @@ class Proxy:
         """Do it to every connection that there is."""
         for link in list(self.links):
             link.strike(ending, toward)
+
+    def resume(self) -> None:
+        """End all stalls, and let nothing strike any more."""
+        self.next_fault = lambda: None
+        for link in self.links:
+            link.resume()
 
     def cut(self) -> None:
         """Reset all connections."""

@@ -18,9 +18,12 @@ from tests.faults.parrot_calls_support import (
     client_at,
     in_lanes,
     kinds_of,
+    over_http2,
     staged,
 )
 from tests.faults.proxy_support import Ending, Fault, Proxy, Toward, proxied
+
+from polywire.net.stream import Limits
 
 CASES = [(wire, kind) for wire in WIRES for kind in kinds_of(wire)]
 OTHERS = (Ending.CLOSE, Ending.SERVER_FIRST, Ending.CLIENT_FIRST)
@@ -29,11 +32,14 @@ TEXT = "polly " * 4
 MARGIN = 4
 """Bytes by which calls of one kind may differ in length, as their timeouts do."""
 SHORT = 0.15
+IMPATIENT = Limits(header_timeout=0.3, body_timeout=0.3, keepalive_interval=0.2, keepalive_timeout=0.2)
+PATIENCE = 8.0
 STALLS_EVERY = 1 if WHOLE else 9
 """Bytes."""
 
+ADDRESS = r"127\.0\.0\.1:\d+"
 LOST = re.compile(
-    r"127\.0\.0\.1:\d+ did not answer: "
+    rf"{ADDRESS} did not answer: "
     r"(the connection was lost|the server closed the connection (before|in the middle of) the response)"
     r"(: \[Errno \d+\] [A-Z][a-z ]+| \(\[Errno \d+\] [A-Z][a-z ]+\))?\."
 )
@@ -79,9 +85,9 @@ async def test_a_connection_may_break_off_after_each_byte(wire: Wire, kind: Kind
     assert not outcomes.unreached & stage.service.seen
 
 
-def stalls(lengths: dict[Toward, int]) -> Iterator[Fault]:
+def stalls(lengths: dict[Toward, int], every: int) -> Iterator[Fault]:
     for toward, size in lengths.items():
-        for after in range(0, size, STALLS_EVERY):
+        for after in range(0, size, every):
             yield Fault(toward, after, Ending.STALL)
 
 
@@ -94,16 +100,47 @@ async def test_a_call_that_stands_still_ends_at_its_deadline_and_its_late_answer
     async with staged() as stage:
 
         async def call(proxy: Proxy, address: str, fault: Fault) -> None:
-            faults = [fault]
-            proxy.next_fault = lambda: faults.pop() if faults else None
+            proxy.next_fault = lambda: fault
             async with client_at(wire, address) as client:
                 nonce = stage.nonce()
                 await outcomes.of(called(client, kind, nonce, TEXT, SHORT), nonce, SHORT)
-                for link in proxy.links:
-                    link.resume()
+                proxy.resume()
                 nonce = stage.nonce()
                 assert await outcomes.of(called(client, kind, nonce, TEXT, LONG), nonce, LONG) == "ok", fault
 
-        await in_lanes(stage, 24, stalls(await lengths(stage, wire, kind)), call)
+        await in_lanes(stage, 24, stalls(await lengths(stage, wire, kind), STALLS_EVERY), call)
     assert set(outcomes.codes) == {"ok", "deadline_exceeded"}
     assert outcomes.codes["deadline_exceeded"] > outcomes.calls / 4
+
+
+@pytest.mark.slow
+async def test_a_peer_that_waits_no_longer_makes_it_unavailable() -> None:
+    outcomes = Outcomes()
+    async with staged(limits=IMPATIENT) as stage:
+
+        async def call(proxy: Proxy, address: str, case: tuple[Wire, Kind, Fault]) -> None:
+            wire, kind, fault = case
+            nonce = stage.nonce()
+            proxy.next_fault = lambda: fault
+            async with client_at(wire, address, IMPATIENT) as client:
+                await outcomes.of(called(client, kind, nonce, TEXT, PATIENCE), nonce, PATIENCE)
+
+        cases = [
+            (wire, kind, fault)
+            for wire, kind in CASES
+            for fault in stalls(await lengths(stage, wire, kind), 3 * STALLS_EVERY)
+            # A client over HTTP/1.1 has nothing to go by but its deadline.
+            if fault.toward is Toward.SERVER or over_http2(wire, kind)
+        ]
+        await in_lanes(stage, 150, cases, call)
+    assert set(outcomes.codes) <= {"ok", "unavailable", "deadline_exceeded"}
+    assert outcomes.codes["unavailable"] > 0.9 * outcomes.calls
+    assert {re.sub(ADDRESS, "it", message) for message in outcomes.messages} == {
+        "it did not answer: it gave up waiting for the rest of the request (HTTP status 408).",
+        "it did not answer: the connection was ended: no SETTINGS came.",
+        "it did not answer: the connection was ended: our SETTINGS were not acknowledged.",
+        "it did not answer: the connection was lost.",
+        "it did not answer: the peer did not answer a PING.",
+        "it did not answer: the peer ends the connection: SETTINGS_TIMEOUT ('our SETTINGS were not acknowledged').",
+    }
+    assert not outcomes.unreached & stage.service.seen
