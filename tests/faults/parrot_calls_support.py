@@ -90,16 +90,29 @@ class Stage:
 
     async def until_quiet(self) -> None:
         """Until the server has neither calls nor connections."""
+        await until(
+            lambda: self.service.running == self.server.services.in_flight == self.server._listener.connections == 0,
+            lambda: (
+                f"{self.service.running} handlers, {self.server.services.in_flight} calls and "
+                f"{self.server._listener.connections} connections are left"
+            ),
+        )
+
+
+async def until(holds: Callable[[], bool], otherwise: Callable[[], str]) -> None:
+    """Wait for a condition; AssertionError with what is *otherwise*."""
+    try:
         async with asyncio.timeout(SOON):
-            await self.service.until_idle()
-            while self.server.services.in_flight or self.server._listener.connections:
+            while not holds():  # noqa: ASYNC110 - nobody says when a socket is gone
                 await asyncio.sleep(0.01)
+    except TimeoutError:
+        raise AssertionError(otherwise()) from None
 
 
 @contextlib.asynccontextmanager
 async def staged(*, limits: Limits = QUICK) -> AsyncIterator[Stage]:
     """A parrot. At the end nothing may be left of it and its callers: no handler, no connection, no task, no file."""
-    tasks, files = asyncio.all_tasks(), open_files()
+    tasks, sockets = asyncio.all_tasks(), open_sockets()
     service = ParrotService()
     server = Server([service], limits=limits)
     target = await server.start("127.0.0.1:0")
@@ -109,15 +122,20 @@ async def staged(*, limits: Limits = QUICK) -> AsyncIterator[Stage]:
         await stage.until_quiet()
     finally:
         await server.close()
-    async with asyncio.timeout(SOON):
-        while asyncio.all_tasks() - tasks or open_files() > files:
-            await asyncio.sleep(0.01)
+    await until(
+        lambda: asyncio.all_tasks() <= tasks and open_sockets() <= sockets,
+        lambda: f"these are left: {asyncio.all_tasks() - tasks}, {open_sockets() - sockets}",
+    )
     assert service.mixed == []
 
 
-def open_files() -> int:
-    """How many this process has."""
-    return len(os.listdir("/proc/self/fd"))
+def open_sockets() -> set[str]:
+    """Of this process. Event loops open other files for themselves as they go along."""
+    found = set()
+    for number in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(FileNotFoundError):  # the directory itself, which is read here
+            found.add(os.readlink(f"/proc/self/fd/{number}"))
+    return {name for name in found if name.startswith("socket:")}
 
 
 @dataclass

@@ -37,24 +37,29 @@ class Toward(enum.Enum):
 
 @dataclass(frozen=True)
 class Fault:
-    """Strikes one connection once *after* bytes have been passed on *toward* one side."""
+    """Strikes a connection once *after* more bytes have been passed on *toward* one side."""
 
     toward: Toward
     after: int
     ending: Ending
     for_a_while: float | None = None
-    """Seconds after which a stall goes on by itself."""
+    """Seconds after which a stall ends by itself, and the next fault is waited for."""
 
 
 class Link:
     """One connection through the proxy, with a side each to the client and to the server."""
 
-    def __init__(self, fault: Fault | None, over: Callable[[Link], None]) -> None:
+    def __init__(self, next_fault: Callable[[], Fault | None], over: Callable[[Link], None]) -> None:
         self.passed = {Toward.SERVER: 0, Toward.CLIENT: 0}
         """Bytes."""
         self.struck = False
         self.sides: dict[Toward, _Side] = {}
-        self._fault = fault
+        self.early: bytes | None = b""
+        """Of the client, before there is a way to the server; None from then on."""
+        self._next_fault = next_fault
+        self._fault = next_fault()
+        self._since = 0
+        """Bytes that had been passed on the fault's way when it was made up."""
         self._over = over
         self._stalled: set[Toward] = set()
         self._resume: asyncio.TimerHandle | None = None
@@ -62,32 +67,42 @@ class Link:
     def arrived(self, toward: Toward, data: bytes) -> None:
         """Pass *data* on, as far as it may go."""
         fault = self._fault
+        if self.early is not None:
+            self.early += data
+            return
         if toward in self._stalled:
             self.sides[toward].held += data
             return
-        if fault is None or fault.toward is not toward or self.passed[toward] + len(data) < fault.after:
+        if fault is None or fault.toward is not toward:
             self._pass_on(toward, data)
             return
-        room = fault.after - self.passed[toward]
+        room = self._since + fault.after - self.passed[toward]
+        if len(data) < room:
+            self._pass_on(toward, data)
+            return
         self._fault = None
         self._pass_on(toward, data[:room])
         self.strike(fault.ending, toward, rest=data[room:], for_a_while=fault.for_a_while)
+
+    def connected(self) -> None:
+        """There is a way to the server now."""
+        early, self.early = self.early, None
+        if early:
+            self.arrived(Toward.SERVER, early)
 
     def _pass_on(self, toward: Toward, data: bytes) -> None:
         if data:
             self.passed[toward] += len(data)
             self.sides[toward].write(data)
 
-    def strike(
-        self, ending: Ending, toward: Toward, *, rest: bytes = b"", for_a_while: float | None = None
-    ) -> None:
+    def strike(self, ending: Ending, toward: Toward, *, rest: bytes = b"", for_a_while: float | None = None) -> None:
         """Do it now; *rest* was on its way *toward* a side."""
         self.struck = True
         to_client, to_server = self.sides[Toward.CLIENT], self.sides[Toward.SERVER]
         if ending is Ending.STALL:
             self._stall(toward, rest)
             if for_a_while is not None:
-                self._resume = asyncio.get_running_loop().call_later(for_a_while, self.resume)
+                self._resume = asyncio.get_running_loop().call_later(for_a_while, self._go_on)
         elif ending is Ending.SILENCE:
             self._stall(Toward.SERVER)
             self._stall(Toward.CLIENT)
@@ -116,6 +131,13 @@ class Link:
         side = self.sides[toward]
         side.held += rest
         side.other.pause()
+
+    def _go_on(self) -> None:
+        """End the stall; another fault is to come."""
+        self.resume()
+        self._fault = self._next_fault()
+        if self._fault is not None:
+            self._since = self.passed[self._fault.toward]
 
     def resume(self) -> None:
         """End the stall, and let nothing strike any more."""
@@ -230,7 +252,7 @@ class _Side(asyncio.Protocol):
 
 
 class Proxy:
-    """Listens for one server. Each new connection gets the fault that `next_fault` has for it, or None."""
+    """Listens for one server. Each connection gets the faults that `next_fault` has for it, or None."""
 
     def __init__(self, target: str, next_fault: Callable[[], Fault | None] = lambda: None) -> None:
         host, _, port = target.rpartition(":")
@@ -250,8 +272,8 @@ class Proxy:
 
     def _accepted(self) -> asyncio.Protocol:
         self.opened += 1
-        link = Link(self.next_fault(), self._over)
-        side, away = _Accepted(link, Toward.CLIENT), _Side(link, Toward.SERVER)
+        link = Link(self.next_fault, self._over)
+        side, away = _Side(link, Toward.CLIENT), _Side(link, Toward.SERVER)
         self.links.append(link)
         task = asyncio.get_running_loop().create_task(self._connect(side, away))
         self._tasks.add(task)
@@ -267,7 +289,7 @@ class Proxy:
             return
         if side.gone:
             away.close()
-        side.resume()
+        side.link.connected()
 
     def _over(self, link: Link) -> None:
         self.links.remove(link)
@@ -300,14 +322,6 @@ class Proxy:
             self._empty.clear()
             self.cut()
             await self._empty.wait()
-
-
-class _Accepted(_Side):
-    """The client's side, which is not read before there is a way to the server."""
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        super().connection_made(transport)
-        self.pause()
 
 
 @contextlib.asynccontextmanager

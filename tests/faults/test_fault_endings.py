@@ -24,7 +24,7 @@ from tests.faults.proxy_support import Ending, Fault, Proxy, Toward, proxied
 
 from polywire.net.stream import Limits
 
-CASES = [(wire, kind) for wire in WIRES for kind in kinds_of(wire)]
+CASES: list[tuple[Wire, Kind]] = [(wire, kind) for wire in WIRES for kind in kinds_of(wire)]
 HEARD = (Ending.RESET, Ending.CLOSE, Ending.SERVER_FIRST, Ending.CLIENT_FIRST)
 UNHEARD = (Ending.SILENCE, Ending.CLIENT_GONE, Ending.SERVER_GONE)
 IMPATIENT = Limits(header_timeout=0.3, body_timeout=0.3)
@@ -54,14 +54,14 @@ async def ended(cases: list[Case], timeout_of: dict[bool, float]) -> dict[Case, 
 
 
 async def test_a_connection_that_ends_cancels_its_handlers_and_is_unavailable() -> None:
-    cases = [(wire, kind, ending) for wire, kind in CASES for ending in HEARD]
+    cases: list[Case] = [(wire, kind, ending) for wire, kind in CASES for ending in HEARD]
     codes = await ended(cases, {True: LONG, False: LONG})
     assert codes == dict.fromkeys(cases, "unavailable")
 
 
 @pytest.mark.slow
 async def test_a_connection_with_one_end_is_found_out_by_both() -> None:
-    cases = [(wire, kind, ending) for wire, kind in CASES for ending in UNHEARD]
+    cases: list[Case] = [(wire, kind, ending) for wire, kind in CASES for ending in UNHEARD]
     codes = await ended(cases, {True: LONG, False: 2.0})
     assert codes == {
         (wire, kind, ending): "unavailable"

@@ -25,7 +25,7 @@ from tests.faults.proxy_support import Ending, Fault, Proxy, Toward, proxied
 
 from polywire.net.stream import Limits
 
-CASES = [(wire, kind) for wire in WIRES for kind in kinds_of(wire)]
+CASES: list[tuple[Wire, Kind]] = [(wire, kind) for wire in WIRES for kind in kinds_of(wire)]
 OTHERS = (Ending.CLOSE, Ending.SERVER_FIRST, Ending.CLIENT_FIRST)
 """Besides a reset; of these, too, both sides hear sooner or later."""
 TEXT = "polly " * 4
@@ -125,7 +125,7 @@ async def test_a_peer_that_waits_no_longer_makes_it_unavailable() -> None:
             async with client_at(wire, address, IMPATIENT) as client:
                 await outcomes.of(called(client, kind, nonce, TEXT, PATIENCE), nonce, PATIENCE)
 
-        cases = [
+        cases: list[tuple[Wire, Kind, Fault]] = [
             (wire, kind, fault)
             for wire, kind in CASES
             for fault in stalls(await lengths(stage, wire, kind), 3 * STALLS_EVERY)
