@@ -85,7 +85,7 @@ async def run(url: str, messages: int) -> None:
     found: dict[str, list[tuple[float, float]]] = {}
     for _ in range(ROUNDS):
         for kind, work in kinds.items():
-            found.setdefault(kind, []).append(await measured(lambda w=work: w(queue, name, messages), messages))  # type: ignore[misc]
+            found.setdefault(kind, []).append(await measured(lambda w=work: w(queue, name, messages), messages))  # type: ignore[misc]  # a default binds the loop's variable
             found.setdefault("consume to ack", []).append(
                 await measured(lambda: consume(queue, name, messages), messages)
             )

@@ -219,24 +219,41 @@ def growth(machine: Machine, stack: str, shape: str, count: int, rounds: int, se
     """The same beside *count* messages and in an empty place, alternating."""
     full = machine.place(STACKS[stack]) | {"shape": shape}
     pile_up(stack, count, **full)
-    holding = worker(stack, "hold", **full) if shape == "hot" else None
-    if holding is not None:
-        holding.__enter__().told("holds")
     found: dict[str, list[Row]] = {"full": [], "empty": []}
     try:
-        for _ in range(rounds):
-            empty = machine.place(STACKS[stack]) | {"shape": shape}
-            found["empty"].append(through(stack, seconds, **empty))
-            machine.forget(empty)
-            found["full"].append(through(stack, seconds, count // rounds if shape == "plain" else 0, **full))
+        with held_up(stack, **full):
+            for _ in range(rounds):
+                found["empty"].append(beside_nothing(machine, stack, shape, seconds))
+                found["full"].append(through(stack, seconds, count // rounds if shape == "plain" else 0, **full))
     finally:
-        if holding is not None:
-            holding.__exit__(None, None, None)
         machine.forget(full)
     row: Row = {"stack": stack, "server": STACKS[stack].server, "shape": shape, "count": count}
     for name, rows in found.items():
         row |= {f"{name}_{key}": value for key, value in medians(rows).items()}
     return row
+
+
+def beside_nothing(machine: Machine, stack: str, shape: str, seconds: float) -> Row:
+    empty = machine.place(STACKS[stack]) | {"shape": shape}
+    try:
+        if shape == "hot":
+            # Whoever holds the one key is another consumer, which is not free either: it is here, too.
+            pile_up(stack, 1, **empty)
+        with held_up(stack, **empty):
+            return through(stack, seconds, **empty)
+    finally:
+        machine.forget(empty)
+
+
+@contextmanager
+def held_up(stack: str, **place: Any) -> Iterator[None]:
+    """Of a backlog under one key, another process holds the first message, so that nobody gets the others."""
+    if place["shape"] != "hot":
+        yield
+        return
+    with worker(stack, "hold", **place) as holding:
+        holding.told("holds")
+        yield
 
 
 def medians(rows: list[Row]) -> Row:

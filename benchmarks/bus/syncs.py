@@ -28,6 +28,6 @@ class _File(apsw.VFSFile):
         self._counting = counting
         super().__init__("", name, flags)
 
-    def xSync(self, flags: int) -> None:  # noqa: N802
+    def xSync(self, flags: int) -> None:  # noqa: N802 - apsw's name
         self._counting.syncs += 1
         super().xSync(flags)

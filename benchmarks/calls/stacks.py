@@ -148,10 +148,10 @@ def _serve_grpc_aio(port: int) -> None:
         async def Get(self, request: Any, context: Any) -> Any:  # noqa: N802 - gRPC's spelling
             return order
 
-        async def Put(self, request: Any, context: Any) -> Any:  # noqa: N802
+        async def Put(self, request: Any, context: Any) -> Any:  # noqa: N802 - grpcio's names
             return request
 
-        async def Watch(self, request: Any, context: Any) -> AsyncIterator[Any]:  # noqa: N802
+        async def Watch(self, request: Any, context: Any) -> AsyncIterator[Any]:  # noqa: N802 - grpcio's names
             for _ in range(request.count):
                 yield order
 
@@ -174,10 +174,10 @@ def _serve_grpc_threads(port: int) -> None:
     order = _pb_order(pb)
 
     class Service(stubs.OrdersServicer):  # type: ignore[name-defined,misc]  # generated at run time
-        def Get(self, request: Any, context: Any) -> Any:  # noqa: N802
+        def Get(self, request: Any, context: Any) -> Any:  # noqa: N802 - grpcio's names
             return order
 
-        def Put(self, request: Any, context: Any) -> Any:  # noqa: N802
+        def Put(self, request: Any, context: Any) -> Any:  # noqa: N802 - grpcio's names
             return request
 
     server = grpc.server(ThreadPoolExecutor(max_workers=16))

@@ -92,7 +92,7 @@ class ConfirmsEventsBeforeTheyAreKept(UnbrokenLog):
 
 
 class CommitsTheLastFinished(UnbrokenLog):
-    class share(log_module._Share):  # noqa: N801
+    class share(log_module._Share):
         def finish(self, offset: int) -> None:
             self.watermark = max(self.watermark, offset + 1)
 
@@ -100,39 +100,39 @@ class CommitsTheLastFinished(UnbrokenLog):
 class CommitsWhatWasReceived(UnbrokenLog):
     """At most once, as with a client that commits by itself."""
 
-    class share(log_module._Share):  # noqa: N801
+    class share(log_module._Share):
         def give_up(self) -> None:
             self.watermark = self.position
             super().give_up()
 
 
 class LosesItsWatermarkOnRevoke(UnbrokenLog):
-    class share(log_module._Share):  # noqa: N801
+    class share(log_module._Share):
         def finish(self, offset: int) -> None:
             if not self.revoking:
                 super().finish(offset)
 
 
 class ReadsAheadForEver(UnbrokenLog):
-    class share(log_module._Share):  # noqa: N801
+    class share(log_module._Share):
         def room(self, limit: int) -> int:
             return min(limit - (self.position - self.watermark - len(self.done)), 10**9)
 
 
 class IgnoresItsLimitPerPartition(UnbrokenLog):
-    class share(log_module._Share):  # noqa: N801
+    class share(log_module._Share):
         def room(self, limit: int) -> int:
             return 1000
 
 
 class ForgetsTheDead(UnbrokenLog):
-    class share(log_module._Share):  # noqa: N801
+    class share(log_module._Share):
         def lose(self) -> None:
             self.give_up()
 
 
 class AcceptsOldEpochs(UnbrokenLog):
-    class member(MemoryLogConsumer):  # noqa: N801
+    class member(MemoryLogConsumer):
         def _holds(self, record: Record) -> bool:
             return record in self._copies if record.retried else True
 
@@ -144,7 +144,7 @@ class AcceptsOldEpochs(UnbrokenLog):
 
 
 class LosesEventsOfACancelledReceive(UnbrokenLog):
-    class member(MemoryLogConsumer):  # noqa: N801
+    class member(MemoryLogConsumer):
         async def receive(self, limit: int) -> list[Record]:
             got = await super().receive(limit)
             await asyncio.sleep(0.001)
@@ -152,70 +152,70 @@ class LosesEventsOfACancelledReceive(UnbrokenLog):
 
 
 class DoesNotTellWhatIsRevoked(UnbrokenLog):
-    class member(MemoryLogConsumer):  # noqa: N801
+    class member(MemoryLogConsumer):
         async def _tell(self, partitions: Any) -> None:
             return
 
 
 class DoesNotAwaitWhoIsTold(UnbrokenLog):
-    class member(MemoryLogConsumer):  # noqa: N801
+    class member(MemoryLogConsumer):
         async def _tell(self, partitions: Any) -> None:
             self._told_later = asyncio.ensure_future(super()._tell(partitions))
 
 
 class StaysAfterItsDeath(UnbrokenLog):
-    class member(MemoryLogConsumer):  # noqa: N801
+    class member(MemoryLogConsumer):
         def kill(self) -> None:
             self._end(BackendLost("dead"))
 
 
 class StaysAfterClose(UnbrokenLog):
-    class member(MemoryLogConsumer):  # noqa: N801
+    class member(MemoryLogConsumer):
         async def close(self) -> None:
             self._end(ConsumerClosed(f"the group {self._name!r} was left"))
 
 
 class IgnoresPause(UnbrokenLog):
-    class member(MemoryLogConsumer):  # noqa: N801
+    class member(MemoryLogConsumer):
         def pause(self, partitions: Any) -> None:
             return
 
 
 class NeverResumes(UnbrokenLog):
-    class member(MemoryLogConsumer):  # noqa: N801
+    class member(MemoryLogConsumer):
         def resume(self, partitions: Any) -> None:
             return
 
 
 class RetriesForEveryGroup(UnbrokenLog):
-    class group(log_module._Group):  # noqa: N801
+    class group(log_module._Group):
         def offer(self, copy: Any, *, first: bool = False) -> None:
             for group in self.topic.groups.values():
                 log_module._Group.offer(group, copy, first=first)
 
 
 class RetriesAtOnce(UnbrokenLog):
-    class group(log_module._Group):  # noqa: N801
+    class group(log_module._Group):
         def retry(self, copy: Any, delay: float) -> None:
             self.offer(copy)
 
 
 class LosesRetriesOfWhoLeft(UnbrokenLog):
-    class group(log_module._Group):  # noqa: N801
+    class group(log_module._Group):
         def offer(self, copy: Any, *, first: bool = False) -> None:
             if not first:
                 super().offer(copy)
 
 
 class CountsNoAttempts(UnbrokenLog):
-    class group(log_module._Group):  # noqa: N801
+    class group(log_module._Group):
         def retry(self, copy: Any, delay: float) -> None:
             copy.starts = 0
             super().retry(copy, delay)
 
 
 class RetriesAndDoesNotCountAsDone(UnbrokenLog):
-    class member(MemoryLogConsumer):  # noqa: N801
+    class member(MemoryLogConsumer):
         async def retry(self, record: Record, outcome: RetryAfter) -> None:
             entry = log_module._Entry(record.envelope, 0.0)
             copy = log_module._Copy(record.partition, record.offset, entry, record.attempt, 0)
@@ -225,20 +225,20 @@ class RetriesAndDoesNotCountAsDone(UnbrokenLog):
 
 
 class CountsAsDoneAndForgetsTheCopy(UnbrokenLog):
-    class member(MemoryLogConsumer):  # noqa: N801
+    class member(MemoryLogConsumer):
         async def retry(self, record: Record, outcome: RetryAfter) -> None:
             await self.done([record])
 
 
 class BuriesForEveryGroup(UnbrokenLog):
-    class group(log_module._Group):  # noqa: N801
+    class group(log_module._Group):
         def bury(self, record: Record, outcome: Bury) -> None:
             for group in self.topic.groups.values():
                 log_module._Group.bury(group, record, outcome)
 
 
 class RevivesForEveryGroup(UnbrokenLog):
-    class group(log_module._Group):  # noqa: N801
+    class group(log_module._Group):
         def revive(self, letters: Sequence[DeadLetter]) -> int:
             for letter in letters:
                 if letter.position in self.dead:
@@ -247,21 +247,21 @@ class RevivesForEveryGroup(UnbrokenLog):
 
 
 class GivesEveryPartitionToEverybody(UnbrokenLog):
-    class member(MemoryLogConsumer):  # noqa: N801
+    class member(MemoryLogConsumer):
         @property
         def assigned(self) -> Any:
             return frozenset(share.partition for group in self._groups for share in group.shares)
 
 
 class SeeksEveryGroup(UnbrokenLog):
-    class group(log_module._Group):  # noqa: N801
+    class group(log_module._Group):
         def seek(self, to: Seek) -> None:
             for group in self.topic.groups.values():
                 log_module._Group.seek(group, to)
 
 
 class SeeksAndBelievesWhatWasReadBefore(UnbrokenLog):
-    class group(log_module._Group):  # noqa: N801
+    class group(log_module._Group):
         def seek(self, to: Seek) -> None:
             epochs = [share.epoch for share in self.shares]
             super().seek(to)
@@ -272,26 +272,26 @@ class SeeksAndBelievesWhatWasReadBefore(UnbrokenLog):
 class SeeksToTheNextEventOnly(UnbrokenLog):
     """Takes every time for now."""
 
-    class group(log_module._Group):  # noqa: N801
+    class group(log_module._Group):
         def seek(self, to: Seek) -> None:
             super().seek(Seek(latest=True) if to.time is not None else to)
 
 
 class ForgetsToRaiseTheGeneration(UnbrokenLog):
-    class group(log_module._Group):  # noqa: N801
+    class group(log_module._Group):
         def raise_generation(self) -> None:
             return
 
 
 class RaisesTheGenerationOfEveryGroup(UnbrokenLog):
-    class group(log_module._Group):  # noqa: N801
+    class group(log_module._Group):
         def raise_generation(self) -> None:
             for group in self.topic.groups.values():
                 group.generation += 1
 
 
 class RaisesTheGenerationOnceOnly(UnbrokenLog):
-    class group(log_module._Group):  # noqa: N801
+    class group(log_module._Group):
         def raise_generation(self) -> None:
             self.generation = 1
 
@@ -299,19 +299,19 @@ class RaisesTheGenerationOnceOnly(UnbrokenLog):
 class RaisesTheGenerationOfWhatWasSoughtOnly(UnbrokenLog):
     """As where it is kept by partition."""
 
-    class group(log_module._Group):  # noqa: N801
+    class group(log_module._Group):
         def seek(self, to: Seek) -> None:
             super().seek(to)
             self.moved = range(len(self.shares)) if to.offsets is None else to.offsets
 
-    class member(MemoryLogConsumer):  # noqa: N801
+    class member(MemoryLogConsumer):
         def _record(self, share: log_module._Share, offset: int, generation: int) -> Record:
             moved = getattr(self._group(share.partition[0]), "moved", ())
             return super()._record(share, offset, generation if share.partition[1] in moved else 0)
 
 
 class ForgetsTheGenerationWithItsMembers(UnbrokenLog):
-    class member(MemoryLogConsumer):  # noqa: N801
+    class member(MemoryLogConsumer):
         async def close(self) -> None:
             for group in self._groups:
                 group.generation = 0
@@ -326,14 +326,14 @@ class ForgetsTheGenerationWhenItIsRestarted(UnbrokenLog):
 
 
 class RaisesTheGenerationOfWhoJoinsOnly(UnbrokenLog):
-    class member(MemoryLogConsumer):  # noqa: N801
+    class member(MemoryLogConsumer):
         def _record(self, share: log_module._Share, offset: int, generation: int) -> Record:
             self.joined = getattr(self, "joined", generation)
             return super()._record(share, offset, self.joined)
 
 
 class GivesCopiesTheGenerationOfTheGroup(UnbrokenLog):
-    class member(MemoryLogConsumer):  # noqa: N801
+    class member(MemoryLogConsumer):
         def _hold(self, group: log_module._Group, copy: Any) -> Record:
             record = super()._hold(group, copy)
             record.generation = group.generation
@@ -341,14 +341,14 @@ class GivesCopiesTheGenerationOfTheGroup(UnbrokenLog):
 
 
 class GivesCopiesTheGenerationOfTheirSender(UnbrokenLog):
-    class member(MemoryLogConsumer):  # noqa: N801
+    class member(MemoryLogConsumer):
         async def retry(self, record: Record, outcome: RetryAfter) -> None:
             record.generation = record.envelope.generation
             await super().retry(record, outcome)
 
 
 class CountsTheLagToWhatWasRead(UnbrokenLog):
-    class group(log_module._Group):  # noqa: N801
+    class group(log_module._Group):
         def stats(self) -> Any:
             behind = {number: share.shelf.end - share.position for number, share in enumerate(self.shares)}
             return replace(super().stats(), lag=sum(behind.values()), by_partition=behind)

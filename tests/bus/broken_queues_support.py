@@ -129,7 +129,7 @@ class ConfirmsBeforeItIsKept(Unbroken):
 
 
 class AcknowledgesAtReceive(Unbroken):
-    class worker(MemoryConsumer):  # noqa: N801 - it stands for the attribute
+    class worker(MemoryConsumer):
         async def receive(self, limit: int) -> list[Delivery]:
             got = await super().receive(limit)
             await super().settle([Settlement(delivery, Ack()) for delivery in got])
@@ -144,7 +144,7 @@ class AcknowledgesAtReceive(Unbroken):
 class SettlesWithoutFence(Unbroken):
     """Believes whoever knows the message."""
 
-    class worker(MemoryConsumer):  # noqa: N801
+    class worker(MemoryConsumer):
         async def settle(
             self, settlements: Sequence[Settlement], starting: Sequence[Delivery] = ()
         ) -> Collection[Delivery]:
@@ -157,7 +157,7 @@ class SettlesWithoutFence(Unbroken):
 
 
 class LetsAnythingStart(Unbroken):
-    class worker(MemoryConsumer):  # noqa: N801
+    class worker(MemoryConsumer):
         async def settle(
             self, settlements: Sequence[Settlement], starting: Sequence[Delivery] = ()
         ) -> Collection[Delivery]:
@@ -166,7 +166,7 @@ class LetsAnythingStart(Unbroken):
 
 
 class CountsAttemptsAtClaim(Unbroken):
-    class worker(MemoryConsumer):  # noqa: N801
+    class worker(MemoryConsumer):
         async def receive(self, limit: int) -> list[Delivery]:
             got = await super().receive(limit)
             await self.settle((), got)
@@ -174,7 +174,7 @@ class CountsAttemptsAtClaim(Unbroken):
 
 
 class LosesWhatACancelledReceiveTook(Unbroken):
-    class worker(MemoryConsumer):  # noqa: N801
+    class worker(MemoryConsumer):
         async def receive(self, limit: int) -> list[Delivery]:
             got = await super().receive(limit)
             await asyncio.sleep(0.001)
@@ -182,27 +182,27 @@ class LosesWhatACancelledReceiveTook(Unbroken):
 
 
 class IgnoresItsLimit(Unbroken):
-    class worker(MemoryConsumer):  # noqa: N801
+    class worker(MemoryConsumer):
         @property
         def room(self) -> int:
             return 1000
 
 
 class ForgetsToRelease(Unbroken):
-    class worker(MemoryConsumer):  # noqa: N801
+    class worker(MemoryConsumer):
         async def close(self) -> None:
             self._end(ConsumerClosed(f"the queue {self._queue.spec.name!r} is closed"))
 
 
 class SleepsThroughItsEnd(Unbroken):
-    class worker(MemoryConsumer):  # noqa: N801
+    class worker(MemoryConsumer):
         async def close(self) -> None:
             self._receiving.clear()
             await super().close()
 
 
 class CannotBeClosedTwice(Unbroken):
-    class worker(MemoryConsumer):  # noqa: N801
+    class worker(MemoryConsumer):
         async def close(self) -> None:
             if self._ended is not None:
                 raise RuntimeError("closed already")
@@ -210,38 +210,38 @@ class CannotBeClosedTwice(Unbroken):
 
 
 class NeverHearsOfALoss(Unbroken):
-    class worker(MemoryConsumer):  # noqa: N801
+    class worker(MemoryConsumer):
         def cut(self) -> None:
             queue_module._lose_all(self._queue, list(self._held.values()))
 
 
 class ReleaseCostsAnAttempt(Unbroken):
-    class store(queue_module._Queue):  # noqa: N801
+    class store(queue_module._Queue):
         def release(self, message: Any, delay: float) -> None:
             self._give_back(message, delay)
 
 
 class NeverCountsALoss(Unbroken):
-    class store(queue_module._Queue):  # noqa: N801
+    class store(queue_module._Queue):
         def lose(self, message: Any) -> None:
             self._give_back(message, 0.0)
 
 
 class CountsWhatNeverStartedAsLost(Unbroken):
-    class store(queue_module._Queue):  # noqa: N801
+    class store(queue_module._Queue):
         def lose(self, message: Any) -> None:
             message.started = True
             super().lose(message)
 
 
 class LosesTheMessagesOfTheDead(Unbroken):
-    class store(queue_module._Queue):  # noqa: N801
+    class store(queue_module._Queue):
         def lose(self, message: Any) -> None:
             self.finish(message)
 
 
 class RetryLetsItsKeyGoOn(Unbroken):
-    class store(queue_module._Queue):  # noqa: N801
+    class store(queue_module._Queue):
         def retry(self, message: Any, delay: float) -> None:
             if message.only:
                 self._advance(message)
@@ -249,7 +249,7 @@ class RetryLetsItsKeyGoOn(Unbroken):
 
 
 class ReleaseLetsItsKeyGoOn(Unbroken):
-    class store(queue_module._Queue):  # noqa: N801
+    class store(queue_module._Queue):
         def release(self, message: Any, delay: float) -> None:
             if message.only and delay:
                 self._advance(message)
@@ -257,14 +257,14 @@ class ReleaseLetsItsKeyGoOn(Unbroken):
 
 
 class HandsOutSeveralOfAKey(Unbroken):
-    class store(queue_module._Queue):  # noqa: N801
+    class store(queue_module._Queue):
         def _arrive(self, message: Any) -> None:
             message.lane = ""
             super()._arrive(message)
 
 
 class StopsAKeyThatWasBuried(Unbroken):
-    class store(queue_module._Queue):  # noqa: N801
+    class store(queue_module._Queue):
         def bury(self, message: Any, reason: str, error: str) -> None:
             message.only = False
             super().bury(message, reason, error)
@@ -273,14 +273,14 @@ class StopsAKeyThatWasBuried(Unbroken):
 class TurnsAKeyRound(Unbroken):
     """The newest of a key first."""
 
-    class store(queue_module._Queue):  # noqa: N801
+    class store(queue_module._Queue):
         def _advance(self, message: Any) -> None:
             self._behind[message.lane].reverse()
             super()._advance(message)
 
 
 class DeliversTwice(Unbroken):
-    class store(queue_module._Queue):  # noqa: N801
+    class store(queue_module._Queue):
         def take(self, limit: int) -> list[Any]:
             taken = super().take(limit)
             if taken:
@@ -291,13 +291,13 @@ class DeliversTwice(Unbroken):
 
 
 class IgnoresDelays(Unbroken):
-    class store(queue_module._Queue):  # noqa: N801
+    class store(queue_module._Queue):
         def _put(self, message: Any, delay: float) -> None:
             self._arrive(message)
 
 
 class IgnoresTheDelayOfARelease(Unbroken):
-    class store(queue_module._Queue):  # noqa: N801
+    class store(queue_module._Queue):
         def _give_back(self, message: Any, delay: float) -> None:
             super()._give_back(message, 0.0)
 
@@ -305,14 +305,14 @@ class IgnoresTheDelayOfARelease(Unbroken):
 class TellsDelaysByTheOrderOfSending(Unbroken):
     """One queue for all delays, in which the first one holds up the others."""
 
-    class store(queue_module._Queue):  # noqa: N801
+    class store(queue_module._Queue):
         def _postpone(self, message: Any, delay: float) -> None:
             waits = max((entry[0] for entry in self._later), default=0.0) - self._clock.monotonic()
             super()._postpone(message, max(delay, waits))
 
 
 class IgnoresPriorities(Unbroken):
-    class store(queue_module._Queue):  # noqa: N801
+    class store(queue_module._Queue):
         def _new(self, envelope: Envelope) -> Any:
             message = super()._new(envelope)
             message.level = 0
@@ -320,32 +320,32 @@ class IgnoresPriorities(Unbroken):
 
 
 class ForgetsThePriorityOfARetry(Unbroken):
-    class store(queue_module._Queue):  # noqa: N801
+    class store(queue_module._Queue):
         def retry(self, message: Any, delay: float) -> None:
             message.level = 0
             super().retry(message, delay)
 
 
 class KeepsDuplicates(Unbroken):
-    class store(queue_module._Queue):  # noqa: N801
+    class store(queue_module._Queue):
         def _known(self, id: str) -> bool:
             return False
 
 
 class TakesBackWhatIsHeld(Unbroken):
-    class store(queue_module._Queue):  # noqa: N801
+    class store(queue_module._Queue):
         def cancel(self, id: str) -> bool:
             return super().cancel(id) or id in self._by_id
 
 
 class TellsNobodyWhatWasTakenAway(Unbroken):
-    class worker(MemoryConsumer):  # noqa: N801
+    class worker(MemoryConsumer):
         def withdrawn(self, delivery: Delivery) -> None:
             self._held.pop(delivery, None)
 
 
 class HandsOutAgainWhatWasTakenAway(Unbroken):
-    class store(queue_module._Queue):  # noqa: N801
+    class store(queue_module._Queue):
         def finish(self, message: queue_module._Message) -> None:
             self.release(message, 0.0)
 
@@ -356,7 +356,7 @@ class TakesAwayWhatWaitsOnly(Unbroken):
 
 
 class RemembersWhatWasTakenBack(Unbroken):
-    class store(queue_module._Queue):  # noqa: N801
+    class store(queue_module._Queue):
         def cancel(self, id: str) -> bool:
             done = super().cancel(id)
             self._remembered.add(id)
@@ -364,38 +364,38 @@ class RemembersWhatWasTakenBack(Unbroken):
 
 
 class MovesNothing(Unbroken):
-    class store(queue_module._Queue):  # noqa: N801
+    class store(queue_module._Queue):
         def move(self, id: str, not_before: float) -> bool:
             return id in self._by_id
 
 
 class PeekTakes(Unbroken):
-    class store(queue_module._Queue):  # noqa: N801
+    class store(queue_module._Queue):
         def peek(self, limit: int) -> list[Envelope]:
             return [message.envelope for message in self.take(limit)]
 
 
 class CountsConcurrencyPerConsumer(Unbroken):
-    class store(queue_module._Queue):  # noqa: N801
+    class store(queue_module._Queue):
         def _allowed(self, limit: int) -> int:
             return min(limit, self.spec.concurrency or limit)
 
 
 class IgnoresTheRate(Unbroken):
-    class store(queue_module._Queue):  # noqa: N801
+    class store(queue_module._Queue):
         def _allowed(self, limit: int) -> int:
             return limit
 
 
 class RevivesWithAnotherId(Unbroken):
-    class store(queue_module._Queue):  # noqa: N801
+    class store(queue_module._Queue):
         def _new(self, envelope: Envelope) -> Any:
             again = msgspec.structs.replace(envelope, id=new_id()) if envelope.redrive_count else envelope
             return super()._new(again)
 
 
 class RevivesAndKeepsTheLetter(Unbroken):
-    class store(queue_module._Queue):  # noqa: N801
+    class store(queue_module._Queue):
         def revive(self, letters: Sequence[DeadLetter]) -> int:
             kept = dict(self.dead)
             done = super().revive(letters)
@@ -404,31 +404,31 @@ class RevivesAndKeepsTheLetter(Unbroken):
 
 
 class RevivesAll(Unbroken):
-    class store(queue_module._Queue):  # noqa: N801
+    class store(queue_module._Queue):
         def revive(self, letters: Sequence[DeadLetter]) -> int:
             return super().revive(list(self.dead.values()))
 
 
 class DropsAll(Unbroken):
-    class store(queue_module._Queue):  # noqa: N801
+    class store(queue_module._Queue):
         def drop(self, letters: Sequence[DeadLetter]) -> int:
             self.dead.clear()
             return len(letters)
 
 
 class ForgetsWhyItWasBuried(Unbroken):
-    class store(queue_module._Queue):  # noqa: N801
+    class store(queue_module._Queue):
         def bury(self, message: Any, reason: str, error: str) -> None:
             super().bury(message, "failed", "")
 
 
 class ListsTheNewestFirst(Unbroken):
-    async def dead(self, queue: str, which: DeadFilter = DeadFilter(), *, limit: int = 100) -> list[DeadLetter]:  # noqa: B008
+    async def dead(self, queue: str, which: DeadFilter = DeadFilter(), *, limit: int = 100) -> list[DeadLetter]:  # noqa: B008 - it is frozen
         return (await super().dead(queue, which))[::-1][:limit]
 
 
 class IgnoresTheFilter(Unbroken):
-    async def dead(self, queue: str, which: DeadFilter = DeadFilter(), *, limit: int = 100) -> list[DeadLetter]:  # noqa: B008
+    async def dead(self, queue: str, which: DeadFilter = DeadFilter(), *, limit: int = 100) -> list[DeadLetter]:  # noqa: B008 - it is frozen
         return await super().dead(queue, limit=limit)
 
 

@@ -137,7 +137,7 @@ async def cut_connections(queue: RabbitQueue) -> None:
         client = queue._client
         for link in (client.publisher.link, client._consuming):
             if link is not None and link.connection is not None:
-                transport: Any = link.connection._transport  # pyright: ignore
+                transport: Any = link.connection._transport  # pyright: ignore  # pika's types leave it out
                 transport._sock.shutdown(socket.SHUT_RDWR)
 
     await queue._client.run(work())

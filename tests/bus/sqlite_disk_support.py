@@ -83,7 +83,7 @@ class _Vfs(apsw.VFS):
         self.disk = disk
         super().__init__(disk.name, "", maxpathname=1024)
 
-    def xOpen(self, name: object, flags: list[int]) -> _File:  # type: ignore[override]
+    def xOpen(self, name: object, flags: list[int]) -> _File:  # type: ignore[override]  # apsw's types say less than it does
         path = name.filename() if isinstance(name, apsw.URIFilename) else str(name)
         with self.disk.lock:
             self.disk.files.setdefault(path, Content())

@@ -364,9 +364,9 @@ async def test_what_killed_its_workers_runs_alone_and_is_buried_at_last() -> Non
         runner = await b.run(event_handler(script.handle), lost_limit=2)
         await b.append(event(0, key="a"), *(event(n, key=f"k{n}") for n in range(1, 4)))
         for lost in (1, 2):
-            await until(lambda lost=lost: script.seen.count(0) == lost)  # type: ignore[misc]
+            await until(lambda lost=lost: script.seen.count(0) == lost)  # type: ignore[misc]  # a default binds the loop's variable
             b.events.cut()
-            await until(lambda lost=lost: runner.counters.reopened == lost)  # type: ignore[misc]
+            await until(lambda lost=lost: runner.counters.reopened == lost)  # type: ignore[misc]  # a default binds the loop's variable
             await b.clock.advance(31.0)  # the first run never ends by itself: at its time limit
         await b.caught_up()
         [letter] = await b.dead()

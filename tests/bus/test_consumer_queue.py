@@ -767,9 +767,9 @@ async def test_what_killed_its_workers_too_often_is_buried_without_another_start
             runner = await b.run(handling(script.handle), lost_limit=2)
             if not script.seen:
                 await b.send(envelope(1))
-            await until(lambda runner=runner: runner.in_flight == 1)  # type: ignore[misc]
+            await until(lambda runner=runner: runner.in_flight == 1)  # type: ignore[misc]  # a default binds the loop's variable
             b.queue.cut()
-            await until(lambda runner=runner: runner.counters.reopened == 1)  # type: ignore[misc]
+            await until(lambda runner=runner: runner.counters.reopened == 1)  # type: ignore[misc]  # a default binds the loop's variable
             await runner.stop(0.0)
         assert script.seen == [1, 1]
         await b.run(handling(script.handle), lost_limit=2)

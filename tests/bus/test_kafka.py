@@ -396,6 +396,24 @@ async def test_a_group_that_starts_at_the_latest_begins_where_it_was_declared(ka
         assert record.envelope.body == b"between"
 
 
+@pytest.mark.parametrize("protocol", ["consumer", "classic"])
+async def test_a_running_group_begins_with_another_topic_where_it_was_declared(kafka_url: str, protocol: str) -> None:
+    url = f"{kafka_url}?group_protocol={protocol}"
+    async with opened(url) as log, opened(url) as other:
+        running = await declared(log, "billing")
+        group = of_topic(running)
+        member = await log.consumer([running], group, limit=10)
+        await until(lambda: bool(member.assigned))
+        topic = await declared(log)
+        await log.append(topic, [event("before")])
+        await log.declare([], [GroupSpec(topic=topic, group=group, start="latest")])
+        await log.append(topic, [event("between")])
+        # The process that consumes did not declare it.
+        consumer = await other.consumer([topic], group, limit=10)
+        (record,) = await asyncio.wait_for(consumer.receive(10), SOON)
+        assert record.envelope.body == b"between"
+
+
 async def test_an_event_that_dies_twice_is_one_dead_letter_the_last(kafka_url: str) -> None:
     async with opened(kafka_url) as log:
         topic = await declared(log, "billing")

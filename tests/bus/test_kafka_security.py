@@ -162,10 +162,10 @@ async def test_who_may_not_join_a_group_hears_of_it(secured: Secured) -> None:
         topic = await declared(open_, "private")
     secured.allow("bob", (Kind.TOPIC, topic, May.ALL))
     async with opened(secured.url("bob", "group_protocol=classic")) as log:
-        consumer = await log.consumer([topic], "private", limit=10)
+        consumer = await log.consumer([topic], of_topic(topic, "private"), limit=10)
         with pytest.raises(BackendLost) as raised:
             await asyncio.wait_for(consumer.receive(10), SOON)
         assert "Group authorization failed" in str(raised.value)
         await consumer.close()
         with pytest.raises(BackendUnreachable, match="Group authorization failed"):
-            await log.stats(topic, "private")
+            await log.stats(topic, of_topic(topic, "private"))

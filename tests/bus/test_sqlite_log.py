@@ -112,7 +112,7 @@ async def test_killed_readers_lose_no_event_and_keep_the_order_of_keys(tmp_path:
             appender = stack.enter_context(process("append", log.path, "orders", str(confirmed), *pace))
             running = [stack.enter_context(process("read", log.path, "orders", str(one), "0.003")) for one in logs[:2]]
             for n, path in enumerate(logs[2:]):
-                await until(lambda n=n: all(len(lines(one)) > 5 for one in logs[: n + 2]))  # type: ignore[misc]
+                await until(lambda n=n: all(len(lines(one)) > 5 for one in logs[: n + 2]))  # type: ignore[misc]  # a default binds the loop's variable
                 victim = running.pop(0)
                 victim.kill()
                 victim.wait()
@@ -357,6 +357,6 @@ async def test_an_event_that_kept_killing_its_readers_is_buried_with_its_generat
         for member in consumer._members.values():
             owner = member.owner
             assert owner is not None
-            await log.file.do(lambda tx, owner=owner: events.take_over(tx, owner))  # type: ignore[misc]
+            await log.file.do(lambda tx, owner=owner: events.take_over(tx, owner))  # type: ignore[misc]  # a default binds the loop's variable
         (letter,) = await log.dead("orders", "g")
         assert (letter.reason, letter.envelope.generation) == ("worker_lost", 1)

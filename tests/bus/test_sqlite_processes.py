@@ -89,7 +89,7 @@ async def test_a_message_wakes_a_process_that_waits(tmp_path: Path) -> None:
                 for n in range(20):
                     await queue.send("work", [made(str(n))])
                     wanted = n + 2
-                    await until(lambda wanted=wanted: len(lines(log)) == wanted)  # type: ignore[misc]
+                    await until(lambda wanted=wanted: len(lines(log)) == wanted)  # type: ignore[misc]  # a default binds the loop's variable
 
 
 HOLD = """
@@ -203,7 +203,7 @@ async def test_killed_workers_lose_nothing_and_keep_the_order_of_keys(tmp_path: 
             sender = stack.enter_context(process("send", queue.path, "work", str(confirmed), *pace))
             running = [stack.enter_context(process("work", queue.path, "work", str(log), "0.004")) for log in logs[:2]]
             for n, log in enumerate(logs[2:]):
-                await until(lambda n=n: all(len(lines(one)) > 5 for one in logs[: n + 2]))  # type: ignore[misc]
+                await until(lambda n=n: all(len(lines(one)) > 5 for one in logs[: n + 2]))  # type: ignore[misc]  # a default binds the loop's variable
                 victim = running.pop(dice.randrange(2))
                 victim.kill()
                 victim.wait()

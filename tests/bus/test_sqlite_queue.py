@@ -299,7 +299,7 @@ async def test_senders_wait_for_room_and_are_refused_in_time(tmp_path: Path, mon
         lock = FileLock(f"{queue.path}-lock")  # another process, as far as the kernel can tell
         lock.acquire()
         try:
-            first = asyncio.create_task(queue.send("work", [made() for _ in range(5)], timeout=20))  # noqa: RUF006
+            first = asyncio.create_task(queue.send("work", [made() for _ in range(5)], timeout=20))  # noqa: RUF006 - it is awaited below
             await asyncio.sleep(0)
             sent = made()
             (refused,) = await queue.send("work", [sent], timeout=0.05)

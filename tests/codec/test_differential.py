@@ -120,7 +120,7 @@ class Numbers(Message):
     i: SFixed32
     j: SFixed64
     k: Float32
-    l: Double  # noqa: E741
+    l: Double  # noqa: E741 - named after its type
     m: bool
 
 

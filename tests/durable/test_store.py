@@ -220,7 +220,7 @@ async def test_functions_and_blocks_share_commits_and_each_has_its_own_outcome(t
                     raise LookupError(name)
             return name
 
-        works = [store.run(lambda db, n=n: insert(f"r{n}", db)) for n in range(20)]  # type: ignore[misc]
+        works = [store.run(lambda db, n=n: insert(f"r{n}", db)) for n in range(20)]  # type: ignore[misc]  # a default binds the loop's variable
         works += [block(f"b{n}") for n in range(20)]
         outcomes = await asyncio.gather(*works, return_exceptions=True)
         failed = [str(outcome) for outcome in outcomes if isinstance(outcome, LookupError)]
@@ -252,7 +252,7 @@ async def test_a_transaction_is_not_kept_from_its_turn_by_those_that_keep_coming
             for step in range(10_000):
                 if stop:
                     return
-                await store.run(lambda db, r=step: db.execute("INSERT INTO effect VALUES (?)", (f"{number}-{r}",)))  # type: ignore[misc]
+                await store.run(lambda db, r=step: db.execute("INSERT INTO effect VALUES (?)", (f"{number}-{r}",)))  # type: ignore[misc]  # a default binds the loop's variable
 
         tasks = [asyncio.create_task(busy(number)) for number in range(20)]
         async with asyncio.timeout(20):

@@ -132,7 +132,7 @@ async def test_a_transaction_is_synced_once_and_many_at_a_time_share_that(tmp_pa
             def put(name: str, db: apsw.Connection) -> None:
                 db.execute("INSERT INTO pair VALUES (?, 1)", (name,))
 
-            await asyncio.gather(*(store.run(lambda db, n=n: put(f"r{n}", db)) for n in range(40)))  # type: ignore[misc]
+            await asyncio.gather(*(store.run(lambda db, n=n: put(f"r{n}", db)) for n in range(40)))  # type: ignore[misc]  # a default binds the loop's variable
             assert disk.syncs <= 4
             disk.syncs = 0
             async with store.transaction() as tx:

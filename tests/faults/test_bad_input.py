@@ -278,7 +278,7 @@ async def test_an_expired_deadline() -> None:
         )
         answer = await peers.rest(GOOD_JSON, polywire_timeout="0")
         assert answer.problem() == (504, "deadline_exceeded", text, None)
-        assert peers.service.written == 0
+        assert not peers.service.written
 
 
 async def test_a_deadline_that_expires_on_the_way() -> None:
@@ -316,7 +316,7 @@ async def test_a_wrong_token(name: str) -> None:
         answer = await peers.rest(GOOD_JSON)
         assert answer.headers["www-authenticate"] == "Bearer"
         assert answer.problem() == (401, "unauthenticated", text, None)
-        assert peers.service.written == 0
+        assert not peers.service.written
         peers.token = TOKEN
 
 
@@ -328,7 +328,7 @@ async def test_no_token_at_all_is_not_that_of_a_service_that_has_none_yet() -> N
         body = b"content-type: application/json\r\ncontent-length: %d\r\n\r\n%b" % (len(GOOD_JSON), GOOD_JSON)
         refused = await ask(peers.address, head + body)
         assert refused.status == 401
-        assert peers.service.written == 0
+        assert not peers.service.written
         peers.token = TOKEN
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import resource
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 
 import pytest
@@ -57,14 +57,14 @@ def reason(output: bytes) -> tuple[int, str] | None:
 
 
 @asynccontextmanager
-async def served_all_the_while(ask: Callable[[], object]) -> AsyncIterator[None]:
+async def served_all_the_while(ask: Callable[[], Awaitable[object]]) -> AsyncIterator[None]:
     """*ask* goes on and on; none of it may fail."""
     served = 0
 
     async def go_on() -> None:
         nonlocal served
         while True:
-            await ask()  # type: ignore[misc]
+            await ask()
             served += 1
 
     task = asyncio.ensure_future(go_on())

@@ -165,7 +165,7 @@ class RigService(Rig):
 async def until(condition: Callable[[], object]) -> None:
     """Wait for something that tells nobody when it happens."""
     async with asyncio.timeout(SOON):
-        while not condition():  # noqa: ASYNC110
+        while not condition():  # noqa: ASYNC110 - others change what it asks for
             await asyncio.sleep(0.01)
 
 

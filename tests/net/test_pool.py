@@ -108,7 +108,7 @@ async def test_http_1_1_opens_a_connection_for_each_exchange_up_to_a_limit() -> 
         assert pool.connections == 3
         assert pool.in_flight == 3
         for done in range(7):
-            await until(lambda done=done: len(waiting) > done)  # type: ignore[misc]
+            await until(lambda done=done: len(waiting) > done)  # type: ignore[misc]  # a default binds the loop's variable
             waiting[done].stream.respond(OK, (), b"done")
         assert await asyncio.gather(*calls) == [b"done"] * 7
         assert pool.connections == 3

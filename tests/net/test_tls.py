@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ssl
 from pathlib import Path
 
 import aiohttp
 import pytest
 import trustme
-from http1_support import GET, Recorder, Seen, everything, serving, until
+from http1_support import GET, Recorder, Seen, ask, connect, everything, serving, until
 
 from polywire.errors import SetupError
+from polywire.net.listener import Listener
 from polywire.net.pool import Pool, Version
 from polywire.net.stream import Headers, Limits, StreamClosed
 from polywire.net.tls import ClientTls, ServerTls
@@ -161,6 +163,44 @@ async def test_draining_a_secure_listener_ends_idle_connections(authority: Autho
             await listener.drain(5)
             await until(lambda: pool.connections == 0)
         pool.close()
+
+
+@pytest.mark.parametrize("end", ["close", "drain"])
+@pytest.mark.parametrize("begun", [b"", b"\x16\x03\x01"])
+async def test_connections_that_never_agree_on_tls_end_with_the_listener(
+    authority: Authority, begun: bytes, end: str
+) -> None:
+    listener = Listener(Recorder(), tls=authority.tls())
+    address = await listener.start("127.0.0.1:0")
+    peers = [await connect(address) for _ in range(3)]
+    for _, writer in peers:
+        writer.write(begun)
+    # Two are on their way in; the last is accepted by nobody yet.
+    await until(lambda: len(listener._arriving) >= 2)
+    if end == "drain":
+        await asyncio.wait_for(listener.drain(0.05), 20)
+        assert not listener._arriving
+    else:
+        listener.close()
+    for reader, writer in peers:
+        async with asyncio.timeout(20):
+            with contextlib.suppress(ConnectionResetError):
+                assert await reader.read() == b""
+        writer.close()
+    assert listener.connections == 0
+
+
+async def test_peers_that_have_not_agreed_on_tls_count_among_the_connections(authority: Authority) -> None:
+    async with serving(Recorder(), tls=authority.tls(), limits=Limits(max_connections=2)) as (listener, address):
+        held = [await connect(address) for _ in range(2)]
+        await until(lambda: len(listener._arriving) == 2)
+        assert await ask(address, b"") == b""
+        for _, writer in held:
+            writer.close()
+        await until(lambda: not listener._arriving)
+        trust = ssl.create_default_context(cafile=str(authority.ca))
+        async with aiohttp.ClientSession() as session, session.get(f"https://{local(address)}/", ssl=trust) as answer:
+            assert await answer.read() == b"GET / "
 
 
 # What is wrong with the files

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import os
 import ssl
+import time
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,15 @@ class Authority:
         pem = b"".join(authority.root.cert_pem.bytes() for authority in (self, *others))
         return write(self.place / name, pem)
 
-    def issue(self, file: str, *names: str, service: str | None = None, days: float = 30.0) -> Path:
-        """A certificate for the hosts *names* that proves *service* by its common name, with its key."""
-        end = datetime.datetime.now(datetime.UTC) + datetime.timedelta(days=days)
+    def issue(
+        self, file: str, *names: str, service: str | None = None, days: float = 30.0, at: float | None = None
+    ) -> Path:
+        """A certificate for the hosts *names* that proves *service* by its common name, with its key.
+
+        It ends *days* after *at*, the time (Unix, seconds), which is now where none is given.
+        """
+        begin = datetime.datetime.fromtimestamp(time.time() if at is None else at, datetime.UTC)
+        end = begin + datetime.timedelta(days=days)
         leaf = self.root.issue_cert(*names, common_name=service, not_after=end)
         return write(self.place / file, leaf.private_key_and_cert_chain_pem.bytes())
 

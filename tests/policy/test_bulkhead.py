@@ -125,7 +125,7 @@ def test_it_does_what_a_model_does_that_keeps_lists_of_names(
                 entered_at[number] = now
             else:
                 try:
-                    waiters[number] = real.line_up("m", now, deadline, lambda call=number: woken.append(call))  # type: ignore[misc]
+                    waiters[number] = real.line_up("m", now, deadline, lambda call=number: woken.append(call))  # type: ignore[misc]  # a default binds the loop's variable
                 except CallError:
                     dropped.add(number)
             model.arrive(number, now, deadline)
@@ -167,7 +167,7 @@ def test_whose_turn_it_is(order: Literal["fifo", "lifo"], turns: list[int]) -> N
     one = busy(order=order)
     came: list[int] = []
     for call in range(3):
-        one.line_up("m", 0.0, None, lambda call=call: came.append(call))  # type: ignore[misc]
+        one.line_up("m", 0.0, None, lambda call=call: came.append(call))  # type: ignore[misc]  # a default binds the loop's variable
     for _ in range(3):
         one.leave(0.0, 0.0)
     assert came == turns

@@ -113,7 +113,7 @@ def test_a_policy_is_frozen_takes_keywords_only_and_can_be_switched_off(kind: ty
     off = kind(enabled=False)
     assert not off.enabled
     with pytest.raises(FrozenInstanceError):
-        off.enabled = True  # type: ignore[misc]
+        off.enabled = True  # type: ignore[misc]  # that it raises is the test
     with pytest.raises(TypeError):
         kind(False)  # type: ignore[call-arg]
     any_kind: Any = kind

@@ -133,13 +133,14 @@ class Run:
     async def _drained(self) -> list[str]:
         """Wait until all is done or dead. What is wrong with that."""
         expected = await asyncio.to_thread(self._must_be_done)
-        give_up, state, since = time.monotonic() + PATIENCE, (-1, None, -1), time.monotonic()
+        give_up, since = time.monotonic() + PATIENCE, time.monotonic()
+        state: tuple[int, int | None, int] | None = None
         while True:
             self.crew.look()
             missing = len(expected - set(await read_effects(self.directory)))
             now = (missing, await self.stage.pending(), sum(member.starts for member in self.crew.members))
             if now != state:
-                give_up, state, since = time.monotonic() + PATIENCE, now, time.monotonic()  # type: ignore[assignment]
+                give_up, state, since = time.monotonic() + PATIENCE, now, time.monotonic()
             if now[1] == 0 and time.monotonic() - since > (QUIET if not missing else 10 * QUIET):
                 return []
             if time.monotonic() > give_up:
@@ -196,7 +197,7 @@ def rolling_restarts(rounds: int) -> Callable[[Run], Awaitable[None]]:
     async def trouble(run: Run) -> None:
         for _ in range(rounds):
             for member in tuple(run.crew.members):
-                await run.until(lambda member=member: member.starts >= WORKED, "work of each worker")  # type: ignore[misc]
+                await run.until(lambda member=member: member.starts >= WORKED, "work of each worker")  # type: ignore[misc]  # a default binds the loop's variable
                 await asyncio.sleep(run.dice.random() * 0.03)
                 await run.crew.restart(member)
         await run.more(50)

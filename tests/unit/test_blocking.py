@@ -82,14 +82,14 @@ async def test_one_place_is_reported_once_a_minute_and_another_at_once(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def block_and_rest() -> None:
-        time.sleep(0.8)  # noqa: ASYNC251
+        time.sleep(0.8)  # noqa: ASYNC251 - what it is to find
         await asyncio.sleep(0.3)
 
     with LoopWatch(limit=LIMIT):
         await block_and_rest()
         await block_and_rest()
         assert len(reports(caplog)) == 1
-        time.sleep(0.8)  # noqa: ASYNC251
+        time.sleep(0.8)  # noqa: ASYNC251 - what it is to find
         await asyncio.sleep(0.3)
         assert len(reports(caplog)) == 2
         monkeypatch.setattr(blocking, "AGAIN", 0.0)
@@ -112,7 +112,7 @@ async def test_it_can_be_switched_off_and_ends_with_its_block(caplog: pytest.Log
 
     with LoopWatch(limit=LIMIT):
         assert watching() == ["polywire-blocking"]
-    time.sleep(0.5)  # noqa: ASYNC251
+    time.sleep(0.5)  # noqa: ASYNC251 - what it is to find
     assert watching() == []
     assert reports(caplog) == []
 

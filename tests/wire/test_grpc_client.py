@@ -116,7 +116,7 @@ class Rig:
     async def asked(self, times: int = 1) -> None:
         """Wait until so many requests are there."""
         async with asyncio.timeout(SOON):
-            while len(self.requests) < times:  # noqa: ASYNC110
+            while len(self.requests) < times:  # noqa: ASYNC110 - others count
                 await asyncio.sleep(0)
 
     async def fails(self, outgoing: Outgoing | None = None) -> CallError:
@@ -221,7 +221,7 @@ async def test_an_answer_without_a_status() -> None:
 async def test_a_status_that_nobody_knows() -> None:
     for status in (b"99", b"x", b"-1", b"01"):
         trailers = ((b"grpc-status", status), (b"grpc-message", b"odd"))
-        async with against(lambda request, trailers=trailers: request.answer(HI, trailers)) as rig:  # type: ignore[misc]
+        async with against(lambda request, trailers=trailers: request.answer(HI, trailers)) as rig:  # type: ignore[misc]  # a default binds the loop's variable
             caught = await rig.fails()
             assert type(caught) is Unknown
             assert str(caught) == f"The answer has an unknown grpc-status, {status!r}: odd"
@@ -304,7 +304,7 @@ async def _drain(stream: Any) -> CallError | None:
 
 
 async def test_an_encoding_that_was_not_offered() -> None:
-    script = lambda request: request.answer(HI, OK, GRPC, (b"grpc-encoding", b"br"))  # noqa: E731
+    script = lambda request: request.answer(HI, OK, GRPC, (b"grpc-encoding", b"br"))  # noqa: E731 - it reads as a script
     async with against(script) as rig:
         caught = await rig.fails()
         assert type(caught) is Internal
@@ -316,7 +316,7 @@ async def test_an_encoding_that_was_not_offered() -> None:
 async def test_details_that_cannot_be_read_do_not_hide_the_error() -> None:
     for details in (b"*", b"//8", b"CAc"):  # not base64, not protobuf, another code
         trailers = ((b"grpc-status", b"5"), (b"grpc-message", b"gone"), (b"grpc-status-details-bin", details))
-        async with against(lambda request, trailers=trailers: request.answer(b"", trailers)) as rig:  # type: ignore[misc]
+        async with against(lambda request, trailers=trailers: request.answer(b"", trailers)) as rig:  # type: ignore[misc]  # a default binds the loop's variable
             caught = await rig.fails()
             assert (type(caught), str(caught), caught.details) == (NotFound, "gone", ())
 

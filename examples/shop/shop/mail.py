@@ -41,7 +41,7 @@ class MailService(Mail):
         self._database = database
 
     # A plain function: it runs in a thread, where waiting for the mail server holds up nobody else.
-    def send_confirmation(self, mail: Confirmation) -> None:  # type: ignore[override]
+    def send_confirmation(self, mail: Confirmation) -> None:  # type: ignore[override]  # a task may be a plain function
         """A letter that was sent is noted and not sent again. Between sending and noting a crash makes it two, which
         no mail server can help; both have the same Message-ID."""
         if self._database.value("SELECT count(*) FROM mails WHERE order_id = ?", mail.order_id):

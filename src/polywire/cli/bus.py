@@ -406,7 +406,7 @@ def publish(
     async def work(operator: Operator) -> str:
         cls = _one_of(operator.events, event, "event")
         message = from_arguments(cls, fields)
-        return await operator.sender.publish(message, Options(id=id_, delay=delay))  # type: ignore[arg-type]
+        return await operator.sender.publish(message, Options(id=id_, delay=delay))  # type: ignore[arg-type]  # made from a schema at run time
 
     click.echo(_running(file, profile, work))
 

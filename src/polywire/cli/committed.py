@@ -145,7 +145,7 @@ class _Repository:
     def _git(self, *arguments: str, why: str, asked: bytes | None = None) -> bytes:
         try:
             ran = subprocess.run(  # noqa: S603  # git itself, and names that it is told not to take for options
-                ["git", "-C", str(self._directory), *arguments],  # noqa: S607
+                ["git", "-C", str(self._directory), *arguments],  # noqa: S607 - the user's own git
                 input=asked,
                 stdin=subprocess.DEVNULL if asked is None else None,
                 capture_output=True,

@@ -331,7 +331,7 @@ def subscribe(
     _check(marked)
 
     def mark(function: Function) -> Function:
-        function.__subscribed__ = (*getattr(function, "__subscribed__", ()), marked)  # type: ignore[attr-defined]
+        function.__subscribed__ = (*getattr(function, "__subscribed__", ()), marked)  # type: ignore[attr-defined]  # functions take attributes
         return function
 
     return mark

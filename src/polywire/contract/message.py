@@ -129,7 +129,7 @@ def _options_in(hint: Any, module: str, namespace: dict[str, Any]) -> list[Field
     for part in tree.slice.elts[1:]:
         if isinstance(part, ast.Call):
             # The text stands in the user's own class statement, and Python would evaluate it there all the same.
-            value = eval(compile(ast.Expression(part), f"<{module}>", "eval"), names)  # noqa: S307
+            value = eval(compile(ast.Expression(part), f"<{module}>", "eval"), names)  # noqa: S307 - as the lines above say
             if isinstance(value, FieldOptions):
                 found.append(value)
     return found

@@ -34,7 +34,7 @@ def policy(declared: type[P]) -> type[P]:
         object.__setattr__(self, "given", frozenset(values))
         fill(self, **values)
 
-    made.__init__ = remember  # type: ignore[method-assign,assignment]
+    made.__init__ = remember  # type: ignore[method-assign,assignment]  # a dataclass has no hook for it
     return made
 
 

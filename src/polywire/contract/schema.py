@@ -558,10 +558,10 @@ def _for_msgspec(hint: Any, field: FieldSchema) -> Any:
     value = _value_for_msgspec(field.holds)
     inner: Any = value
     if field.form is Form.LIST:
-        inner = _with_meta(list[value], field.constraints)  # type: ignore[valid-type]
+        inner = _with_meta(list[value], field.constraints)  # type: ignore[valid-type]  # a type that is made at run time
     elif field.form is Form.MAP:
         key = _value_for_msgspec(field.keyed_by)
-        inner = _with_meta(dict[key, value], field.constraints)  # type: ignore[valid-type]
+        inner = _with_meta(dict[key, value], field.constraints)  # type: ignore[valid-type]  # a type that is made at run time
     parts = getattr(hint, "__metadata__", ())
     options = [part for part in parts if isinstance(part, FieldOptions)]
     _, own = _split(_alternatives(bare)[0][0])

@@ -209,7 +209,7 @@ class StoreResults:
         try:
             async with self._store.read() as view:
                 rows = await view.fetch_all(
-                    f"SELECT name, outcome FROM polywire_result WHERE expires > $1 AND name IN ({places})",  # noqa: S608
+                    f"SELECT name, outcome FROM polywire_result WHERE expires > $1 AND name IN ({places})",  # noqa: S608 - only `$1`, `$2`...
                     (self._clock.time(), *keys),
                 )
         except StoreError as error:

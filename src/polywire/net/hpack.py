@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, TypeVar, cast
 
-from jh2._hazmat import Decoder as NativeDecoder  # type: ignore[import-untyped]
+from jh2._hazmat import Decoder as NativeDecoder  # type: ignore[import-untyped]  # it has no stubs
 
 from polywire.net.stream import HeadersTooLarge
 

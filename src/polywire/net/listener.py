@@ -143,9 +143,7 @@ class Listener:
             log.debug("a connection was not taken in: %s", error)
 
     def _arrived(self, task: asyncio.Task[None]) -> None:
-        connection = self._arriving.pop(task)
-        if task.cancelled():
-            connection.close()  # nobody else does where the task had not begun
+        del self._arriving[task]
         self._counted()
 
     def _counted(self) -> None:
@@ -274,8 +272,10 @@ class Listener:
             task.cancel()
         for protocol in list(self._http2):
             protocol.close()
-        for task in self._arriving:
-            task.cancel()
+        for connection in self._arriving.values():
+            # Its task ends by that. (Cancelled before the handshake begins, asyncio would leave it open.)
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
         if self._sweep is not None:
             self._sweep.cancel()
             self._sweep = None

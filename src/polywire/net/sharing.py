@@ -158,8 +158,6 @@ class Accepting:
         self._accepted = accepted
         self._turn = turn
         self._timers: dict[socket.socket, asyncio.TimerHandle] = {}
-        self._waited: dict[socket.socket, float] = {}
-        """Until when a waiting connection is one that the others had their chance to take."""
         self._loop = asyncio.get_running_loop()
         for opened in self._sockets:
             self._loop.add_reader(opened, self._readable, opened)
@@ -173,10 +171,12 @@ class Accepting:
             timer.cancel()
 
     def _readable(self, opened: socket.socket) -> None:
-        turn = self._turn
-        if turn is not None and turn.others_first() and self._loop.time() > self._waited.pop(opened, 0.0):
+        if self._turn is not None and self._turn.others_first():
             self._pause(opened, YIELD)
-            return
+        else:
+            self._accept(opened)
+
+    def _accept(self, opened: socket.socket) -> None:
         try:
             connection, _ = opened.accept()
         except (BlockingIOError, InterruptedError, ConnectionAbortedError):
@@ -196,5 +196,6 @@ class Accepting:
 
     def _resume(self, opened: socket.socket) -> None:
         del self._timers[opened]
-        self._waited[opened] = self._loop.time() + YIELD
         self._loop.add_reader(opened, self._readable, opened)
+        # What waits still is what the others had their chance to take.
+        self._accept(opened)

@@ -128,7 +128,7 @@ class FanoutSuite(BusSuite):
         """A started one. Called several times with one URL, for several connections."""
         backend = open_events(url, clock=self.clock)
         await backend.start()
-        return backend  # type: ignore[return-value]
+        return backend  # type: ignore[return-value]  # what the suite's author gave
 
     async def clean_up(self, backend: Fanout, topics: Sequence[str], bindings: Sequence[Binding]) -> None:
         """Delete what a test leaves, where it does not go with the URL."""

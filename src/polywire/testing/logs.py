@@ -58,7 +58,7 @@ class LogSuite(BusSuite):
         """A started one. Called several times with one URL, for several connections."""
         backend = open_events(url, clock=self.clock)
         await backend.start()
-        return backend  # type: ignore[return-value]
+        return backend  # type: ignore[return-value]  # what the suite's author gave
 
     async def kill_member(self, member: LogConsumer) -> None:
         """Let it end as with its process. Only for backends that are not shared; of the others a process is killed."""

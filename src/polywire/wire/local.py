@@ -100,7 +100,7 @@ class LocalWire:
         self.in_flight += 1
         try:
             body = _within(await answer.future, self.limit)
-            return codec_for(outgoing.rpc.response, "proto").decode(body)  # type: ignore[no-any-return]
+            return codec_for(outgoing.rpc.response, "proto").decode(body)  # type: ignore[no-any-return]  # the codec's type is known at run time
         except asyncio.CancelledError:
             self._dispatcher.cancel(call)
             raise

@@ -216,10 +216,18 @@ class KafkaLog:
             raise SetupError(f"The group {spec.group!r} was not declared: there is no topic {spec.topic!r}.")
         self._specs[spec.topic, spec.group] = spec
         is_new = there[dead_topic(spec.topic, spec.group)] is None
-        if is_new and spec.start == "latest" and not await cluster.committed(spec.group, spec.topic, partitions):
-            # From now on, and not from when its first member comes.
-            await cluster.commit(spec.group, spec.topic, await cluster.end(spec.topic, partitions))
+        if is_new and spec.start == "latest":
+            await self._begin_here(cluster, spec, partitions)
         await cluster.create([topic for topic in wanted if there[topic.topic] is None])
+
+    async def _begin_here(self, cluster: Cluster, spec: GroupSpec, partitions: int) -> None:
+        """From now on, and not from when its first member comes."""
+        # Asked first: should another process declare it meanwhile, what is sent after that is not jumped over.
+        end = await cluster.end(spec.topic, partitions)
+        if await cluster.committed(spec.group, spec.topic, partitions):
+            return
+        if not await cluster.commit(spec.group, spec.topic, end):
+            await cluster.commit_beside(spec.group, spec.topic, end)
 
     async def check(self, topics: Sequence[TopicSpec], groups: Sequence[GroupSpec] = ()) -> list[str]:
         _check_names(topics, groups)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextlib
+import secrets
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from confluent_kafka import (
     ConsumerGroupTopicPartitions,
     KafkaError,
     KafkaException,
+    Producer,
     TopicCollection,
     TopicPartition,
 )
@@ -180,6 +182,34 @@ class Cluster:
             if errors:
                 raise KafkaException(errors[0])
         return True
+
+    async def commit_beside(self, group: str, topic: str, offsets: Mapping[int, int]) -> None:
+        """Commit for a group that has members, of a topic that none of them reads yet.
+
+        Its user needs the right to write to transactional ids that begin with `polywire.`.
+        """
+        with self._translated(f"for the first offsets of the running group {group!r}"):
+            await asyncio.to_thread(self._commit_beside, group, topic, offsets)
+
+    def _commit_beside(self, group: str, topic: str, offsets: Mapping[int, int]) -> None:
+        # From others than its members a running group takes offsets by transactions alone (KIP-447).
+        settings = {**self._address.settings, "log_level": 0}
+        name = f"polywire.{group}.{topic}.{secrets.token_hex(8)}"
+        producer = Producer(
+            {**settings, "transactional.id": name, "transaction.timeout.ms": int(ASKING * 1000)},
+            logger=Log(self._address),
+        )
+        producer.init_transactions(ASKING)
+        producer.begin_transaction()
+        places = [
+            TopicPartition(topic, number, offset, metadata=Mark(offset).text) for number, offset in offsets.items()
+        ]
+        outsider = Consumer({**settings, "group.id": group}, logger=Log(self._address))
+        try:
+            producer.send_offsets_to_transaction(places, outsider.consumer_group_metadata(), ASKING)
+        finally:
+            outsider.close()
+        producer.commit_transaction(ASKING)
 
     async def members(self, group: str) -> tuple[int, str]:
         """How many the group has, and the kind of its protocol, `classic` or `consumer`."""

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from datetime import datetime
 from typing import Any, Protocol
 
-from polywire.bus.core.envelope import JSON, Envelope, timestamp
+from polywire.bus.core.envelope import JSON, Envelope, number_of, seconds_of, timestamp
 from polywire.errors import UndecodableMessage
 
 Headers = dict[str, str | bytes | None]
@@ -159,9 +158,9 @@ _NUMBERS = {
 def _set(made: Envelope, name: str, text: str) -> None:
     """A time or a count. Extensions that we do not know are dropped, as CloudEvents allows."""
     if (attribute := _TIMES.get(name)) is not None:
-        setattr(made, attribute, _seconds(name[3:], text))
+        setattr(made, attribute, seconds_of(name[3:], text))
     elif (attribute := _NUMBERS.get(name)) is not None:
-        setattr(made, attribute, _number(name[3:], text))
+        setattr(made, attribute, number_of(name[3:], text))
 
 
 def _foreign(message: Message, headers: list[tuple[str, bytes | None]]) -> Envelope:
@@ -184,19 +183,3 @@ def _foreign(message: Message, headers: list[tuple[str, bytes | None]]) -> Envel
 def appended(message: Message) -> float:
     """Seconds since the epoch; 0 where the broker does not tell."""
     return max(message.timestamp()[1], 0) / 1000
-
-
-def _seconds(name: str, text: str) -> float:
-    try:
-        moment = datetime.fromisoformat(text)
-    except ValueError:
-        raise UndecodableMessage(f"The message's attribute {name!r} is no RFC 3339 time.") from None
-    if moment.tzinfo is None:
-        raise UndecodableMessage(f"The message's attribute {name!r} has no time zone.")
-    return moment.timestamp()
-
-
-def _number(name: str, text: str) -> int:
-    if not text.isascii() or not text.isdecimal() or len(text) > 9:
-        raise UndecodableMessage(f"The message's attribute {name!r} is no count.")
-    return int(text)

@@ -290,8 +290,8 @@ class Connection(AsyncioConnection):
 
     def write(self, data: bytes) -> None:
         """Frames that were made elsewhere. Nothing is written to a connection that is gone: its link says so."""
-        if data and self._transport is not None:  # pyright: ignore[reportAttributeAccessIssue]
-            self._output_marshaled_frames((data,))  # pyright: ignore[reportAttributeAccessIssue]
+        if data and self._transport is not None:  # pyright: ignore[reportAttributeAccessIssue]  # pika's types leave it out
+            self._output_marshaled_frames((data,))  # pyright: ignore[reportAttributeAccessIssue]  # pika's types leave it out
 
     @property
     def frame_max(self) -> int:
@@ -311,7 +311,7 @@ class Connection(AsyncioConnection):
                 self._frame_buffer = b""
                 _, frame = decode_frame(buffer[at:stop])
                 if frame is not None:
-                    self._process_frame(frame)  # pyright: ignore[reportAttributeAccessIssue]
+                    self._process_frame(frame)  # pyright: ignore[reportAttributeAccessIssue]  # pika's types leave it out
             else:
                 self.frames_received += 1
             self.bytes_received += stop - at

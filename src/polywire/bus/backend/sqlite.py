@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from collections.abc import Sequence
+from typing import Any
 
 import apsw
 
 from polywire.bus.backend import sqlite_admin as admin
 from polywire.bus.backend import sqlite_messages as messages
+from polywire.bus.backend.sqlite_backend import SqliteBackend
 from polywire.bus.backend.sqlite_consumer import SqliteConsumer
-from polywire.bus.backend.sqlite_file import PATIENCE, FileOptions, NotDone, SharedFile, Transaction
+from polywire.bus.backend.sqlite_file import PATIENCE, FileOptions, SharedFile, Transaction
 from polywire.bus.backend.sqlite_messages import QueueRow
-from polywire.bus.backend.sqlite_schema import path_of
-from polywire.bus.backend.sqlite_sending import MAX_MESSAGE_BYTES, Confirming, Room, failure_of, packed, refused
+from polywire.bus.backend.sqlite_sending import MAX_MESSAGE_BYTES, Confirming, failure_of, packed, refused
 from polywire.bus.core import (
     EVERY_DEAD,
     DeadFilter,
@@ -25,9 +25,7 @@ from polywire.bus.core import (
     QueueStats,
 )
 from polywire.clock import SYSTEM_CLOCK, Clock
-from polywire.errors import BackendLost, DeliveryError, MessageRefused, SetupError
-
-T = TypeVar("T")
+from polywire.errors import MessageRefused, SetupError
 
 GUARANTEES = Guarantees(
     backend="sqlite",
@@ -47,7 +45,7 @@ GUARANTEES = Guarantees(
 )
 
 
-class SqliteQueue:
+class SqliteQueue(SqliteBackend["_Sending", SqliteConsumer]):
     """The queues in one file, as `polywire.bus.core.TaskQueue` says.
 
     What was sent survives a power cut: commits of it wait for the disk, many of them together. Handing out and
@@ -57,45 +55,13 @@ class SqliteQueue:
 
     def __init__(self, url: str, *, clock: Clock = SYSTEM_CLOCK, options: FileOptions | None = None) -> None:
         """*url* is `sqlite:PATH`. Raises SetupError where that is none."""
-        self.path = path_of(url)
+        super().__init__(url, clock=clock, options=options)
         self.guarantees = GUARANTEES
-        self.clock = clock
-        self._options = options or FileOptions()
-        self._file: SharedFile | None = None
+        self._together = _Sending
         self._queues: dict[str, QueueRow] = {}
-        self._outgoing: _Sending | None = None
-        self._room = Room()
-        self._consumers: set[SqliteConsumer] = set()
 
-    async def start(self) -> None:
-        if self._file is not None:
-            return
-        file = self._file = SharedFile.open(self.path, self.clock, self._options)
-        try:
-            await file.started()
-        except BaseException:
-            self._file = None
-            await file.close()
-            raise
+    def _opened(self, file: SharedFile) -> None:
         file.takers["q"] = messages.take_over
-
-    async def close(self) -> None:
-        for consumer in list(self._consumers):
-            await consumer.close()
-        file, self._file = self._file, None
-        if file is not None:
-            await file.close()
-
-    @property
-    def connected(self) -> bool:
-        return self._file is not None and self._file.connected
-
-    @property
-    def file(self) -> SharedFile:
-        """Raises BackendLost before `start` and after `close`."""
-        if self._file is None:
-            raise BackendLost(f"The bus at {self.path!r} is not open. Call `start` first.")
-        return self._file
 
     # ---- queues --------------------------------------------------------------------------------------------------
 
@@ -180,30 +146,10 @@ class SqliteQueue:
         return row.n, envelope.id, envelope.key if row.keyed else None, level, due, data
 
     async def _sent(self, row: QueueRow, rows: list[tuple[Any, ...]], timeout: float | None) -> Exception | None:
-        """Write with all others that send at this moment. Returns why it failed."""
-        sending = self._outgoing
-        loop = asyncio.get_running_loop()
-        if sending is None or sending.timeout != timeout:
-            if sending is not None:
-                self._flush(sending)
-            sending = self._outgoing = _Sending(timeout)
-            loop.call_soon(self._flush, sending)
-        future: asyncio.Future[Exception | None] = loop.create_future()
-        count, size = len(rows), sending.add(rows, row, future)
-        self._room.enter(count, size)
-        try:
-            return await future
-        finally:
-            self._room.leave(count, size)
-
-    def _flush(self, sending: _Sending) -> None:
-        if self._outgoing is not sending:
-            return  # it went when one with another time limit came
-        self._outgoing = None
-        try:
-            self.file.submit(sending)
-        except (NotDone, DeliveryError, SetupError) as error:
-            sending.fail(error)
+        """Write them. Returns why that failed."""
+        future: asyncio.Future[Exception | None] = asyncio.get_running_loop().create_future()
+        size = self._gathering(timeout).add(rows, row, future)
+        return await self._written(future, len(rows), size)
 
     # ---- receiving -----------------------------------------------------------------------------------------------
 
@@ -248,12 +194,6 @@ class SqliteQueue:
     async def drop(self, queue: str, letters: Sequence[DeadLetter]) -> int:
         row = await self._queue(queue)
         return await self._do("The dead letters were not deleted", lambda tx: admin.drop_letters(tx, row, letters))
-
-    async def _do(self, what: str, function: Callable[[Transaction], T]) -> T:
-        return await self.file.do_or_lose(what, function)
-
-    async def _look(self, what: str, function: Callable[[apsw.Connection], T]) -> T:
-        return await self.file.read_or_lose(what, function)
 
 
 class _Sending(Confirming):

@@ -120,7 +120,7 @@ def make_team(tx: Transaction, topic: TopicRow, spec: GroupSpec) -> TeamRow:
     name = queue_name(topic.name, spec.group)
     messages.make_queue(tx, QueueSpec(name=name, lost_limit=spec.lost_limit))
     queue = messages.find_queue(tx.connection, name)
-    assert queue is not None  # noqa: S101
+    assert queue is not None  # noqa: S101 - it was made one line above
     tx.execute("INSERT INTO team (topic, name, queue) VALUES (?, ?, ?)", (topic.n, spec.group, queue.n))
     made = TeamRow(tx.connection.last_insert_rowid(), topic, spec.group, queue)
     where = "first" if spec.start == "earliest" else "next"

@@ -568,7 +568,7 @@ class _Writer:
 
     @property
     def _connected(self) -> apsw.Connection:
-        assert self._db is not None  # noqa: S101
+        assert self._db is not None  # noqa: S101 - it was opened before
         return self._db
 
     @contextlib.contextmanager

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from collections.abc import Sequence
+from typing import Any
 
 import apsw
 
 from polywire.bus.backend import sqlite_admin as admin
 from polywire.bus.backend import sqlite_events as events
+from polywire.bus.backend.sqlite_backend import SqliteBackend
 from polywire.bus.backend.sqlite_events import TeamRow, TopicRow
-from polywire.bus.backend.sqlite_file import PATIENCE, FileOptions, NotDone, SharedFile, Transaction
+from polywire.bus.backend.sqlite_file import PATIENCE, FileOptions, SharedFile, Transaction
 from polywire.bus.backend.sqlite_member import record_of
 from polywire.bus.backend.sqlite_reader import SqliteLogConsumer
-from polywire.bus.backend.sqlite_schema import check_name, path_of
-from polywire.bus.backend.sqlite_sending import MAX_MESSAGE_BYTES, Confirming, Room, failure_of, packed, refused
+from polywire.bus.backend.sqlite_schema import check_name
+from polywire.bus.backend.sqlite_sending import MAX_MESSAGE_BYTES, Confirming, failure_of, packed, refused
 from polywire.bus.core import (
     EVERY_DEAD,
     DeadFilter,
@@ -32,9 +33,7 @@ from polywire.bus.core import (
 from polywire.bus.core.checks import would_create_group, would_create_topic, would_refuse
 from polywire.bus.core.log import Revoking
 from polywire.clock import SYSTEM_CLOCK, Clock
-from polywire.errors import BackendLost, DeliveryError, MessageRefused, SetupError
-
-T = TypeVar("T")
+from polywire.errors import MessageRefused, SetupError
 
 FORGET_EVERY = 5.0
 """Seconds between two looks for events that are too old, while there are none."""
@@ -50,7 +49,7 @@ GUARANTEES = Guarantees(
 )
 
 
-class SqliteLog:
+class SqliteLog(SqliteBackend["_Appending", SqliteLogConsumer]):
     """The topics in one file, as `polywire.bus.core.EventLog` says.
 
     An event with a key goes to the partition `crc32(key) % partitions`, others to all in turn. What was appended
@@ -59,49 +58,19 @@ class SqliteLog:
 
     def __init__(self, url: str, *, clock: Clock = SYSTEM_CLOCK, options: FileOptions | None = None) -> None:
         """*url* is `sqlite:PATH`. Raises SetupError where that is none."""
-        self.path = path_of(url)
+        super().__init__(url, clock=clock, options=options)
         self.guarantees = GUARANTEES
-        self.clock = clock
-        self._options = options or FileOptions()
-        self._file: SharedFile | None = None
+        self._together = _Appending
         self._topics: dict[str, TopicRow] = {}
-        self._outgoing: _Appending | None = None
-        self._room = Room()
-        self._consumers: set[SqliteLogConsumer] = set()
         self._turn = 0
         self._next_forgetting = 0.0
 
-    async def start(self) -> None:
-        if self._file is not None:
-            return
-        file = self._file = SharedFile.open(self.path, self.clock, self._options)
-        try:
-            await file.started()
-        except BaseException:
-            self._file = None
-            await file.close()
-            raise
+    def _opened(self, file: SharedFile) -> None:
         file.takers["g"] = events.take_over
         file.chores.append(self._forget)
 
-    async def close(self) -> None:
-        for consumer in list(self._consumers):
-            await consumer.close()
-        file, self._file = self._file, None
-        if file is not None:
-            file.chores.remove(self._forget)
-            await file.close()
-
-    @property
-    def connected(self) -> bool:
-        return self._file is not None and self._file.connected
-
-    @property
-    def file(self) -> SharedFile:
-        """Raises BackendLost before `start` and after `close`."""
-        if self._file is None:
-            raise BackendLost(f"The bus at {self.path!r} is not open. Call `start` first.")
-        return self._file
+    def _closing(self, file: SharedFile) -> None:
+        file.chores.remove(self._forget)
 
     def _forget(self, tx: Transaction) -> None:
         """Delete what is too old, in the writer's thread."""
@@ -191,31 +160,10 @@ class SqliteLog:
         return self._turn % row.partitions
 
     async def _appended(self, row: TopicRow, made: list[tuple[int, bytes]], timeout: float | None) -> Exception | None:
-        """Write with all others that append at this moment. Returns why it failed."""
-        appending = self._outgoing
-        loop = asyncio.get_running_loop()
-        if appending is None or appending.timeout != timeout:
-            if appending is not None:
-                self._flush(appending)
-            appending = self._outgoing = _Appending(timeout)
-            loop.call_soon(self._flush, appending)
-        future: asyncio.Future[Exception | None] = loop.create_future()
-        appending.add(row.n, made, future)
-        count, size = len(made), sum(len(data) for _, data in made)
-        self._room.enter(count, size)
-        try:
-            return await future
-        finally:
-            self._room.leave(count, size)
-
-    def _flush(self, appending: _Appending) -> None:
-        if self._outgoing is not appending:
-            return  # it went when one with another time limit came
-        self._outgoing = None
-        try:
-            self.file.submit(appending)
-        except (NotDone, DeliveryError, SetupError) as error:
-            appending.fail(error)
+        """Write them. Returns why that failed."""
+        future: asyncio.Future[Exception | None] = asyncio.get_running_loop().create_future()
+        self._gathering(timeout).add(row.n, made, future)
+        return await self._written(future, len(made), sum(len(data) for _, data in made))
 
     # ---- reading -------------------------------------------------------------------------------------------------
 
@@ -277,12 +225,6 @@ class SqliteLog:
         return await self._do(
             "The dead letters were not deleted", lambda tx: admin.drop_letters(tx, team.queue, letters)
         )
-
-    async def _do(self, what: str, function: Callable[[Transaction], T]) -> T:
-        return await self.file.do_or_lose(what, function)
-
-    async def _look(self, what: str, function: Callable[[apsw.Connection], T]) -> T:
-        return await self.file.read_or_lose(what, function)
 
 
 class _Appending(Confirming):

@@ -136,7 +136,7 @@ def place(tx: Transaction, after: int, *, keyed: bool, delayed: bool) -> None:
     if delayed:
         tx.execute(
             f"""INSERT INTO delayed SELECT m.pos, m.queue, m.due, m.level, 0, 0 FROM message m
-            WHERE m.pos > ? AND m.due IS NOT NULL AND {head}""",  # noqa: S608
+            WHERE m.pos > ? AND m.due IS NOT NULL AND {head}""",  # noqa: S608 - one of two constants
             (after,),
         )
 
@@ -264,7 +264,7 @@ def forget(tx: Transaction, queue: QueueRow, which: Any, count: int) -> None:
         tx.execute("UPDATE file SET finished = ?, finished_count = ?, finished_since = ?", (generation, count, tx.now))
     tx.execute(
         f"""INSERT OR IGNORE INTO finished_{generation}
-        SELECT queue, id FROM message WHERE pos IN (SELECT value FROM carray(?))""",  # noqa: S608
+        SELECT queue, id FROM message WHERE pos IN (SELECT value FROM carray(?))""",  # noqa: S608 - one of two constants
         (which,),
     )
     tx.execute("DELETE FROM message WHERE pos IN (SELECT value FROM carray(?))", (which,))

@@ -169,9 +169,9 @@ def envelope_from(
         if (field := _TEXTS.get(name)) is not None:
             setattr(made, field, text)
         elif (field := _TIMES.get(name)) is not None:
-            setattr(made, field, _seconds(name, text))
+            setattr(made, field, seconds_of(name, text))
         elif (field := _NUMBERS.get(name)) is not None:
-            setattr(made, field, _number(name, text))
+            setattr(made, field, number_of(name, text))
     return made
 
 
@@ -187,7 +187,8 @@ def _second(seconds: int) -> str:
     return datetime.fromtimestamp(seconds, UTC).isoformat().removesuffix("+00:00")
 
 
-def _seconds(name: str, text: str) -> float:
+def seconds_of(name: str, text: str) -> float:
+    """The time (Unix, seconds) that the attribute *name* says. Raises UndecodableMessage."""
     try:
         moment = datetime.fromisoformat(text)
     except ValueError:
@@ -197,7 +198,8 @@ def _seconds(name: str, text: str) -> float:
     return moment.timestamp()
 
 
-def _number(name: str, text: str) -> int:
+def number_of(name: str, text: str) -> int:
+    """The count that the attribute *name* says. Raises UndecodableMessage."""
     if not text.isascii() or not text.isdecimal() or len(text) > 9:
         raise UndecodableMessage(f"The message's attribute {name!r} is no count.")
     return int(text)

@@ -104,7 +104,7 @@ class ConnectWire:
         outgoing.trailers = head.trailers
         body = reply.body
         if head.coding != b"identity":
-            body = self._inflated(outgoing, head.coding, body)
+            body = inflated_answer(self.address, outgoing, head.coding, body, self._calls.limit)
         content_type = head.content_type
         if head.status != 200:
             fields = reply.head.fields + reply.tail
@@ -118,17 +118,6 @@ class ConnectWire:
             )
         try:
             return method.decode(body)
-        except InvalidArgument as error:
-            raise unreadable(outgoing, error) from None
-
-    def _inflated(self, outgoing: Outgoing, coding: bytes, body: bytes) -> bytes:
-        if coding != b"gzip":
-            raise Internal(
-                f"{self.address} compressed its answer to {outgoing.rpc.full_name} with "
-                f"{coding[:40].decode('latin-1')!r}; gzip is known here."
-            )
-        try:
-            return connect.inflated(body, self._calls.limit)
         except InvalidArgument as error:
             raise unreadable(outgoing, error) from None
 
@@ -165,12 +154,24 @@ class ConnectWire:
         await self._calls.close()
 
 
+def inflated_answer(address: str, outgoing: Outgoing, coding: bytes, body: bytes, limit: int) -> bytes:
+    """The body of an answer from *address* that came in *coding*, *limit* bytes at most. Raises Internal."""
+    if coding != b"gzip":
+        raise Internal(
+            f"{address} compressed its answer to {outgoing.rpc.full_name} with "
+            f"{coding[:40].decode('latin-1')!r}; gzip is known here."
+        )
+    try:
+        return connect.inflated(body, limit)
+    except InvalidArgument as error:
+        raise unreadable(outgoing, error) from None
+
+
 def unreadable(outgoing: Outgoing, error: CallError) -> Internal:
     """What a caller gets for an answer that its contract does not allow: the request is not what is wrong."""
     return Internal(
-        f"The answer of {outgoing.rpc.full_name} could not be read: {error.message.rstrip('.')}. Do both sides have "
-        "the same "
-        "contract?"
+        f"The answer of {outgoing.rpc.full_name} could not be read: {error.message.rstrip('.')}. "
+        "Do both sides have the same contract?"
     )
 
 

@@ -20,8 +20,7 @@ from polywire.errors import Internal, InvalidArgument
 from polywire.net.pool import Pool
 from polywire.net.stream import Field, Headers
 from polywire.wire.compression import compress
-from polywire.wire.http import connect_protocol as connect
-from polywire.wire.http.connect_client import COMPRESS_FROM, ConnectStream, ConnectWire, unreadable
+from polywire.wire.http.connect_client import COMPRESS_FROM, ConnectStream, ConnectWire, inflated_answer, unreadable
 from polywire.wire.http.inbound import REST_TIMEOUT
 from polywire.wire.http.outbound import MAX_MESSAGE_BYTES, Calls, Reply, answer_head, fields_of, metadata_among
 from polywire.wire.http.problem import error_from_response
@@ -120,7 +119,7 @@ class RestWire:
         outgoing.trailers = metadata_among(reply.trailers) if reply.trailers else NO_METADATA
         body = reply.body
         if head.coding != b"identity":
-            body = self._inflated(outgoing, head.coding, body)
+            body = inflated_answer(self.address, outgoing, head.coding, body, self._calls.limit)
         if not 200 <= head.status <= 299:
             error = error_from_response(head.status, reply.head.fields + reply.tail, body, self.address)
             error.metadata = outgoing.headers
@@ -135,17 +134,6 @@ class RestWire:
             )
         try:
             return route.decode(body)
-        except InvalidArgument as error:
-            raise unreadable(outgoing, error) from None
-
-    def _inflated(self, outgoing: Outgoing, coding: bytes, body: bytes) -> bytes:
-        if coding != b"gzip":
-            raise Internal(
-                f"{self.address} compressed its answer to {outgoing.rpc.full_name} with "
-                f"{coding[:40].decode('latin-1')!r}; gzip is known here."
-            )
-        try:
-            return connect.inflated(body, self._calls.limit)
         except InvalidArgument as error:
             raise unreadable(outgoing, error) from None
 
