@@ -197,6 +197,9 @@ class Channel:
         deadline = outgoing.call_deadline
         if deadline is not None and now + delay >= deadline:
             return False
+        if retry.attempts == 1:
+            # There is nothing to multiply: retrying is switched off here, and left to whoever called us.
+            return False
         if outgoing.attempt >= retry.attempts or not self.budget.take(now):
             # Whoever called us must not multiply these attempts by its own.
             error.retry_after = DO_NOT_RETRY

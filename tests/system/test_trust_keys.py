@@ -39,7 +39,7 @@ address = "bank.example:443"
 serves = ["bank.v1.Bank"]
 tls = { ca = "bank.pem", server_name = "bank.example" }
 """
-GUIDE = Path(__file__).resolve().parents[2] / "docs/guides/who-is-calling.md"
+GUIDE = Path(__file__).resolve().parents[2] / "docs/guides/identity.md"
 
 
 def shop(text: str = SHOP, **environ: str) -> SystemFile:

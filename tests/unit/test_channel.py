@@ -212,6 +212,16 @@ async def test_an_error_that_used_its_retries_up_is_not_retried_by_those_above()
     assert above.calls == 1
 
 
+async def test_where_retrying_is_switched_off_it_is_left_to_those_above() -> None:
+    below = World([Unavailable("down", reached="no")], defaults=CallDefaults(retry=Retry(attempts=1)))
+    with pytest.raises(Unavailable) as caught:
+        await below.run(below.client.safe(Ping()))
+    assert (below.calls, caught.value.retry_after) == (1, None)
+    above = World([caught.value])
+    assert await above.run(above.client.safe(Ping(text="a"))) == Ping(text="a")
+    assert above.calls == 2
+
+
 async def test_cancelling_while_waiting_for_a_retry_ends_the_call() -> None:
     world = World([ResourceExhausted("slow down", retry_after=1.0)])
     call = asyncio.ensure_future(world.client.safe(Ping()))
