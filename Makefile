@@ -6,6 +6,7 @@
 #   make test ARGS=--require-servers     they fail instead (`python3 -m servers install` installs what is missing)
 #   make torture              kills 1,000 workers on sqlite, and RabbitMQ and Kafka 5 times each, under load; a quarter of an
 #                             hour; `make torture ARGS="sqlite --kills 50"` is a part of it
+#   make faults               a million calls over connections that break, each ending at each byte of a call; some minutes
 #   make check                format, lint, types, imports and the quick tests
 #   make bench                what a call costs, compared with others
 #   make bench-bus            what a task and an event cost, compared with others; needs the servers of `make test`
@@ -16,7 +17,7 @@ VENV := .venv
 PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
 ARGS ?=
 
-.PHONY: demo test torture check types quick bench bench-bus clean
+.PHONY: demo test torture faults check types quick bench bench-bus clean
 
 demo: $(VENV)/ready$(if $(findstring production,$(ARGS)),-production)
 	@$(VENV)/bin/python examples/shop/demo.py $(ARGS)
@@ -26,6 +27,10 @@ test: $(VENV)/ready-dev
 
 torture: $(VENV)/ready-dev
 	@$(VENV)/bin/python -m tests.torture $(ARGS)
+
+faults: $(VENV)/ready-dev
+	@POLYWIRE_FAULTS=whole $(VENV)/bin/python -m pytest -n 2 --timeout=1800 tests/faults/test_fault_positions.py tests/faults/test_fault_endings.py \
+		tests/faults/test_fault_load.py $(ARGS)
 
 check: $(VENV)/ready-dev
 	$(VENV)/bin/ruff format --check --quiet .

@@ -118,9 +118,16 @@ class Server:
         return bound
 
     def share(self, port: SharedPort, index: int) -> None:
-        """Take connections from *port* too, which several processes share; this one is number *index*."""
+        """Take connections from *port* too, which several processes share; this one is number *index*. Turn ready."""
         self._listener.share(port, index)
         self.addresses.extend(port.address.split(","))
+        self.ready = True
+
+    def take_over(self, port: SharedPort) -> None:
+        """Take connections from *port* too, beside the process whose place this one takes. Turn ready."""
+        self._listener.take_over(port)
+        self.addresses.extend(port.address.split(","))
+        self.ready = True
 
     async def drain(self, *, delay: float = 0.0, grace: float = 30.0) -> None:
         """Stop without losing a request.

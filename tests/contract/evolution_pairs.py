@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator
 from datetime import datetime
 from typing import Annotated
 
-from polywire.contract import Contract, Field, Int32, Message, enum_form, get, patch, post, put, rpc
+from polywire.contract import Contract, Field, Int32, Message, enum_form, get, patch, post, put, rpc, task
 from polywire.errors import Aborted, FailedPrecondition, NotFound
 
 
@@ -69,11 +69,24 @@ class Closed(FailedPrecondition):
     until: str = ""
 
 
+class Unsent(NotFound):
+    pass
+
+
 class Gone(NotFound, http_status=410):
     where: Annotated[str, Field(max_length=9)] = ""
 
 
-class Shops(Contract, package="town.v1"):
+class Reminder(Message):
+    reminder_id: str
+    text: Annotated[str, Field(max_length=60)] = "soon"
+
+
+class Sent(Message):
+    times: int
+
+
+class Shops(Contract, package="town.v1", raises=(Unsent,)):
     @rpc(get("/shops/{shop_id}", headers={"tenant": "X-Tenant"}, response_headers={"version": "ETag"}), idempotent=True)
     async def find(self, request: Find) -> Shop:
         raise NotImplementedError
@@ -92,6 +105,14 @@ class Shops(Contract, package="town.v1"):
 
     @rpc(get("/shops/{shop_id}/feed"))
     def feed(self, request: Find) -> AsyncIterator[Shop]:
+        raise NotImplementedError
+
+    @task(queue="reminders")
+    async def remind(self, reminder: Reminder) -> Sent:
+        raise NotImplementedError
+
+    @task
+    async def sweep(self) -> None:
         raise NotImplementedError
 """
 
@@ -541,6 +562,14 @@ PAIRS: dict[str, tuple[tuple[Case, ...], tuple[Case, ...]]] = {
                 ((f"    {_NAME}\n", ""), ('reserved=("former",)', 'reserved=("former", "name", 2)')),
                 ("REST_RESPONSE_FIELD_NO_DELETE town.v1.Shop.name",),
             ),
+            Case(
+                "removed from an error",
+                (('    until: str = ""', "    pass"),),
+                (
+                    "PROTOJSON_FIELD_NO_DELETE town.v1.Closed.until",
+                    "REST_RESPONSE_FIELD_NO_DELETE town.v1.Closed.until",
+                ),
+            ),
         ),
         (
             Case(
@@ -551,6 +580,14 @@ PAIRS: dict[str, tuple[tuple[Case, ...], tuple[Case, ...]]] = {
     ),
     "REST_RESPONSE_FIELD_SAME_TYPE": (
         (
+            Case(
+                "a field of an error",
+                (('    until: str = ""', "    until: Int32 = 0"),),
+                (
+                    "PROTOJSON_FIELD_SAME_FORM town.v1.Closed.until",
+                    "REST_RESPONSE_FIELD_SAME_TYPE town.v1.Closed.until",
+                ),
+            ),
             Case(
                 "an answer may hold more",
                 (("floor: Annotated[Int32 | None", "floor: Annotated[float | None"),),
@@ -700,6 +737,85 @@ PAIRS: dict[str, tuple[tuple[Case, ...], tuple[Case, ...]]] = {
                 "a looser limit of a field",
                 (("Field(max_length=9)", "Field(max_length=90)"),),
                 ("CONTRACT_RESPONSE_LIMITS town.v1.Gone.where",),
+            ),
+        ),
+    ),
+    "CONTRACT_TASK_NO_DELETE": (
+        (
+            Case(
+                "a task is gone",
+                (("    @task\n    async def sweep(self) -> None:\n        raise NotImplementedError\n", ""),),
+                ("CONTRACT_TASK_NO_DELETE town.v1.Shops/Sweep",),
+            ),
+            Case("renamed", (("def sweep(", "def clean("),), ("CONTRACT_TASK_NO_DELETE town.v1.Shops/Sweep",)),
+        ),
+        (
+            Case(
+                "renamed in Python alone",
+                (("@task\n    async def sweep(", '@task(name="Sweep")\n    async def clean('),),
+            ),
+        ),
+    ),
+    "CONTRACT_TASK_SAME_QUEUE": (
+        (
+            Case(
+                "another queue",
+                (('queue="reminders"', 'queue="mails"'),),
+                ("CONTRACT_TASK_SAME_QUEUE town.v1.Shops/Remind",),
+            ),
+            Case(
+                "no longer that of the contract",
+                (("@task\n", '@task(queue="sweeping")\n'),),
+                ("CONTRACT_TASK_SAME_QUEUE town.v1.Shops/Sweep",),
+            ),
+        ),
+        (Case("the queue is written out", (("@task\n", '@task(queue="town.v1.Shops")\n'),)),),
+    ),
+    "CONTRACT_TASK_SAME_BODY": (
+        (
+            Case(
+                "it carries a message now",
+                (("def sweep(self)", "def sweep(self, reminder: Reminder)"),),
+                ("CONTRACT_TASK_SAME_BODY town.v1.Shops/Sweep",),
+            ),
+            Case(
+                "its result is gone",
+                (("-> Sent:", "-> None:"),),
+                ("CONTRACT_TASK_SAME_BODY town.v1.Shops/Remind",),
+            ),
+            Case(
+                "a field of another type",
+                (("    reminder_id: str", "    reminder_id: int"),),
+                ("CONTRACT_TASK_SAME_BODY town.v1.Reminder.reminder_id",),
+            ),
+            Case(
+                "a field without a default",
+                (("    reminder_id: str", "    reminder_id: str\n    to: str"),),
+                ("CONTRACT_TASK_SAME_BODY town.v1.Reminder.to",),
+            ),
+            Case(
+                "a field of the result is gone",
+                (("    times: int", "    often: int"),),
+                ("CONTRACT_TASK_SAME_BODY town.v1.Sent.times",),
+            ),
+        ),
+        (
+            Case("a field with a default", (("    reminder_id: str", '    reminder_id: str\n    to: str = ""'),)),
+            Case(
+                "a tighter limit of what waits",
+                (("Field(max_length=60)", "Field(max_length=6)"),),
+                ("CONTRACT_REQUEST_LIMITS town.v1.Reminder.text",),
+            ),
+            Case(
+                "another message of the same form", (("class Sent(", "class Delivered("), ("-> Sent:", "-> Delivered:"))
+            ),
+            Case(
+                "an error that its result may be is not listed",
+                ((", raises=(Unsent,)):", "):"),),
+                tuple(
+                    f"CONTRACT_ERROR_NO_DELETE town.v1.Shops/{method}"
+                    for method in ("Close", "Feed", "Find", "Order", "Remind", "Send", "Sweep")
+                ),
             ),
         ),
     ),

@@ -10,6 +10,7 @@ import time
 import click
 
 from polywire.cli.options import log_option, profile_option
+from polywire.errors import SetupError
 from polywire.net.loop import run
 from polywire.system import environment
 from polywire.system.file import load
@@ -30,6 +31,7 @@ from polywire.telemetry.access_log import LogFormat
 @click.option(
     "--once-ready", metavar="COMMAND", help="Run a command once all is ready, then stop with its exit status."
 )
+@click.option("--reload", is_flag=True, help="Start a service anew when its code changes, without losing a call.")
 @click.option("--fresh", is_flag=True, help="Start each service in a new interpreter; slower.")
 @log_option
 def command(
@@ -38,20 +40,25 @@ def command(
     only: str | None,
     in_process: bool,
     once_ready: str | None,
+    reload: bool,
     fresh: bool,
     log_format: LogFormat,
 ) -> int:
     """Run every service of a system, each as a process of its own, with their logs as one stream.
 
     FILE is the system file, polywire.toml by default. A service that dies is started again. Ctrl-C stops all of them
-    without losing a call under way; a second Ctrl-C does not wait.
+    without losing a call under way; a second Ctrl-C does not wait. With --reload, services follow their code, and all
+    of them the system file.
 
     \b
         polywire up
+        polywire up --reload
         polywire up --only orders,inventory
         polywire up --in-process --log json
     """
     began = time.monotonic()
+    if reload and in_process:
+        raise SetupError("--reload starts processes anew, and --in-process has only one. Leave one of the two out.")
     system = load(file, profile=profile)
     path = os.path.abspath(system.file)
     output = LineOutput()
@@ -78,11 +85,23 @@ def command(
             relay = Relay(output, list(made.apps), format=log_format, colour=colour)
             run(up_in_process(made, relay, format=log_format, announce=announce, then=then, began=began))
             return status
-        with shared_ports(made) as ports:
+        with shared_ports(made, reload=reload) as ports:
             relay = Relay(output, list(instances_of(made, ports)), format=log_format, colour=colour)
-            forked = fork_services(made, ports, format=log_format) if can_fork() and not fresh else {}
+            # A fork has the code of all services, and so could not tell which is its own.
+            forks = can_fork() and not fresh and not reload
+            forked = fork_services(made, ports, format=log_format) if forks else {}
             # The standard loop: this process only waits and relays, and its children are what counts.
             asyncio.run(
-                up(made, ports, relay, format=log_format, announce=announce, then=then, began=began, forked=forked)
+                up(
+                    made,
+                    ports,
+                    relay,
+                    format=log_format,
+                    announce=announce,
+                    then=then,
+                    began=began,
+                    forked=forked,
+                    reload=system if reload else None,
+                )
             )
     return status

@@ -114,6 +114,12 @@ class Listener:
         self._turn = Turn(port.counts, index)
         self._turn.count(self.connections)
         self._accepting.append(Accepting((opened for _, opened in port.sockets), self._accepted, self._turn))
+        self._schedule_sweep()
+
+    def take_over(self, port: SharedPort) -> None:
+        """Take connections from *port* too, as the process does whose place this one takes, until that one drains."""
+        self._accepting.append(Accepting((opened for _, opened in port.sockets), self._accepted))
+        self._schedule_sweep()
 
     def _accepted(self, connection: socket.socket) -> None:
         if self.connections + len(self._arriving) >= self._limits.max_connections:

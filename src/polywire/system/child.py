@@ -9,11 +9,13 @@ import os
 import signal
 import socket
 import subprocess
+import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from polywire.system.forking import Forked
+from polywire.system.instances import Instance
 from polywire.system.relay import Relay, Source
 from polywire.system.supervised import VARIABLE, read_messages
 
@@ -27,11 +29,18 @@ class State(enum.Enum):
 class Child:
     """One run of one service's process, from its start to its end."""
 
-    def __init__(self, name: str, relay: Relay) -> None:
+    def __init__(self, name: str, relay: Relay, instance: Instance | None = None) -> None:
         self.name = name
+        self.instance = instance
         self.state = State.STARTING
         self.was_ready = False
         self.address = ""
+        self.serves = ""
+        """The contracts that its code implements, with commas in between."""
+        self.needs: tuple[str, ...] = ()
+        """The services that its code calls."""
+        self.files: set[str] = set()
+        """Of its code, where it tells them."""
         self.failure = ""
         """Why it could not start, in its own words."""
         self.status: int | None = None
@@ -42,7 +51,10 @@ class Child:
         self._relay = relay
         self._last: deque[str] = deque()
         self._pid: int | None = None
+        self.asked = False
         self._ours: asyncio.Transport | None = None
+        self.began = time.time()
+        """Seconds since the epoch; its code was read after that."""
 
     async def adopt(self, forked: Forked) -> None:
         """Look after a process that was started before there was an event loop."""
@@ -99,6 +111,11 @@ class Child:
             self.settled.set()
         elif "failed" in message:
             self.failure = message["failed"]
+        elif "files" in message:
+            self.files.update(message["files"].split("\n"))
+        elif "serves" in message:
+            self.serves = message["serves"]
+            self.needs = tuple(filter(None, message["needs"].split(",")))
 
     def gone(self) -> None:
         """Its number may belong to another process from now on."""
@@ -110,6 +127,9 @@ class Child:
         self.state = State.ENDED
         if self._ours is not None:
             self._ours.close()
+        if self.instance is not None:
+            # The others need not wait for it.
+            self.instance.port.absent(self.instance.place)
         self.settled.set()
         self.ended.set()
 
@@ -118,6 +138,12 @@ class Child:
         if self._pid is not None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self._pid, number)
+
+    def stop(self) -> None:
+        """Ask it to drain; once, as it would not wait for calls under way when it is asked again."""
+        if not self.asked:
+            self.asked = True
+            self.send(signal.SIGTERM)
 
     def why(self) -> str:
         """What became of it, as a part of a sentence."""

@@ -19,11 +19,18 @@ from polywire.system.reading import FromEnvironment, Settings, did_you_mean, dot
 PREFIX = "POLYWIRE__"
 FILE = "POLYWIRE_SYSTEM"
 PROFILE = "POLYWIRE_PROFILE"
+RELOAD = "POLYWIRE_RELOAD"
+"""In processes that `up --reload` starts: the directory whose code they tell it of."""
 
 
 def spelled(path: Path) -> str:
     """The variable that overrides the key at *path*."""
     return PREFIX + "__".join(_capitals(str(part)) for part in path)
+
+
+def serves(service: str) -> str:
+    """The variable with the contracts that *service* implements."""
+    return spelled(("services", service, "serves"))
 
 
 def override(settings: Settings, environ: Mapping[str, str]) -> None:

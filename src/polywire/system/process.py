@@ -78,12 +78,18 @@ class Process:
 
     async def _listen(self, name: str) -> str:
         entry = self.plan.system.services[name]
-        if self._instance is None:
-            return await self.servers[name].start(",".join(entry.listen or (DEFAULT_LISTEN,)))
+        server, instance = self.servers[name], self._instance
+        if instance is None:
+            return await server.start(",".join(entry.listen or (DEFAULT_LISTEN,)))
         # An address of its own, for callers of the system, which so share their calls out; and the port of all.
-        own = (entry.address or (DEFAULT_LISTEN,))[self._instance.index]
-        address = await self.servers[name].start(own)
-        self.servers[name].share(self._instance.port, self._instance.index)
+        if instance.own is not None:
+            server.take_over(instance.own)
+            address = instance.own.address
+        elif instance.count == 1:
+            address = instance.port.address
+        else:
+            address = await server.start((entry.address or (DEFAULT_LISTEN,))[instance.index])
+        server.share(instance.port, instance.place)
         return address
 
     async def drain(self) -> None:

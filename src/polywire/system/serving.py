@@ -23,6 +23,7 @@ from polywire.system.app import App
 from polywire.system.assembly import assemble
 from polywire.system.file import ServiceEntry, SystemFile, Timeouts, Tls, Wire, Wires
 from polywire.system.instances import Instance
+from polywire.system.loaded import LoadedCode
 from polywire.system.output import LineOutput
 from polywire.system.outside import wires_at
 from polywire.system.plan import GIVEN, Plan, plan
@@ -200,18 +201,22 @@ async def run_service(
     def ready(addresses: Mapping[str, str]) -> None:
         log.info("%s listens on %s", name, addresses[name])
         if supervised is not None:
-            supervised.ready(addresses[name])
+            loaded.tell()
+            serves = [contract for contract, owner in made.owners.items() if owner == name]
+            supervised.ready(addresses[name], serves=serves, needs=made.needs(name))
 
+    loaded = LoadedCode(supervised)
     try:
-        await run_services(
-            made,
-            [name],
-            shutdown=shutdown,
-            make_access_log=lambda _name: lines,
-            make_message_log=lambda _name: messages,
-            ready=ready,
-            instance=instance,
-        )
+        with loaded.told():
+            await run_services(
+                made,
+                [name],
+                shutdown=shutdown,
+                make_access_log=lambda _name: lines,
+                make_message_log=lambda _name: messages,
+                ready=ready,
+                instance=instance,
+            )
         log.info("%s has stopped", name)
     finally:
         close()

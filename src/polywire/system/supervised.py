@@ -7,7 +7,7 @@ import json
 import os
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 
 VARIABLE = "POLYWIRE_SUPERVISOR"
 """The number of the socket's file descriptor in the process of the service."""
@@ -30,8 +30,14 @@ class Supervised:
         os.set_inheritable(connection.fileno(), False)
         return cls(connection)
 
-    def ready(self, address: str) -> None:
+    def ready(self, address: str, *, serves: Sequence[str] = (), needs: Sequence[str] = ()) -> None:
+        """It listens on *address*, and its code *serves* these contracts and *needs* these services."""
+        self._tell({"serves": ",".join(serves), "needs": ",".join(needs)})
         self._tell({"ready": address})
+
+    def loaded(self, files: Iterable[str]) -> None:
+        """It has the code of these files."""
+        self._tell({"files": "\n".join(files)})
 
     def failed(self, reason: str) -> None:
         self._tell({"failed": reason})

@@ -5,15 +5,17 @@ from __future__ import annotations
 import asyncio
 import signal
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from polywire.errors import SetupError
+from polywire.system import environment
 from polywire.system.child import Child, State
 from polywire.system.forking import Forked
 from polywire.system.instances import Instance
 from polywire.system.relay import Relay
 from polywire.system.shutdown import Shutdown
+from polywire.system.wiring import start_order
 
 FIRST_DELAY = 0.25
 LONGEST_DELAY = 10.0
@@ -56,9 +58,22 @@ class Supervisor:
         self._shutdown = shutdown
         self._forked = dict(forked or {})
         self.children: dict[str, Child] = {}
+        """The process of each job that serves, is the only one to start, or was the last to end."""
+        self._others: dict[Child, Job] = {}
+        """Processes beside these, that begin to take another's place, or whose place was taken."""
+        self._turns = {job.name: asyncio.Lock() for job in jobs}
+        """Who starts a process of a job."""
+        self._serves: dict[str, str] = {}
+        """What the code of services that were reloaded implements now."""
+        self._retiring: set[asyncio.Task[None]] = set()
 
-    async def run(self, ready: Callable[[Mapping[str, str]], None]) -> None:
-        """Start all, call *ready* with their addresses, then keep them running until the shutdown.
+    async def run(
+        self,
+        ready: Callable[[Mapping[str, str]], None],
+        beside: Callable[[Supervisor], Coroutine[None, None, None]] | None = None,
+    ) -> None:
+        """Start all, call *ready* with their addresses, then keep them running until the shutdown; *beside* is done
+        in the meantime.
 
         Raises SetupError saying which service did not start and why; the others are stopped by then.
         """
@@ -68,6 +83,10 @@ class Supervisor:
             if not self._shutdown.asked:
                 ready({name: child.address for name, child in self.children.items()})
                 keepers = [asyncio.create_task(self._keep(job)) for job in self._jobs.values()]
+                if beside is not None:
+                    keepers.append(asyncio.create_task(beside(self)))
+                for keeper in keepers:
+                    keeper.add_done_callback(self._kept)
                 await self._shutdown.wait()
         finally:
             for keeper in keepers:
@@ -75,19 +94,89 @@ class Supervisor:
             await asyncio.gather(*keepers, return_exceptions=True)
             await self._stop_all()
 
+    def _kept(self, keeper: asyncio.Task[None]) -> None:
+        error = None if keeper.cancelled() else keeper.exception()
+        if error is not None:
+            self._relay.say(f"Nothing is started again from here on: {type(error).__name__}: {error}", severity="ERROR")
+
     def kill(self) -> None:
         """End all processes at once."""
-        for child in self.children.values():
+        for child in (*self.children.values(), *self._others):
             child.send(signal.SIGKILL)
+
+    def stop_order(self) -> list[str]:
+        """The jobs, each before those that it calls."""
+        needs = {
+            name: [other for other, one in self._jobs.items() if one.service in job.needs and other != name]
+            for name, job in self._jobs.items()
+        }
+        return start_order(needs)[::-1]
+
+    async def replace(self, name: str) -> bool:
+        """Start *name* anew, beside the process that runs; that one drains once the new one is ready.
+
+        False, and the reason is said, where the new one did not start: then the old one goes on.
+        """
+        async with self._turns[name]:
+            job = self._jobs[name]
+            child = Child(name, self._relay, await self._free_place(job))
+            self._others[child] = job
+            try:
+                await self._run(job, child)
+            except SetupError as error:
+                del self._others[child]
+                self._relay.say(f"{name} goes on as it was. {error}", severity="ERROR")
+                return False
+            del self._others[child]
+            before, self.children[name] = self.children[name], child
+            self._learn(job, child)
+        self._relay.say(f"{name} runs the new code, at {child.address}.")
+        self._others[before] = job
+        task = asyncio.create_task(self._retire(job, before))
+        self._retiring.add(task)
+        task.add_done_callback(self._retiring.discard)
+        return True
+
+    async def _retire(self, job: Job, child: Child) -> None:
+        await self._end(job, child)
+        self._others.pop(child, None)
+
+    async def _free_place(self, job: Job) -> Instance | None:
+        """Where the next process of *job* can be in the table of its port; waits until one that drains has ended."""
+        if job.instance is None:
+            return None
+        while True:
+            there = [child for child in (self.children.get(job.name), *self._others) if child is not None]
+            taken = {
+                child.instance.place
+                for child in there
+                if child.name == job.name and child.instance is not None and child.state is not State.ENDED
+            }
+            for place in job.instance.places:
+                if place not in taken:
+                    return job.instance.at(place)
+            leaving = [asyncio.ensure_future(each.ended.wait()) for each in self._others if each.name == job.name]
+            await asyncio.wait(leaving, return_when=asyncio.FIRST_COMPLETED)
+            for waiting in leaving:
+                waiting.cancel()
+
+    def _learn(self, job: Job, child: Child) -> None:
+        """New code may implement other contracts, and call other services."""
+        self._serves[job.service] = child.serves
+        self._jobs[job.name] = replace(job, needs=child.needs)
 
     async def _start(self, job: Job) -> None:
         """Start a service and wait until it is ready. Raises SetupError if that does not happen."""
-        child = self.children[job.name] = Child(job.name, self._relay)
+        child = self.children[job.name] = Child(job.name, self._relay, await self._free_place(job))
+        await self._run(job, child)
+
+    async def _run(self, job: Job, child: Child) -> None:
         forked = self._forked.pop(job.name, None)
         if forked is not None:
             await child.adopt(forked)
         else:
-            await child.start(job.command, job.environ, pass_fds=job.instance.port.descriptors if job.instance else ())
+            fds = () if child.instance is None else child.instance.descriptors
+            await child.start(job.command, self._environ(job, child), pass_fds=fds)
         try:
             async with asyncio.timeout(job.start_timeout):
                 await child.settled.wait()
@@ -99,6 +188,15 @@ class Supervisor:
             ) from None
         if child.state is State.ENDED:
             raise SetupError(f"Service {job.name!r} did not start: {child.why()}")
+
+    def _environ(self, job: Job, child: Child) -> dict[str, str]:
+        environ = {**job.environ, **({} if child.instance is None else child.instance.environ())}
+        if environment.RELOAD in environ:
+            for service, serves in self._serves.items():
+                environ[environment.serves(service)] = serves
+            # What it serves itself, its code says.
+            environ.pop(environment.serves(job.service), None)
+        return environ
 
     async def _start_all(self) -> None:
         starting = {asyncio.create_task(self._start(job)) for job in self._jobs.values()}
@@ -122,8 +220,9 @@ class Supervisor:
         while True:
             child = self.children[job.name]
             await child.ended.wait()
-            if job.instance is not None:
-                job.instance.port.absent(job.instance.index)
+            if child is not self.children[job.name]:
+                delay, since = FIRST_DELAY, time.monotonic()
+                continue
             if time.monotonic() - since >= SETTLED:
                 delay = FIRST_DELAY
             if child.was_ready:
@@ -132,30 +231,37 @@ class Supervisor:
             await asyncio.sleep(delay)
             delay = min(LONGEST_DELAY, 2 * delay)
             since = time.monotonic()
-            try:
-                await self._start(job)
-            except SetupError as error:
-                self._relay.say(str(error), severity="ERROR")
-            else:
-                self._relay.say(f"{job.name} runs again, at {self.children[job.name].address}.")
+            async with self._turns[job.name]:
+                if child is not self.children[job.name]:
+                    continue
+                try:
+                    await self._start(self._jobs[job.name])
+                except SetupError as error:
+                    self._relay.say(str(error), severity="ERROR")
+                else:
+                    self._relay.say(f"{job.name} runs again, at {self.children[job.name].address}.")
 
     async def _stop_all(self) -> None:
         """Stop every process, each once all that call it have ended."""
-        running = {name: child for name, child in self.children.items() if child.state is not State.ENDED}
-        await asyncio.gather(*(self._stop(name, running) for name in running))
+        running = [child for child in (*self.children.values(), *self._others) if child.state is not State.ENDED]
+        await asyncio.gather(*(self._stop(child, running) for child in running if not child.asked), *self._retiring)
 
-    async def _stop(self, name: str, running: Mapping[str, Child]) -> None:
-        callers = _callers(name, self._jobs)
-        await asyncio.gather(*(child.ended.wait() for other, child in running.items() if other in callers))
-        child = running[name]
-        child.send(signal.SIGTERM)
+    async def _stop(self, child: Child, running: Sequence[Child]) -> None:
+        callers = _callers(child.name, self._jobs)
+        await asyncio.gather(*(other.ended.wait() for other in running if other.name in callers))
+        await self._end(self._jobs[child.name], child)
+
+    async def _end(self, job: Job, child: Child) -> None:
+        """Have a process drain, and end it where it does not end by itself."""
+        if child.state is State.ENDED:
+            return
+        child.stop()
         try:
-            async with asyncio.timeout(self._jobs[name].stop_timeout + EXTRA):
+            async with asyncio.timeout(job.stop_timeout + EXTRA):
                 await child.ended.wait()
         except TimeoutError:
             self._relay.say(
-                f"{name}: it did not stop within {self._jobs[name].stop_timeout + EXTRA:g} s and is killed.",
-                severity="ERROR",
+                f"{job.name}: it did not stop within {job.stop_timeout + EXTRA:g} s and is killed.", severity="ERROR"
             )
             child.send(signal.SIGKILL)
             await child.ended.wait()

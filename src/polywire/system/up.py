@@ -20,6 +20,7 @@ from polywire.system.forking import Forked, fork_all
 from polywire.system.instances import Ports, instances_of
 from polywire.system.plan import Plan, plan
 from polywire.system.relay import OURS, Relay
+from polywire.system.reloading import Reloading
 from polywire.system.serving import run_service, run_services
 from polywire.system.shutdown import Shutdown
 from polywire.system.supervised import Supervised
@@ -122,8 +123,10 @@ async def up(
     then: Callable[[Shutdown], None],
     began: float,
     forked: Mapping[str, Forked] | None = None,
+    reload: SystemFile | None = None,
 ) -> None:
     """Run every service of the plan in processes of its own until a signal; those *forked* already are taken over.
+    With *reload*, the system as its file has it, services are started anew where their code or that file changes.
 
     Raises SetupError saying which one did not start and why.
     """
@@ -134,7 +137,7 @@ async def up(
             supervisor.kill()
 
     shutdown = Shutdown(at_once=at_once)
-    supervisor = Supervisor(_jobs(made, ports, format), relay, shutdown, forked=forked)
+    supervisor = Supervisor(_jobs(made, ports, format, reload=reload is not None), relay, shutdown, forked=forked)
     announcement = Announcement(made, relay, announce, lambda: then(shutdown), began)
 
     def ready(addresses: Mapping[str, str]) -> None:
@@ -142,7 +145,7 @@ async def up(
 
     with shutdown.listening(), _stopping_is_said(shutdown, relay):
         try:
-            await supervisor.run(ready)
+            await supervisor.run(ready, Reloading(reload, relay).run if reload is not None else None)
         finally:
             remove_note(made.system.directory)
             FaultFile(made.system.directory).forget()
@@ -209,16 +212,18 @@ def _stopping_is_said(shutdown: Shutdown, relay: Relay) -> Iterator[None]:
         task.cancel()
 
 
-def _jobs(made: Plan, ports: Ports, format: LogFormat) -> list[Job]:
+def _jobs(made: Plan, ports: Ports, format: LogFormat, *, reload: bool) -> list[Job]:
     system = made.system
     environ = {**os.environ, "PYTHONUNBUFFERED": "1", environment.FILE: system.file}
     if system.profile is not None:
         environ[environment.PROFILE] = system.profile
+    if reload:
+        environ[environment.RELOAD] = str(system.directory)
     # What was worked out here is handed down, so that no service has to import the others or could choose otherwise.
     for name, entry in system.services.items():
         contracts = [contract for contract, owner in made.owners.items() if owner == name]
         if contracts:
-            environ[environment.spelled(("services", name, "serves"))] = ",".join(contracts)
+            environ[environment.serves(name)] = ",".join(contracts)
         for key, addresses in (("listen", entry.listen), ("address", entry.target)):
             if addresses:
                 environ[environment.spelled(("services", name, key))] = ",".join(addresses)
@@ -231,7 +236,7 @@ def _jobs(made: Plan, ports: Ports, format: LogFormat) -> list[Job]:
                 name=label,
                 service=name,
                 command=[sys.executable, "-m", "polywire.cli", "serve", name, "--log", format],
-                environ=environ if instance is None else {**environ, **instance.environ()},
+                environ=environ,
                 needs=made.needs(name),
                 start_timeout=timeouts.start,
                 stop_timeout=timeouts.drain_delay + timeouts.grace,

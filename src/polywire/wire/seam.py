@@ -372,6 +372,17 @@ def refused_headers(address: str) -> ResourceExhausted:
     )
 
 
+REQUEST_TIMEOUT = 408
+
+
+def refused_late(address: str) -> Unavailable:
+    """What HTTP status 408 means: what there was of the request did not arrive in time, and the caller's own deadline
+    has not come. A stream of requests may have had a handler all the same."""
+    return Unavailable(
+        f"{address} did not answer: it gave up waiting for the rest of the request (HTTP status 408).", reached="maybe"
+    )
+
+
 def unavailable(error: StreamClosed, address: str) -> Unavailable | ResourceExhausted:
     """A lost exchange as the caller sees it, or one that could not be begun."""
     if isinstance(error, HeadersTooLarge):

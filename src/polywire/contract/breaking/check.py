@@ -15,6 +15,7 @@ from polywire.contract.breaking.protobuf_messages import compare_messages
 from polywire.contract.breaking.protobuf_rules import FILE_OPTIONS, PROTOBUF_RULES
 from polywire.contract.breaking.protojson import compare_protojson
 from polywire.contract.breaking.rest import compare_rest
+from polywire.contract.breaking.tasks import compare_tasks
 from polywire.contract.breaking.wire_rules import WIRE_RULES
 
 RULES: dict[str, Rule] = {**PROTOBUF_RULES, **WIRE_RULES}
@@ -67,6 +68,7 @@ def breaking_changes(
         found += compare_rest(old, new)
     if "contract" in sides:
         found += compare_promises(old, new)
+        found += compare_tasks(old, new)
     found += [finding for finding in compare_errors(old, new) if finding.rule.side in sides]
     found = (
         [_with_numbers(finding, numbers) for finding in found] if (numbers := _numbers_to_write(old, new)) else found

@@ -15,7 +15,8 @@ from polywire.contract.export_http import FILES
 from polywire.contract.export_standard import STANDARD
 from polywire.contract.message import Message
 from polywire.contract.rpc import Rpc, Service
-from polywire.contract.schema import EnumSchema, Schema, assign_packages, enum_schema_of, schema_of
+from polywire.contract.schema import EnumSchema, Schema, assign_packages, closure_of, enum_schema_of, schema_of
+from polywire.contract.task import Task
 from polywire.errors import ContractError
 
 
@@ -29,6 +30,8 @@ class Contracts:
     enums: Mapping[str, EnumSchema] = field(default_factory=dict)
     rpcs: Mapping[str, Rpc] = field(default_factory=dict)
     """By full name, `shop.v1.Inventory/CheckStock`."""
+    tasks: Mapping[str, Task] = field(default_factory=dict)
+    """By full name; what they carry is among *schemas*, and in no `.proto` file."""
 
     is_python: bool = False
     """Whether it says which fields JSON has to have, their limits and defaults, and the status of answers."""
@@ -37,6 +40,11 @@ class Contracts:
 
     known: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
     """What was worked out of it by the name of a message, while it is compared."""
+
+    @property
+    def methods(self) -> dict[str, Rpc | Task]:
+        """Rpcs and tasks."""
+        return {**self.rpcs, **self.tasks}
 
 
 def contracts_of_files(
@@ -67,12 +75,16 @@ def contracts_of_services(
     index = index_of([file.described for file in files.in_order()], _standard())
     declared = {name: cls for cls, name in files.names.items()}
     rpcs = [rpc for service in services for rpc in service.rpcs.values()]
+    tasks = [task for service in services for task in service.tasks.values()]
+    carried = closure_of(*(message for task in tasks for message in (task.request, task.response) if message))
     return Contracts(
         index=index,
         is_python=True,
-        schemas={name: schema_of(cls) for name, cls in declared.items() if issubclass(cls, Message)},
+        schemas={schema_of(message).full_name: schema_of(message) for message in carried}
+        | {name: schema_of(cls) for name, cls in declared.items() if issubclass(cls, Message)},
         enums={name: enum_schema_of(cls) for name, cls in declared.items() if issubclass(cls, enum.Enum)},
         rpcs={rpc.full_name: rpc for rpc in rpcs},
+        tasks={task.full_name: task for task in tasks},
     )
 
 

@@ -13,8 +13,9 @@ from polywire.errors import CallError
 
 def compare_errors(old: Contracts, new: Contracts) -> Iterator[Finding]:
     """Errors by their names on the wire, as far as both sides are Python."""
-    for name, was in old.rpcs.items():
-        now = new.rpcs.get(name)
+    methods = new.methods
+    for name, was in old.methods.items():
+        now = methods.get(name)
         for error, before in was.raises.items() if now is not None else ():
             after = now.raises.get(error) if now is not None else None
             if after is None:

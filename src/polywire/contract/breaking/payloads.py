@@ -210,8 +210,9 @@ def _shown(value: object) -> str:
 def compare_promises(old: Contracts, new: Contracts) -> Iterator[Finding]:
     """What holds on every wire, for all methods; and, both ways, for messages that no method uses, such as events."""
     walk = Walk(old, new, judge_contract)
-    for name, was in old.rpcs.items():
-        now = new.rpcs.get(name)
+    methods = new.methods
+    for name, was in old.methods.items():
+        now = methods.get(name)
         if now is not None and was.request is not None and now.request is not None:
             yield from walk.message("request", _name(was.request), _name(now.request))
         if now is not None and was.response is not None and now.response is not None:

@@ -23,6 +23,11 @@ def compare_rest(old: Contracts, new: Contracts) -> Iterator[Finding]:
             yield _finding("REST_ROUTE_NO_DELETE", before, _where_it_went(before, routes))
         else:
             yield from _Pair(old, new, before, after, walk).findings()
+    for name, was in old.rpcs.items():
+        now = new.rpcs.get(name)
+        for error in was.raises if was.routes and now is not None else ():
+            if now is not None and error in now.raises:
+                yield from walk.message("response", error, error)
 
 
 def _finding(rule: str, route: RestRoute, change: str) -> Finding:

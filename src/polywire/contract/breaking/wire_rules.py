@@ -119,6 +119,24 @@ _TABLE: tuple[tuple[Side, str, str, str], ...] = (
     ),
     (
         "contract",
+        "CONTRACT_TASK_NO_DELETE",
+        "A task stays for as long as messages of it may wait.",
+        "Put it back until its queue is empty. @task(name=...) keeps the name of a method that was renamed.",
+    ),
+    (
+        "contract",
+        "CONTRACT_TASK_SAME_QUEUE",
+        "The messages of a task that wait are where its workers look.",
+        "Put queue= back, or add another task for the new queue and remove this one once its queue is empty.",
+    ),
+    (
+        "contract",
+        "CONTRACT_TASK_SAME_BODY",
+        "Messages of a task that wait can be read, and so can results by those who wait for them.",
+        "Add a field with a default, or another task for the new message.",
+    ),
+    (
+        "contract",
         "CONTRACT_FIELD_REQUIRED",
         "No request has to have a message or a union on any wire that it did not need before.",
         _DEFAULT,

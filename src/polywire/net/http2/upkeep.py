@@ -33,6 +33,7 @@ class Upkeep(Outbound):
         "_early",
         "_faults",
         "_heard_at",
+        "_heard_opened",
         "_idle_since",
         "_nuisance",
         "_ping_sent_at",
@@ -79,6 +80,8 @@ class Upkeep(Outbound):
         self._nuisance = Allowance("frames that carry nothing", burst=10_000, per_second=1_000, now=now)
         self._faults = Allowance("faulty streams", burst=500, per_second=50, now=now)
         self._work_seen = 0
+        self._heard_opened = 0
+        """Streams that had been opened when something was last heard."""
         self._started = self._heard_at = self._idle_since = now()
         self._ticks_opened = 0
         self._ping_sent_at: float | None = None
@@ -192,13 +195,18 @@ class Upkeep(Outbound):
 
     # The end.
 
-    def die(self, code: ErrorCode, reason: str) -> None:
-        """Say why, and end everything now."""
+    def die(self, code: ErrorCode, reason: str, *, late: bool = False) -> None:
+        """Say why, and end everything now.
+
+        A peer that is only *late* may be one that the network keeps us from: exchanges are told that their connection
+        is lost, and not the code, which would say that the peer broke the protocol.
+        """
         if self.finished:
             return
         words = reason.encode("ascii", "replace")[:64]
         self.out.append(frame(GOAWAY, 0, 0, pack_u32(self._last_peer_stream()) + pack_u32(code) + words))
-        self.lost(reason if code is ErrorCode.NO_ERROR else f"the connection was ended: {reason}", code)
+        why = reason if code is ErrorCode.NO_ERROR else f"the connection was ended: {reason}"
+        self.lost(why, None if late else code)
         if self.quiet:
             self.rouse()
 
@@ -224,13 +232,14 @@ class Upkeep(Outbound):
         if self.heard:
             self.heard = False
             self._heard_at = now
+            self._heard_opened = self.opened
             self._ping_sent_at = None
         if not self.settings_acknowledged and now - self._started >= self.limits.header_timeout:
             what = "our SETTINGS were not acknowledged" if self.peer_settings_seen else "no SETTINGS came"
-            self.die(ErrorCode.SETTINGS_TIMEOUT, what)
+            self.die(ErrorCode.SETTINGS_TIMEOUT, what, late=True)
         elif self._block_is_late(now):
-            self.die(ErrorCode.ENHANCE_YOUR_CALM, "a header block took too long")
-        elif self.streams:
+            self.die(ErrorCode.ENHANCE_YOUR_CALM, "a header block took too long", late=True)
+        elif self.streams or self._unheard:
             self._idle_since = now
             self._keep_alive(now)
             self._look_for_stalled(now)
@@ -243,7 +252,22 @@ class Upkeep(Outbound):
     @property
     def idle(self) -> bool:
         """True where the next tick may wait until *idle_deadline*."""
-        return not self.streams and self.settings_acknowledged and self.unfinished_block is None and not self.draining
+        return not (
+            self.streams
+            or self._unheard
+            or self.draining
+            or self.unfinished_block is not None
+            or not self.settings_acknowledged
+        )
+
+    @property
+    def _unheard(self) -> bool:
+        """Exchanges were begun, and nothing was heard since, not even if they are given up by now.
+
+        Short calls, one now and then, may never be under way when the clock is looked at; they, too, have to find out
+        that the peer is gone.
+        """
+        return self.opened != self._heard_opened
 
     @property
     def idle_deadline(self) -> float:

@@ -25,7 +25,14 @@ from polywire.wire.compression import Corrupt, TooLarge, decompress
 from polywire.wire.framing import COMPRESSED
 from polywire.wire.http.details import details_in_json, error_from, packed_details
 from polywire.wire.http.problem import retry_fields, with_retry_fields
-from polywire.wire.seam import HEADERS_TOO_LARGE, fields_from_metadata, metadata_from_fields, refused_headers
+from polywire.wire.seam import (
+    HEADERS_TOO_LARGE,
+    REQUEST_TIMEOUT,
+    fields_from_metadata,
+    metadata_from_fields,
+    refused_headers,
+    refused_late,
+)
 
 Encoding = Literal["proto", "json"]
 
@@ -107,6 +114,8 @@ def error_from_response(
             error = None
     if error is None and status == HEADERS_TOO_LARGE:
         error = refused_headers(address)
+    if error is None and status == REQUEST_TIMEOUT:
+        error = refused_late(address)
     if error is None:
         error = _BY_STATUS.get(status, Unknown)(
             f"{address} did not answer with Connect but with HTTP status {status}. Is the service there, or a proxy?"

@@ -35,7 +35,15 @@ from polywire.errors import (
 )
 from polywire.net.stream import Field, Headers
 from polywire.wire.http.details import details_in_json, error_from, packed_details
-from polywire.wire.seam import HEADERS_TOO_LARGE, PUSHBACK, REACHED, REQUEST_ID, refused_headers
+from polywire.wire.seam import (
+    HEADERS_TOO_LARGE,
+    PUSHBACK,
+    REACHED,
+    REQUEST_ID,
+    REQUEST_TIMEOUT,
+    refused_headers,
+    refused_late,
+)
 
 log = logging.getLogger("polywire.errors")
 
@@ -191,7 +199,6 @@ _BY_STATUS: dict[int, type[CallError]] = {
     404: NotFound,
     405: Unimplemented,
     406: InvalidArgument,
-    408: DeadlineExceeded,
     409: Aborted,
     410: NotFound,
     412: FailedPrecondition,
@@ -220,6 +227,8 @@ def error_from_response(status: int, fields: Iterable[Field], body: bytes, addre
     error = _described(body) if dict(fields).get(b"content-type", b"").startswith(CONTENT_TYPE) else None
     if error is None and status == HEADERS_TOO_LARGE:
         error = refused_headers(address)
+    if error is None and status == REQUEST_TIMEOUT:
+        error = refused_late(address)
     if error is None:
         error = _BY_STATUS.get(status, Unknown)(
             f"{address} answered with HTTP status {status} and no problem document that names a code."

@@ -1,0 +1,326 @@
+"""`polywire up --reload`: real processes whose code changes under load, and not a call is lost."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+from collections import Counter, deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+import pytest
+from up_support import SOON, Running, polywire, said
+
+from polywire import CallDefaults, Contract, Message, connect, rpc
+from polywire.connecting import RemoteWire
+from polywire.policy.retry import Retry
+
+CONTRACTS = """\
+from polywire import Contract, Message, rpc
+
+
+class Said(Message):
+    text: str
+    pid: int
+
+
+class Greeter(Contract, package="reload.v1"):
+    @rpc
+    async def greet(self) -> Said:
+        raise NotImplementedError
+
+
+class Front(Contract, package="reload.v1"):
+    @rpc
+    async def ask(self) -> Said:
+        raise NotImplementedError
+"""
+
+GREETER = """\
+import asyncio
+import os
+
+from contracts import Greeter, Said
+from polywire import App
+
+app = App("greeter")
+
+
+@app.service
+class GreeterService(Greeter):
+    async def greet(self) -> Said:
+        await asyncio.sleep(0.03)
+        return Said(text="one", pid=os.getpid())
+"""
+
+FRONT = """\
+from contracts import Front, Greeter, Said
+from polywire import App
+
+app = App("front")
+
+
+@app.service
+class FrontService(Front):
+    def __init__(self, greeter: Greeter) -> None:
+        self.greeter = greeter
+
+    async def ask(self) -> Said:
+        return await self.greeter.greet()
+"""
+
+SYSTEM = """\
+[system]
+name = "hello"
+
+[services.front]
+app = "front:app"
+
+[services.greeter]
+app = "greeter:app"
+"""
+
+ONCE = CallDefaults(retry=Retry(attempts=1))
+"""So that a call that is lost is seen."""
+
+
+class Said(Message, package="reload.v1"):
+    text: str
+    pid: int
+
+
+class Greeter(Contract, package="reload.v1"):
+    @rpc
+    async def greet(self) -> Said:
+        raise NotImplementedError
+
+
+class Front(Contract, package="reload.v1"):
+    @rpc
+    async def ask(self) -> Said:
+        raise NotImplementedError
+
+
+def written(directory: Path, system: str = SYSTEM) -> Path:
+    for name, text in (("contracts", CONTRACTS), ("greeter", GREETER), ("front", FRONT)):
+        (directory / f"{name}.py").write_text(text)
+    (directory / "polywire.toml").write_text(system)
+    return directory
+
+
+def says(directory: Path, text: str) -> None:
+    """Save the greeter as editors do: another file that takes the place of the first."""
+    beside = directory / ".greeter.py.swp"
+    beside.write_text(GREETER.replace('"one"', f'"{text}"'))
+    os.replace(beside, directory / "greeter.py")
+
+
+class Load:
+    """Callers that never stop, and what they were told."""
+
+    def __init__(self) -> None:
+        self.texts: Counter[str] = Counter()
+        self.pids: set[int] = set()
+        self.failures: list[BaseException] = []
+        self._over = False
+        self._changed = asyncio.Condition()
+
+    async def call(self, ask: Callable[[], Awaitable[Said]]) -> None:
+        while not self._over:
+            try:
+                told = await ask()
+            except Exception as error:  # noqa: BLE001 - counted
+                self.failures.append(error)
+                return
+            self.texts[told.text] += 1
+            self.pids.add(told.pid)
+            async with self._changed:
+                self._changed.notify_all()
+
+    async def until(self, text: str) -> None:
+        """Until callers are told *text*, and no longer anything else."""
+        async with asyncio.timeout(SOON):
+            while set(await self._next_hundred()) != {text}:
+                pass
+
+    async def _next_hundred(self) -> Counter[str]:
+        before = self.texts.copy()
+        async with self._changed:
+            await self._changed.wait_for(lambda: self.texts.total() >= before.total() + 100)
+        return self.texts - before
+
+    def stop(self) -> None:
+        self._over = True
+
+
+def alive(pids: Iterable[int]) -> list[int]:
+    return [pid for pid in pids if Path(f"/proc/{pid}").exists()]
+
+
+@asynccontextmanager
+async def loaded(front: str, greeter: str) -> AsyncIterator[Load]:
+    """Callers of both services over every wire, with no second attempt; none of their calls may fail."""
+    wires: list[RemoteWire] = ["grpc", "http", "connect"]
+    load = Load()
+    async with AsyncExitStack() as stack, asyncio.TaskGroup() as group:
+        for wire in wires:
+            asked = await stack.enter_async_context(connect(Front, front, wire=wire, defaults=ONCE))
+            greeted = await stack.enter_async_context(connect(Greeter, greeter, wire=wire, defaults=ONCE))
+            for call in (asked.ask, asked.ask, greeted.greet, greeted.greet):
+                group.create_task(load.call(call))
+        try:
+            yield load
+        finally:
+            load.stop()
+    assert load.failures == []
+
+
+class Output:
+    """What a command that is under load says; it is read all the time, as nobody who has to say more may wait."""
+
+    def __init__(self, running: Running) -> None:
+        self.said: deque[str] = deque()
+        """What was not looked at yet, without the lines about calls."""
+        self._running = running
+        self._more = asyncio.Event()
+
+    async def read(self) -> None:
+        stdout = self._running.process.stdout
+        assert stdout is not None
+        while line := await stdout.readline():
+            if b" peer=" not in line:
+                self.said.append(line.decode().rstrip("\n"))
+                self._more.set()
+
+    async def until(self, pattern: str) -> None:
+        passed: list[str] = []
+        try:
+            async with asyncio.timeout(SOON):
+                while True:
+                    while self.said:
+                        passed.append(self.said.popleft())
+                        if re.search(pattern, passed[-1]):
+                            return
+                    self._more.clear()
+                    await self._more.wait()
+        except TimeoutError:
+            raise AssertionError(f"no line with {pattern!r} in:\n" + "\n".join(passed)) from None
+
+
+@asynccontextmanager
+async def reloading(directory: Path) -> AsyncIterator[tuple[Output, Load]]:
+    async with polywire("up", "--reload", directory=directory) as up:
+        front, greeter = await up.address("front"), await up.address("greeter")
+        output = Output(up)
+        reading = asyncio.create_task(output.read())
+        try:
+            async with loaded(front, greeter) as load:
+                await load.until("one")
+                yield output, load
+            up.interrupt()
+            async with asyncio.timeout(SOON):
+                await reading
+        finally:
+            reading.cancel()
+            await asyncio.wait([reading])
+        assert await up.ends() == 0
+        assert alive(load.pids) == []
+
+
+@pytest.mark.slow
+async def test_a_service_follows_its_code_and_no_call_is_lost(tmp_path: Path) -> None:
+    async with reloading(written(tmp_path)) as (up, load):
+        for text in ("two", "three"):
+            says(tmp_path, text)
+            await up.until(r"polywire \| \S+Z INFO    greeter is started anew: greeter\.py changed\.$")
+            await up.until(r"polywire \| \S+Z INFO    greeter runs the new code, at 127\.0\.0\.1:\d+\.$")
+            await load.until(text)
+        assert len(load.pids) == 3
+    assert not any("front is started anew" in line for line in up.said)
+
+
+@pytest.mark.slow
+async def test_code_that_does_not_start_leaves_the_old_one_serving_until_it_is_mended(tmp_path: Path) -> None:
+    async with reloading(written(tmp_path)) as (up, load):
+        (tmp_path / "greeter.py").write_text(GREETER + "    this is no Python\n")
+        await up.until(
+            r"polywire \| \S+Z ERROR   greeter goes on as it was\. Service 'greeter' did not start: "
+            r".*services\.greeter\.app = 'greeter:app' cannot be imported: module 'greeter' raised SyntaxError: "
+            r"invalid syntax \(greeter\.py, line 15\)$"
+        )
+        await load.until("one")
+        (tmp_path / "greeter.py").write_text("import words\n" + GREETER.replace('"one"', "words.GREETING"))
+        await up.until(
+            r"ERROR   greeter goes on as it was\. .* module 'greeter' imports 'words', which is not installed\.$"
+        )
+        # What is missing appears in a file that nobody has imported yet.
+        (tmp_path / "words.py").write_text('GREETING = "mended"\n')
+        await up.until(r"greeter runs the new code, at ")
+        await load.until("mended")
+        (tmp_path / "words.py").write_text('GREETING = "followed"\n')
+        await up.until(r"greeter is started anew: words\.py changed\.$")
+        await load.until("followed")
+        assert len(load.pids) == 3
+
+
+@pytest.mark.slow
+async def test_what_services_share_is_followed_by_all_and_several_instances_one_after_another(tmp_path: Path) -> None:
+    async with reloading(written(tmp_path, SYSTEM + "instances = 2\n")) as (up, load):
+        (tmp_path / "contracts.py").write_text(CONTRACTS + "\n# changed\n")
+        for name in ("greeter#1", "greeter#2", "front"):
+            await up.until(rf"{name} is started anew: contracts\.py changed\.$")
+            await up.until(rf"{name} runs the new code, at ")
+        says(tmp_path, "two")
+        await up.until("greeter#1 runs the new code")
+        await up.until("greeter#2 runs the new code")
+        await load.until("two")
+        assert len(load.pids) == 6
+
+
+@pytest.mark.slow
+async def test_all_follow_the_system_file_as_long_as_it_can_be_read(tmp_path: Path) -> None:
+    async with reloading(written(tmp_path)) as (up, load):
+        (tmp_path / "polywire.toml").write_text(SYSTEM + "tiemouts = 3\n")
+        await up.until(
+            r"polywire \| \S+Z ERROR   Everything goes on as it was: polywire\.toml:9: services\.greeter\.tiemouts "
+            r"is not a key of a service\. Did you mean 'timeouts'\? A service has: "
+        )
+        (tmp_path / "polywire.toml").write_text(SYSTEM + 'listen = "127.0.0.1:1"\n')
+        await up.until(
+            r"polywire \| \S+Z WARNING polywire\.toml changed, and everything goes on as it was: "
+            r"services\.greeter\.listen is only read at the start\. Stop `polywire up` and start it again\.$"
+        )
+        assert len(load.pids) == 1
+        (tmp_path / "polywire.toml").write_text(SYSTEM + "[calls]\ntimeout = 7\n")
+        await up.until(r"greeter is started anew: polywire\.toml changed\.$")
+        await up.until(r"front runs the new code")
+        await load.until("one")
+        assert len(load.pids) == 2
+
+
+@pytest.mark.slow
+async def test_one_that_dies_after_it_was_started_anew_is_started_again(tmp_path: Path) -> None:
+    async with polywire("up", "--reload", directory=written(tmp_path)) as up:
+        address = await up.address("greeter")
+        says(tmp_path, "two")
+        await up.until("greeter runs the new code")
+        async with connect(Greeter, address) as greeter:
+            async with asyncio.timeout(SOON):
+                while (told := await greeter.greet()).text != "two":
+                    pass
+            os.kill(told.pid, 9)
+            await up.until(r"greeter: its process was killed by SIGKILL\.")
+            await up.until(rf"greeter runs again, at {address}\.$")
+            again = await greeter.greet()
+        assert (again.text, again.pid != told.pid) == ("two", True)
+        up.interrupt()
+        assert await up.ends() == 0
+
+
+async def test_there_is_nothing_to_start_anew_in_one_process(tmp_path: Path) -> None:
+    assert await said("up", "--reload", "--in-process", directory=written(tmp_path)) == (
+        1,
+        "Error: --reload starts processes anew, and --in-process has only one. Leave one of the two out.",
+    )
