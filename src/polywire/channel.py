@@ -325,10 +325,14 @@ class Channel:
     ) -> Any:
         """Further attempts after the first one failed with *error*; raises the last error where none succeeds."""
         tried: list[EndpointWire] = []
+        reached = False
         while True:
             if outgoing.wire is not None:
                 tried.append(outgoing.wire)
+            reached = reached or not isinstance(error, Unavailable) or error.reached != "no"
             if not await self._may_retry(rules, outgoing, error, asked):
+                if reached and isinstance(error, Unavailable):
+                    error.reached = "maybe"  # an attempt before it was
                 raise error
             try:
                 return await self._send(rules, outgoing, request, encoded, wait_for_ready, tried)

@@ -198,10 +198,11 @@ async def test_an_error_that_another_copy_would_meet_as_well_ends_the_call() -> 
 
 
 async def test_the_next_copy_follows_a_failure_at_once_and_the_last_error_is_raised() -> None:
-    errors = [Unavailable(str(copy)) for copy in range(3)]
+    errors = [Unavailable(str(copy), reached="no" if copy == 2 else "maybe") for copy in range(3)]
     target, found, at = await outcome(hedging(copies=2), [(0.25, error) for error in errors])
     assert target.started == [0.0, 0.25, 0.5]
     assert found is errors[2]
+    assert errors[2].reached == "maybe"  # by the other copies
     assert at == 0.75
 
 

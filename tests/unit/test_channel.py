@@ -135,6 +135,17 @@ async def test_a_call_that_is_not_safe_is_repeated_only_if_it_certainly_did_not_
     assert world.calls == 1
 
 
+async def test_what_an_earlier_attempt_may_have_reached_was_perhaps_reached() -> None:
+    world = World([Unavailable("lost", reached="maybe"), *(Unavailable("down", reached="no") for _ in range(2))])
+    with pytest.raises(Unavailable) as caught:
+        await world.run(world.client.safe(Ping()))
+    assert (world.calls, caught.value.reached) == (3, "maybe")
+    world = World([Unavailable("down", reached="no") for _ in range(3)])
+    with pytest.raises(Unavailable) as caught:
+        await world.run(world.client.safe(Ping()))
+    assert (world.calls, caught.value.reached) == (3, "no")
+
+
 async def test_another_instance_is_tried_when_one_is_down() -> None:
     for _ in range(10):
         world = World([Unavailable("down", reached="no")], [])

@@ -167,6 +167,8 @@ class _Copies(Generic[T]):
                     answer = task.result()
                 except CallError as failure:
                     error = failure
+                    if self._sent > 1 and isinstance(failure, Unavailable):
+                        failure.reached = "maybe"  # by another copy
                     if self._race.failed(failure, self._clock.monotonic()):
                         raise
                 else:
