@@ -220,6 +220,17 @@ def test_refused_streams_were_not_reached_and_others_may_have_been() -> None:
         assert call.failure == (f"the peer reset the stream: {name}", reached, code)
 
 
+def test_what_was_not_written_when_we_end_the_connection_never_is() -> None:
+    engine, sent, unsent = client(), Call(), Call()
+    start(engine, sent)
+    greeted(engine)
+    start(engine, unsent)
+    engine.die(ErrorCode.NO_ERROR, "enough")
+    assert sent.failure == ("enough", True, ErrorCode.NO_ERROR)
+    assert unsent.failure == ("enough", False, ErrorCode.NO_ERROR)
+    assert [kind for kind, *_ in frames(engine.take())] == [GOAWAY]
+
+
 def test_a_lost_connection_says_what_was_handed_over() -> None:
     engine, sent, unsent = client(), Call(), Call()
     start(engine, sent)

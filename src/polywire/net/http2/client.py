@@ -120,6 +120,12 @@ class Http2Client(Http2Connection):
         self._taken_up_to = self._next - 2
         return data
 
+    def die(self, code: ErrorCode, reason: str) -> None:
+        if not self.finished:
+            # What is not written yet never will be: exchanges whose headers are among it reached nobody.
+            self.out.clear()
+        super().die(code, reason)
+
     def _header_list(self, sid: int, lead: Lead, rest: tuple[Field, ...], ended: int) -> None:
         stream = self.streams.get(sid)
         if stream is None:
