@@ -54,7 +54,7 @@ def command(
     began = time.monotonic()
     system = load(file, profile=profile)
     path = os.path.abspath(system.file)
-    output = LineOutput()
+    output = LineOutput(format=log_format)
     status = 0
 
     def then(shutdown: Shutdown) -> None:
