@@ -16,7 +16,7 @@ from aiohttp import web
 from http1_support import GET, OK, POST, Recorder, Seen, serving, until
 
 from polywire.clock import Timer
-from polywire.net.pool import Pool, PoolState
+from polywire.net.pool import Pool, PoolState, Version
 from polywire.net.stream import ClientConnection, Headers, Limits, StreamClosed
 
 HTTP2_GET = Headers([(b":method", b"GET"), (b":scheme", b"http"), (b":path", b"/"), (b":authority", b"a")])
@@ -348,6 +348,28 @@ async def test_a_server_that_takes_connections_only_to_drop_them_is_not_called_i
         await until(lambda: pool.state == PoolState.BACKING_OFF)
         assert pool.error == f"cannot keep a connection to {host}:{port}: the server closed it at once"
         assert accepted == 1
+
+
+@pytest.mark.parametrize("version", ["1.1", "2"])
+async def test_a_connection_that_is_lost_before_the_pool_hears_of_it_is_a_failure_to_connect(version: Version) -> None:
+    """(It was kept for ever, so that a warm pool never connected again.)"""
+
+    class Slow(Pool):
+        async def _open(self) -> Any:
+            connection = await super()._open()
+            await until(lambda: connection.closed)
+            return connection
+
+    server = await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", 0)
+    host, port = server.sockets[0].getsockname()
+    pool = Slow(f"{host}:{port}", version=version, warm=True, clock=Clock())
+    async with server:
+        with pytest.raises(StreamClosed, match="the server closed it at once") as refused:
+            await pool.acquire()
+        assert not refused.value.reached
+        assert (pool.connections, pool.state) == (0, PoolState.BACKING_OFF)
+        pool.close()
+        await pool.wait_closed()
 
 
 # Giving up and ending

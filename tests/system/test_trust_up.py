@@ -47,42 +47,6 @@ serves = ["tiny.v1.Reports"]
 """
 
 
-class Heard:
-    """What a command says, read as it comes: nothing of it has to wait until a test looks."""
-
-    def __init__(self, running: Running) -> None:
-        self.running = running
-        self._more = asyncio.Event()
-        self._task = asyncio.ensure_future(self._read())
-        self._position = 0
-
-    async def _read(self) -> None:
-        assert self.running.process.stdout is not None
-        while line := await self.running.process.stdout.readline():
-            self.running.said.append(line.decode().rstrip("\n"))
-            self._more.set()
-
-    async def until(self, pattern: str) -> re.Match[str]:
-        """The first line with *pattern* after that of the last time."""
-        async with asyncio.timeout(SOON):
-            while True:
-                self._more.clear()
-                while self._position < len(self.running.said):
-                    self._position += 1
-                    if found := re.search(pattern, self.running.said[self._position - 1]):
-                        return found
-                await self._more.wait()
-
-    def stop(self) -> None:
-        self._task.cancel()
-
-    async def ends(self) -> int:
-        self.running.interrupt()
-        async with asyncio.timeout(SOON):
-            await self._task
-            return await self.running.process.wait()
-
-
 class Place:
     """A directory with a system whose services show certificates to each other, and those of others."""
 
@@ -114,22 +78,21 @@ async def called(contract: type[Contract], address: str, wire: RemoteWire, **opt
 
 
 @contextlib.asynccontextmanager
-async def started(place: Place, *options: str, scheme: str = "https") -> AsyncIterator[tuple[Heard, str, str]]:
+async def started(place: Place, *options: str, scheme: str = "https") -> AsyncIterator[tuple[Running, str, str]]:
     """The system, with the addresses of orders and inventory; nothing of a secret or of our insides may be said."""
-    async with polywire("up", *options, directory=place.directory) as running, contextlib.AsyncExitStack() as stack:
-        heard = Heard(running)
-        stack.callback(heard.stop)
-        orders = (await heard.until(rf"^orders +{scheme}://(\S+)"))[1]
-        inventory = (await heard.until(rf"^inventory +{scheme}://(\S+)"))[1]
-        yield heard, orders, inventory
-        assert await heard.ends() == 0
+    async with polywire("up", *options, directory=place.directory) as running:
+        orders = (await running.until(rf"^orders +{scheme}://(\S+)"))[1]
+        inventory = (await running.until(rf"^inventory +{scheme}://(\S+)"))[1]
+        yield running, orders, inventory
+        running.interrupt()
+        assert await running.ends() == 0
     assert [line for line in running.said if "Traceback" in line or "PRIVATE" in line] == []
 
 
 @pytest.mark.parametrize("options", [(), ("--in-process",)])
 async def test_services_and_strangers_with_certificates(tmp_path: Path, options: tuple[str, ...]) -> None:
     place = Place(tmp_path)
-    async with started(place, *options) as (heard, orders, inventory):
+    async with started(place, *options) as (running, orders, inventory):
         for wire in WIRES:
             # Everybody with a certificate may order; inventory is for orders alone, which asks it by its own.
             assert await called(Orders, orders, wire, tls=place.shows("reports.pem", "orders")) == 7
@@ -148,8 +111,8 @@ async def test_services_and_strangers_with_certificates(tmp_path: Path, options:
             # And nobody takes one service for another.
             with pytest.raises(Unavailable, match="its certificate is not accepted: Hostname mismatch"):
                 await called(Orders, orders, wire, tls=place.shows("reports.pem", "inventory"))
-        await heard.until(r"tiny\.v1\.Inventory/CheckStock PERMISSION_DENIED rest .* caller=reports")
-    lines = [line for line in heard.running.said if "Inventory/CheckStock" in line]
+        await running.until(r"tiny\.v1\.Inventory/CheckStock PERMISSION_DENIED rest .* caller=reports")
+    lines = [line for line in running.said if "Inventory/CheckStock" in line]
     assert len(lines) == 3 * len(WIRES)
 
 
@@ -251,7 +214,7 @@ async def test_an_authority_is_replaced_while_calls_run_and_none_fails(tmp_path:
     old.trusted("both.pem", new)
     old.issue("mine.pem", "orders", service="orders")
     write(place.tls / "kept.pem", (place.tls / "mine.pem").read_bytes())
-    async with started(place) as (heard, orders, inventory):
+    async with started(place) as (running, orders, inventory):
 
         def by(contract: type[Contract], wire: RemoteWire, address: str, service: str) -> Callable[[], Awaitable[int]]:
             return lambda: called(contract, address, wire, tls=place.shows("mine.pem", service, ca="both.pem"))
@@ -265,7 +228,7 @@ async def test_an_authority_is_replaced_while_calls_run_and_none_fails(tmp_path:
             """Both listeners have seen the new files."""
             waiting = {"orders", "inventory"}
             while waiting:
-                found = await heard.until(r"^(\w+) +\| .* INFO +new connections use what is in ")
+                found = await running.until(r"^(\w+) +\| .* INFO +new connections use what is in ")
                 waiting.discard(found[1])
             await callers.go_on()
 
@@ -303,16 +266,16 @@ async def _answers(contract: type[Contract], address: str, tls: ClientTls) -> bo
 async def test_a_broken_certificate_leaves_the_old_one_until_it_is_mended(tmp_path: Path) -> None:
     place = Place(tmp_path)
     good = (place.tls / "inventory.pem").read_bytes()
-    async with started(place) as (heard, _, inventory):
+    async with started(place) as (running, _, inventory):
         callers = Callers(lambda: called(Inventory, inventory, "grpc", tls=place.shows("orders.pem", "inventory")))
         write(place.tls / "inventory.pem", good[: len(good) // 2])
-        found = await heard.until(r"^inventory +\| \S+ ERROR +(.*)")
+        found = await running.until(r"^inventory +\| \S+ ERROR +(.*)")
         path = place.tls / "inventory.pem"
         assert found[1].startswith(f"The certificate '{path}' with the key in '{path}' cannot be used: ")
         assert found[1].endswith(" What was loaded before stays in use until the files are right. (polywire.tls)")
         await callers.go_on()
         place.authority.issue("inventory.pem", "inventory", service="inventory")
-        await heard.until(r"^inventory +\| \S+ INFO +new connections use what is in ")
+        await running.until(r"^inventory +\| \S+ INFO +new connections use what is in ")
         await callers.go_on()
         await callers.stop()
 
@@ -332,10 +295,10 @@ async def test_what_could_not_be_trusted_is_told_at_the_start(tmp_path: Path) ->
 async def test_keys_that_others_may_read_and_certificates_that_end_are_mentioned_at_the_start(tmp_path: Path) -> None:
     place = Place(tmp_path)
     place.authority.issue("orders.pem", "orders", service="orders", days=3).chmod(0o644)
-    async with started(place) as (heard, _, _):
+    async with started(place) as (running, _, _):
         pass
     orders = place.tls / "orders.pem"
-    warnings = [line.partition("WARNING")[2].strip() for line in heard.running.said if "WARNING" in line]
+    warnings = [line.partition("WARNING")[2].strip() for line in running.said if "WARNING" in line]
     assert all(line.endswith(" (polywire.system)") for line in warnings)
     warnings = [line.removesuffix(" (polywire.system)") for line in warnings]
     assert warnings[0].startswith(f"the certificate of service 'orders' in '{orders}' ends on ")
@@ -352,7 +315,7 @@ async def test_tokens_are_replaced_while_calls_run_and_none_fails(tmp_path: Path
     text = TINY.replace('orders:app"\n', 'orders:app"\ntoken = "file:orders.token"\n') + 'allow = ["orders"]\n'
     token = write(tmp_path / "orders.token", b"s3cret-1")
     place = Place(tmp_path, text)
-    async with started(place, scheme="http") as (heard, orders, inventory):
+    async with started(place, scheme="http") as (running, orders, inventory):
         mine = "s3cret-1"
 
         def by(contract: type[Contract], wire: RemoteWire, address: str) -> Callable[[], Awaitable[int]]:
@@ -382,7 +345,7 @@ async def test_tokens_are_replaced_while_calls_run_and_none_fails(tmp_path: Path
         with pytest.raises(Unauthenticated) as refused:
             await called(Inventory, inventory, "grpc", token="s3cret-1")
         assert str(refused.value) == "tiny.v1.Inventory/CheckStock was refused: the credentials are not valid here."
-    assert "s3cret" not in "\n".join(heard.running.said)
+    assert "s3cret" not in "\n".join(running.said)
 
 
 async def _is_known(contract: type[Contract], address: str, token: str) -> bool:

@@ -9,6 +9,7 @@ import re
 import shutil
 import signal
 import sys
+from collections import deque
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 
@@ -41,28 +42,47 @@ def environ(extra: Mapping[str, str] | None = None) -> dict[str, str]:
 
 
 class Running:
-    """A command that runs, and what it has said so far."""
+    """A command that runs, and what it has said so far.
+
+    All that it says is read as it comes: a command whose output nobody reads has to wait, or to drop some of it.
+    """
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self.process = process
         self.said: list[str] = []
+        """Up to the line that was found last."""
+        self._heard: deque[str] = deque()
+        self._more = asyncio.Event()
+        self._reading = asyncio.ensure_future(self._read())
+
+    async def _read(self) -> None:
+        assert self.process.stdout is not None
+        try:
+            while line := await self.process.stdout.readline():
+                self._heard.append(line.decode().rstrip("\n"))
+                self._more.set()
+        finally:
+            self._more.set()
 
     async def until(self, pattern: str) -> re.Match[str]:
-        """Read on until a line has *pattern*."""
-        assert self.process.stdout is not None
+        """The next line that has *pattern*."""
         async with asyncio.timeout(SOON):
-            while line := await self.process.stdout.readline():
-                self.said.append(line.decode().rstrip("\n"))
-                if found := re.search(pattern, self.said[-1]):
-                    return found
+            while self._heard or not self._reading.done():
+                self._more.clear()
+                while self._heard:
+                    self.said.append(self._heard.popleft())
+                    if found := re.search(pattern, self.said[-1]):
+                        return found
+                if not self._reading.done():
+                    await self._more.wait()
         raise AssertionError(f"no line with {pattern!r} in:\n" + "\n".join(self.said))
 
     async def ends(self) -> int:
         """Read to the end; the exit status."""
-        assert self.process.stdout is not None
         async with asyncio.timeout(SOON):
-            rest = await self.process.stdout.read()
-            self.said += rest.decode().splitlines()
+            await self._reading
+            self.said += self._heard
+            self._heard.clear()
             return await self.process.wait()
 
     def interrupt(self) -> None:

@@ -61,7 +61,7 @@ def command(
         raise SetupError("--reload starts processes anew, and --in-process has only one. Leave one of the two out.")
     system = load(file, profile=profile)
     path = os.path.abspath(system.file)
-    output = LineOutput()
+    output = LineOutput(format=log_format)
     status = 0
 
     def then(shutdown: Shutdown) -> None:

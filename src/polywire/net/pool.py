@@ -318,6 +318,11 @@ class Pool:
         if self._closed:
             connection.close()
             return
+        if connection.closed:
+            # It was lost, or told to go elsewhere, before anybody here could use it.
+            connection.close()
+            self._failed(self._dropped())
+            return
         self.error = None
         self.retry_at = None
         self._connections[connection] = self._clock.monotonic()
@@ -383,13 +388,16 @@ class Pool:
             self._failures = 0
         elif self._warm and not self._closed and not self._connections:
             # A server that takes connections only to drop them must not be called in a tight loop.
-            self._failed(f"cannot keep a connection to {self.address}: the server closed it at once")
+            self._failed(self._dropped())
             return
         if self.error is not None and self._backing_off():
             # Those who waited for this connection to become free have nothing to wait for any more.
             self._turn_away(self.error)
         self._connect_as_needed()
         self._changed()
+
+    def _dropped(self) -> str:
+        return f"cannot keep a connection to {self.address}: the server closed it at once"
 
     def _explain(self, error: Exception) -> str:
         if isinstance(error, StreamClosed):

@@ -33,7 +33,7 @@ class Relay:
     def lines(self, service: str, text: str) -> None:
         """Pass on whole lines that *service* wrote."""
         if self._json:
-            made = [line if line.startswith("{") else _wrapped(service, line) for line in text.splitlines() if line]
+            made = [line if line.startswith("{") else wrapped(service, line) for line in text.splitlines() if line]
             self._write("".join(f"{line}\n" for line in made))
         else:
             prefix = self._prefixes[service]
@@ -42,7 +42,7 @@ class Relay:
     def say(self, text: str, *, severity: str = "INFO") -> None:
         """Say something of our own."""
         if self._json:
-            self._write(_wrapped(OURS, text, severity) + "\n")
+            self._write(wrapped(OURS, text, severity) + "\n")
         else:
             now = stamp(int(time.time() * 1000))
             self._write(f"{self._prefixes[OURS]}{now} {severity:<7} {text}\n")
@@ -53,7 +53,8 @@ def _prefix(name: str, width: int, colour: int) -> str:
     return f"\x1b[{colour}m{text}\x1b[0m" if colour else text
 
 
-def _wrapped(service: str, line: str, severity: str = "INFO") -> str:
+def wrapped(service: str, line: str, severity: str = "INFO") -> str:
+    """A line of text as a record in JSON, without its end."""
     now = stamp(int(time.time() * 1000))
     return (
         f'{{"{names.TIMESTAMP}":"{now}","{names.SEVERITY}":"{severity}","{names.SERVICE}":{quoted(service)},'

@@ -179,7 +179,7 @@ async def run_service(
     instance: Instance | None = None,
 ) -> None:
     """Run one service of a plan as the whole of this process, with its logs on standard output."""
-    output = LineOutput()
+    output = LineOutput(format=format, service=name)
     lines = Lines(output, format=format, service=name)
     messages = MessageLog(output, format=format, service=name)
 
