@@ -109,9 +109,8 @@ _WHERE = {
     ),
     "polywire.contract.details": ("ErrorInfo",),
     "polywire.contract.pagination": ("Page", "PageQuery", "page_of"),
-    "polywire.contract.policies": (
-        "Balance", "Breaker", "Bulkhead", "Ejection", "Fallback", "Hedge", "Priority", "Shedding",
-    ),
+    "polywire.contract.policies": ("Balance", "Breaker", "Bulkhead", "Ejection", "Fallback", "Hedge", "Shedding"),
+    "polywire.contract.priority": ("Priority",),
     "polywire.errors": (
         "DO_NOT_RETRY", "Aborted", "AlreadyExists", "BatchFailed", "CallError", "Cancelled", "DataLoss",
         "DeadlineExceeded", "DeliveryError", "FailedPrecondition", "Internal", "InvalidArgument", "MessageRefused",

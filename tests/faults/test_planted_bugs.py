@@ -14,12 +14,14 @@ UPKEEP = "polywire.net.http2.upkeep:Upkeep"
 STREAM = "polywire.net.http2.stream:Http2Stream"
 HTTP1 = "polywire.net.http1.server:Http1ServerProtocol"
 CHANNEL = "polywire.channel:Channel"
+POOL = "polywire.net.pool:Pool"
 SERVICES = "polywire.services:Services"
 
 FLOOD = "tests.net.test_http2_floods:test_a_flood_is_cut_off_while_another_connection_is_served"
 HTTP2_SERVER = "tests.net.test_http2_server"
 HTTP2_CLIENT = "tests.net.test_http2_client"
 LISTENER = "tests.net.test_listener"
+BROKEN_OFF = "tests.faults.broken_off_support"
 BAD_INPUT = "tests.faults.test_bad_input"
 TRUST = "tests.faults.test_trust"
 ADMISSION = "tests.unit.test_admission"
@@ -543,6 +545,54 @@ BUGS = {
         "if stream.id > last",
         "if stream.id >= last",
         f"{HTTP2_CLIENT}:test_a_goaway_fails_what_the_server_did_not_take_and_lets_the_rest_end",
+    ),
+    "what is told to have reached nobody is written all the same": Bug(
+        f"{CLIENT}.die",
+        "self.out.clear()",
+        "pass",
+        f"{HTTP2_CLIENT}:test_what_was_not_written_when_we_end_the_connection_never_is",
+    ),
+    "a retry that reached nobody hides an attempt before it": Bug(
+        f"{CHANNEL}._again",
+        "if reached and isinstance(error, Unavailable):",
+        "if False:",
+        "tests.unit.test_channel:test_what_an_earlier_attempt_may_have_reached_was_perhaps_reached",
+    ),
+    "a connection that is lost before it is used is kept": Bug(
+        f"{POOL}._connected",
+        "if connection.closed:",
+        "if False:",
+        "tests.net.test_pool:test_a_connection_that_is_lost_before_the_pool_hears_of_it_is_a_failure_to_connect",
+        ("2",),
+    ),
+    "connections that have not agreed on TLS are forgotten": Bug(
+        "polywire.net.listener:Listener.close",
+        "for connection in self._arriving.values():",
+        "for connection in ():",
+        f"{BROKEN_OFF}:handshakes_end_with_the_listener",
+    ),
+    "a peer that takes no leave is waited for by the client": Bug(
+        f"{POOL}.wait_closed", "connection.abort()", "pass", f"{BROKEN_OFF}:goodbyes_are_not_waited_for"
+    ),
+    "a peer that takes no leave is waited for by the server": Bug(
+        "polywire.net.listener:Listener.wait_closed",
+        "transport.abort()",
+        "pass",
+        f"{BROKEN_OFF}:goodbyes_are_not_waited_for",
+    ),
+    "lines that were dropped are not counted": Bug(
+        "polywire.system.output:LineOutput.__call__",
+        'self._dropped += text.count("\\n")',
+        "pass",
+        "tests.system.test_output:test_what_nobody_reads_is_dropped_in_whole_lines_and_counted",
+        (7,),
+    ),
+    "half a line is left behind": Bug(
+        "polywire.system.output:LineOutput._put",
+        "if left and begun:",
+        "if False:",
+        "tests.system.test_output:test_what_nobody_reads_is_dropped_in_whole_lines_and_counted",
+        (255,),
     ),
     "an exception's text is told": Bug(
         "polywire.services:_internal",

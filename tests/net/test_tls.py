@@ -187,6 +187,50 @@ async def test_connections_that_never_agree_on_tls_end_with_the_listener(
     assert listener.connections == 0
 
 
+async def turns() -> None:
+    """Those of the loop that it takes until everybody has heard of a transport that was broken off."""
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize("version", ["1.1", "2"])
+async def test_connections_whose_peers_take_no_leave_are_broken_off_by_both_sides(
+    version: Version, authority: Authority
+) -> None:
+    """Where the network swallows all, neither side waits for the goodbye of TLS, as asyncio would for 30 s."""
+    pumps: list[asyncio.Task[None]] = []
+    writers: list[asyncio.StreamWriter] = []
+
+    async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(65536):
+            writer.write(data)
+
+    async with serving(Recorder(), tls=authority.tls()) as (listener, address):
+
+        async def tunnel(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            inner_reader, inner_writer = await connect(address)
+            writers.extend((writer, inner_writer))
+            pumps.extend(asyncio.ensure_future(pump(*way)) for way in ((reader, inner_writer), (inner_reader, writer)))
+
+        async with await asyncio.start_server(tunnel, "127.0.0.1", 0) as server:
+            port = server.sockets[0].getsockname()[1]
+            pool = Pool(f"localhost:{port}", version=version, tls=ClientTls(ca=authority.ca))
+            assert await get(pool) == b"GET / "
+            for each in pumps:
+                each.cancel()
+            pool.close()
+            await asyncio.wait_for(pool.wait_closed(), 20)
+            await turns()
+            assert pool.connections == 0
+            assert listener.connections == 1
+            listener.close()
+            await asyncio.wait_for(listener.wait_closed(), 20)
+            await turns()
+            assert listener.connections == 0
+            for writer in writers:
+                writer.close()
+
+
 async def test_peers_that_have_not_agreed_on_tls_count_among_the_connections(authority: Authority) -> None:
     async with serving(Recorder(), tls=authority.tls(), limits=Limits(max_connections=2)) as (listener, address):
         held = [await connect(address) for _ in range(2)]

@@ -15,6 +15,7 @@ from polywire.contract.policies import Breaker
 from polywire.errors import (
     BY_CODE,
     DO_NOT_RETRY,
+    CallError,
     Cancelled,
     DeadlineExceeded,
     Internal,
@@ -32,7 +33,7 @@ DOWN = Unavailable("x")
 
 
 def breaker(**values: Any) -> CircuitBreaker:
-    values = {"minimum_calls": 4, "trials": 2, "open_time": 5.0, "jitter": 0.0} | values
+    values = {"minimum_calls": 4, "trials": 2, "open_time": 5.0, "max_open_time": 30.0, "jitter": 0.0} | values
     return CircuitBreaker(Breaker(**values), "inventory")
 
 
@@ -218,7 +219,7 @@ def test_slow_calls_open_it_though_they_succeed() -> None:
     for seconds in (0.1, 2.0, 3.0, 2.5):
         one.succeeded(one.admit(1.0), 1.0, seconds)
     assert state_of(one) is State.OPEN
-    assert one.reason == "3 of 4 calls took 2 s or more"
+    assert one.reason == "3 of 4 calls took 2 s or more, or were not answered in time"
 
 
 def test_failures_that_left_the_window_are_forgotten() -> None:
@@ -331,6 +332,46 @@ def test_one_that_stayed_closed_for_a_while_begins_anew() -> None:
     for _ in range(4):
         one.failed(one.admit(1010.0), DOWN, 1010.0, 0.1)
     assert one.changes[-1].open_for == 5.0
+
+
+def test_calls_that_are_not_answered_in_time_count_as_slow_ones() -> None:
+    """A target with more to do than it can gets the time to turn some of it away (the metastability test shows why)."""
+    late = DeadlineExceeded("x")
+    one = breaker(minimum_calls=10)
+    for now in range(7):
+        one.failed(one.admit(0.1 * now), late, 0.1 * now, 0.1)
+    for now in range(7, 10):
+        one.succeeded(one.admit(0.1 * now), 0.1 * now, 0.1)
+    assert one.state is State.CLOSED
+    for _ in range(5):
+        one.failed(one.admit(1.0), late, 1.0, 0.1)
+    assert state_of(one) is State.OPEN
+    assert one.reason == "12 of 15 calls were not answered in time"
+
+
+def test_a_trial_that_is_not_answered_in_time_is_a_slow_one() -> None:
+    for late, then in ((2, State.CLOSED), (3, State.OPEN)):
+        one = opened(trials=3)
+        trials = [one.admit(1005.0) for _ in range(3)]
+        for trial in trials[late:]:
+            one.succeeded(trial, 1005.0, 0.1)
+        for trial in trials[:late]:
+            one.failed(trial, DeadlineExceeded("x"), 1006.0, 1.0)
+        assert one.state is then
+
+
+@pytest.mark.parametrize("kind", [Unavailable, DeadlineExceeded])
+def test_what_a_target_says_of_others_that_it_needs_is_not_held_against_it(kind: type[CallError]) -> None:
+    """Their breakers are its affair: else a chain of hops would be back one after the other."""
+    one = breaker(minimum_calls=1)
+    for _ in range(50):
+        one.failed(one.admit(1.0), kind("orders could not ask inventory", retry_after=DO_NOT_RETRY), 1.0, 0.1)
+    assert one.state is State.CLOSED
+    half = opened(trials=1)
+    half.failed(half.admit(1005.0), kind("x", retry_after=DO_NOT_RETRY), 1005.0, 0.1)
+    assert half.state is State.HALF_OPEN
+    half.succeeded(half.admit(1005.0), 1005.0, 0.1)
+    assert state_of(half) is State.CLOSED
 
 
 def test_jitter_is_not_lost_at_the_cap() -> None:

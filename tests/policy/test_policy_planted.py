@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 from tests.faults.planting_support import Bug, find
 
+from polywire.errors import Unavailable
+
 BREAKER = "polywire.policy.breaker:CircuitBreaker"
 BULKHEAD = "polywire.policy.bulkhead:Compartment"
 OUTLIER = "polywire.policy.outlier:Outliers"
@@ -46,10 +48,23 @@ BUGS = {
     ),
     "a stale failure counts once it is closed": Bug(
         f"{BREAKER}.failed",
-        "found is Evidence.SICK and permit == self.shared:",
-        "found is Evidence.SICK and self.shared:",
+        "if permit == self.shared else",
+        "if self.shared else",
         "tests.policy.test_breaker:test_results_of_an_older_state_do_not_count",
         ("failed",),
+    ),
+    "a call that is not answered in time counts as a failure": Bug(
+        "polywire.policy.evidence:evidence_of_target",
+        "isinstance(error, DeadlineExceeded)",
+        "False",
+        "tests.policy.test_breaker:test_calls_that_are_not_answered_in_time_count_as_slow_ones",
+    ),
+    "what a target says of others is held against it": Bug(
+        "polywire.policy.evidence:evidence_of_target",
+        "error.retry_after == DO_NOT_RETRY",
+        "False",
+        "tests.policy.test_breaker:test_what_a_target_says_of_others_that_it_needs_is_not_held_against_it",
+        (Unavailable,),
     ),
     "cancellation is a failure": Bug(
         "polywire.policy.evidence:evidence",

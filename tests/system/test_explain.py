@@ -66,7 +66,7 @@ breaker            on
   trial_time       30 s        default
   open_time        5 s         system   polywire.toml:21: calls.breaker.open_time
   growth           2           default
-  max_open_time    30 s        default
+  max_open_time    5 s         default
   jitter           0.2         default
 bulkhead           on
   limit            64          service  polywire.toml:11: services.inventory.calls.bulkhead.limit

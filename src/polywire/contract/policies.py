@@ -116,8 +116,10 @@ class Breaker(Policy):
     """Refuses calls to a target for a while, once too many of them failed or were slow.
 
     It is the caller's own finding: each process has its own. What counts as failure is whatever says that the target
-    is in trouble; errors that are the caller's fault are answers, and what was turned away with pushback counts as
-    nothing, so that shedding at the target does not open it.
+    is in trouble; errors that are the caller's fault are answers. Calls that were not answered in time count as slow
+    ones: a target that has too much to do needs a moment until it turns some of them away, and would never come to that
+    if all were kept from it. What it turns away with pushback counts as nothing, and neither does what it says of
+    others that it needs: the caller next to the trouble refuses calls, and those before it are back as soon as it is.
     """
 
     window: float = 10.0
@@ -131,7 +133,7 @@ class Breaker(Policy):
     slow_after: float | None = None
     """Seconds after which a call counts as slow. None: none does."""
     slow_rate: float = 0.8
-    """It opens where this share of the calls was slow."""
+    """It opens where this share of the calls was slow, or not answered in time."""
     trials: int = 3
     """Once the time is up exactly so many calls are let through; how they end decides."""
     trial_time: float = 30.0
@@ -140,8 +142,8 @@ class Breaker(Policy):
     """Seconds it stays open at first."""
     growth: float = 2.0
     """Each time it opens again soon, it stays open so many times longer."""
-    max_open_time: float = 30.0
-    """Seconds it stays open at most."""
+    max_open_time: float = 5.0
+    """Seconds it stays open at most: so long it may take until a target that is well again is called as before."""
     jitter: float = 0.2
     """The share of that time that chance may take off it, so that the callers of a target do not return together."""
 

@@ -9,10 +9,11 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import partial
 
 from polywire.contract.policies import Breaker
 from polywire.errors import DO_NOT_RETRY, Unavailable
-from polywire.policy.evidence import Evidence, evidence
+from polywire.policy.evidence import Evidence, evidence_of_target
 from polywire.policy.window import CountWindow, Tally, TimeWindow, Window
 
 REFUSED = 0
@@ -57,7 +58,7 @@ class CircuitBreaker:
         name: str,
         *,
         dice: Callable[[], float] = random.random,
-        judge: Callable[[BaseException], Evidence] = evidence,
+        judge: Callable[[BaseException], Evidence] = evidence_of_target,
         listen: Callable[[Change], None] | None = None,
     ) -> None:
         """*name*: whose breaker it is, for people. *listen* is told of each change, and must not raise."""
@@ -111,10 +112,10 @@ class CircuitBreaker:
                 self.release(permit)
         if found is Evidence.HEALTHY:
             self.succeeded(permit, now, seconds)
-        elif found is Evidence.SICK and permit == self.shared:
-            self._count(now, failed=True, slow=seconds >= self._slow_after)
-        elif found is Evidence.SICK:
-            self._trial_ended(permit, now, failed=True, slow=seconds >= self._slow_after)
+        elif found is not Evidence.NONE:
+            late = found is Evidence.LATE
+            ended = self._count if permit == self.shared else partial(self._trial_ended, permit)
+            ended(now, failed=not late, slow=late or seconds >= self._slow_after)
 
     def release(self, permit: int) -> None:
         """The call of *permit* says nothing: it was cancelled, or never made."""
@@ -154,7 +155,8 @@ class CircuitBreaker:
         if tally.failures >= self.policy.failure_rate * calls:
             return f"{tally.failures} of {calls} calls failed"
         if tally.slow >= self.policy.slow_rate * calls:
-            return f"{tally.slow} of {calls} calls took {self._slow_after:g} s or more"
+            how = "" if self._slow_after == math.inf else f" took {self._slow_after:g} s or more, or"
+            return f"{tally.slow} of {calls} calls{how} were not answered in time"
         return ""
 
     # ---- open and half open ----

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from enum import Enum
 
-from polywire.errors import CallError, Cancelled, DataLoss, DeadlineExceeded, Internal, ResourceExhausted, Unavailable
+from polywire.errors import (
+    DO_NOT_RETRY,
+    CallError,
+    Cancelled,
+    DataLoss,
+    DeadlineExceeded,
+    Internal,
+    ResourceExhausted,
+    Unavailable,
+)
 from polywire.errors import Unknown as UnknownError
 
 
@@ -12,6 +21,8 @@ class Evidence(Enum):
     HEALTHY = "healthy"
     """It answered, be it with an error that is the caller's own fault."""
     SICK = "sick"
+    LATE = "late"
+    """Of a target as a whole: no answer came in time. It may be down, or have more to do than it can."""
     NONE = "none"
     """Nothing was learnt: the call was given up, turned away with pushback, or failed here."""
 
@@ -28,3 +39,17 @@ def evidence(error: BaseException) -> Evidence:
     if isinstance(error, CallError) and not isinstance(error, ResourceExhausted | Cancelled):
         return Evidence.HEALTHY
     return Evidence.NONE
+
+
+def evidence_of_target(error: BaseException) -> Evidence:
+    """What *error* says of a target as a whole, all of its endpoints together.
+
+    One that answers that nobody need try again is up, and keeps others from trying: its own calls to somebody else
+    failed, whose breaker is its affair. Were that held against it, each service on the way would stay closed to its
+    callers for a while after the next one is open again.
+    """
+    if isinstance(error, Unavailable | DeadlineExceeded) and error.retry_after == DO_NOT_RETRY:
+        return Evidence.NONE
+    if isinstance(error, DeadlineExceeded):
+        return Evidence.LATE
+    return evidence(error)

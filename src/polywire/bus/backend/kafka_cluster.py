@@ -204,12 +204,18 @@ class Cluster:
         places = [
             TopicPartition(topic, number, offset, metadata=Mark(offset).text) for number, offset in offsets.items()
         ]
-        outsider = Consumer({**settings, "group.id": group}, logger=Log(self._address))
         try:
-            producer.send_offsets_to_transaction(places, outsider.consumer_group_metadata(), ASKING)
-        finally:
-            outsider.close()
-        producer.commit_transaction(ASKING)
+            outsider = Consumer({**settings, "group.id": group}, logger=Log(self._address))
+            try:
+                producer.send_offsets_to_transaction(places, outsider.consumer_group_metadata(), ASKING)
+            finally:
+                outsider.close()
+            producer.commit_transaction(ASKING)
+        except BaseException:
+            # Until it ends, the group cannot be asked for these offsets; if it cannot be ended, its time runs out.
+            with contextlib.suppress(KafkaException):
+                producer.abort_transaction(ASKING)
+            raise
 
     async def members(self, group: str) -> tuple[int, str]:
         """How many the group has, and the kind of its protocol, `classic` or `consumer`."""
