@@ -7,6 +7,8 @@ import json
 import os
 import shutil
 import signal
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -269,6 +271,19 @@ def test_there_are_not_too_many(tmp_path: Path) -> None:
     assert file.path.stat().st_mode & 0o077 == 0
     file.forget()
     assert file.read() == []
+
+
+def test_those_who_switch_at_once_undo_nothing_of_each_other(tmp_path: Path) -> None:
+    together = threading.Barrier(8)
+
+    def switch(_: int) -> None:
+        together.wait()
+        for _ in range(5):
+            FaultFile(tmp_path).add(Fault(target="inventory", error="unavailable"))
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(switch, range(8)))
+    assert [one.id for one in FaultFile(tmp_path).read()] == [str(number) for number in range(1, 41)]
 
 
 def test_faults_of_the_file_stay_while_others_are_switched() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -9,7 +10,7 @@ import stat
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -110,35 +111,54 @@ class FaultFile:
 
     def add(self, fault: Fault) -> Switched:
         """Switch *fault* on in every process that runs now. Raises SetupError where there are too many."""
-        known = self.read()
-        if len(known) >= MAX_FAULTS:
-            raise SetupError(
-                f"The fault was not switched on: there are {MAX_FAULTS} already. Clear some, `polywire fault clear`."
-            )
-        number = 1 + max((int(one.id) for one in known), default=0)
-        added = Switched(id=str(number), fault=fault, at=time.time())
-        self._write([*known, added])
-        return added
+        with self._alone():
+            known = self.read()
+            if len(known) >= MAX_FAULTS:
+                raise SetupError(
+                    f"The fault was not switched on: there are {MAX_FAULTS} already. "
+                    "Clear some, `polywire fault clear`."
+                )
+            number = 1 + max((int(one.id) for one in known), default=0)
+            added = Switched(id=str(number), fault=fault, at=time.time())
+            self._write([*known, added])
+            return added
 
     def clear(self, ids: Sequence[str] = ()) -> list[Switched]:
         """Switch the faults *ids* off, or all. Returns them. Raises SetupError where there is no such fault."""
-        known = {one.id: one for one in self.read()}
-        for given in ids:
-            if given not in known:
-                raise SetupError(f"There is no fault {given!r}. There are: {', '.join(known) or 'none'}.")
-        gone = [known.pop(key) for key in (ids or tuple(known))]
-        if gone:
-            self._write(list(known.values()))
-        return gone
+        with self._alone():
+            known = {one.id: one for one in self.read()}
+            for given in ids:
+                if given not in known:
+                    raise SetupError(f"There is no fault {given!r}. There are: {', '.join(known) or 'none'}.")
+            gone = [known.pop(key) for key in (ids or tuple(known))]
+            if gone:
+                self._write(list(known.values()))
+            return gone
 
     def forget(self) -> None:
         """Leave nothing behind where no system runs."""
         if not noted(self._directory):
             self.path.unlink(missing_ok=True)
 
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Nobody else changes the file meanwhile: of two that read it at once, one would undo what the other does."""
+        self.path.parent.mkdir(exist_ok=True)
+        if sys.platform == "win32":
+            yield
+            return
+        import fcntl
+
+        # The file itself is replaced at each change, so its directory is what is locked.
+        place = os.open(self.path.parent, os.O_RDONLY)
+        try:
+            fcntl.flock(place, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(place)
+
     def _write(self, faults: Sequence[Switched]) -> None:
         content = [{"id": one.id, "at": one.at, **_said(one.fault)} for one in faults]
-        self.path.parent.mkdir(exist_ok=True)
         with tempfile.NamedTemporaryFile("w", dir=self.path.parent, delete=False, encoding="utf-8") as file:
             json.dump(content, file, indent=1)
         os.replace(file.name, self.path)
