@@ -43,7 +43,8 @@ types:
 	MYPYPATH=src $(VENV)/bin/mypy examples/shop
 	$(VENV)/bin/pyright --pythonpath $(VENV)/bin/python
 
-# The rooms that need neither other processes nor other people's servers.
+# The rooms that need neither other processes nor other people's servers. (Those of breaking changes compare with buf,
+# and take a minute: `make test` runs them.)
 quick:
 	$(VENV)/bin/python -m pytest -q -m 'not slow' --ignore-glob='tests/contract/test_breaking*' tests/unit tests/policy tests/conformance tests/telemetry tests/contract \
 		tests/wire tests/system/test_app.py tests/system/test_system_file.py tests/examples/test_shop_services.py

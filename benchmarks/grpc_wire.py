@@ -103,7 +103,7 @@ async def main(seconds: float, in_flight: int, profile: bool) -> None:
     query = OrderQuery(order_id="o-1")
 
     def outgoing(what: object) -> Outgoing:
-        return Outgoing(what, deadline=time.monotonic() + 5, timeout=5.0, request_id=new_request_id())  # type: ignore[arg-type]
+        return Outgoing(what, deadline=time.monotonic() + 5, timeout=5.0, request_id=new_request_id())  # type: ignore[arg-type]  # as good as one
 
     async def stream() -> None:
         answers = await wire.stream(outgoing(watch))

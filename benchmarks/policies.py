@@ -16,7 +16,6 @@ from polywire.client import client_for
 from polywire.contract import Contract, Message, Rpc, rpc
 from polywire.contract.policies import Breaker, Bulkhead, Ejection, Shedding
 from polywire.discovery import StaticResolver
-from polywire.policy.attempt import attempt_deadline
 from polywire.policy.balance import LeastBusy
 from polywire.policy.balance_hash import ByKey
 from polywire.policy.balance_rotation import RoundRobin, Weighted
@@ -48,7 +47,6 @@ NAMES = {
     "in_turn": RoundRobin[Endpoint](),
     "weighted": Weighted[Endpoint]({}),
     "by_key": ByKey[Endpoint](),
-    "attempt_deadline": attempt_deadline,
     "three": THREE,
 }
 STEPS = {
@@ -60,7 +58,6 @@ STEPS = {
         "t = now(); e = outliers.rotation(three, t)[0]; outliers.begin(e, t); outliers.succeeded(e, t, t)"
     ),
     "concurrency limit of a server": "t = now(); limiter.admit(1); limiter.answered(t, 0.01)",
-    "deadline of an attempt": "t = now(); attempt_deadline(t, 1.0, t + 2.0)",
     "balance: least busy of two": "least_busy.pick(three, 0.4)",
     "balance: round robin": "in_turn.pick(three, 0.4)",
     "balance: weighted": "weighted.pick(three, 0.4)",

@@ -134,7 +134,7 @@ GROUP = "bench"
 def order_subscription(event: type[Any], handled: Handled) -> tuple[Subscription, Handling]:
     class Warehouse:
         async def pack(self, order: Event) -> None:
-            handled(order.sent)  # type: ignore[attr-defined]
+            handled(order.sent)  # type: ignore[attr-defined]  # it has one here
 
         pack.__annotations__["order"] = event
         pack = subscribe(event, group=GROUP)(pack)

@@ -427,7 +427,7 @@ def _faststream_model() -> type[Any]:
 
     line = create_model("Line", sku=(str, ...), title=(str, ...), quantity=(int, ...), cents=(int, ...))
     fields: Any = {"order_id": (str, ...), "customer": (str, ...), "note": (str, ...), "sent": (float, ...)}
-    return create_model("Mail", lines=(list[line], ...), **fields)  # type: ignore[valid-type]
+    return create_model("Mail", lines=(list[line], ...), **fields)  # type: ignore[valid-type]  # a type made at run time
 
 
 def _rabbit_broker(place: Place) -> Any:

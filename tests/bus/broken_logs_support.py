@@ -375,7 +375,7 @@ class BeginsAlwaysWithTheEarliest(UnbrokenLog):
 class SpreadsKeys(UnbrokenLog):
     async def append(self, topic: str, envelopes: Sequence[Envelope], **given: Any) -> list[Exception | None]:
         if topic in self._space.topics:
-            self._space.topics[topic]._number = lambda key: secrets.randbelow(4)  # type: ignore[method-assign]
+            self._space.topics[topic]._number = lambda key: secrets.randbelow(4)  # type: ignore[method-assign]  # that is the bug
         return await super().append(topic, envelopes, **given)
 
 

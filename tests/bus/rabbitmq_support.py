@@ -117,7 +117,7 @@ async def until(condition: Callable[[], Awaitable[bool]], what: str, seconds: fl
 
 
 def properties(**fields: object) -> pika.BasicProperties:
-    return pika.BasicProperties(**fields)  # type: ignore[arg-type, no-untyped-call, unused-ignore]
+    return pika.BasicProperties(**fields)  # type: ignore[arg-type, no-untyped-call, unused-ignore]  # pika has no types of its own
 
 
 @contextlib.contextmanager

@@ -499,7 +499,7 @@ async def test_a_log_that_is_away_at_the_start_is_waited_for() -> None:
                 raise BackendLost("gone")
             return await opening(*arguments, **options)
 
-        b.events.consumer = away  # type: ignore[method-assign]
+        b.events.consumer = away  # type: ignore[method-assign]  # replaced for the test
         script = Script()
         runner = await b.run(event_handler(script.handle))
         await b.append(event(0))

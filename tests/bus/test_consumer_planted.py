@@ -111,7 +111,7 @@ async def what_is_somebody_elses_is_not_handled(make: type[QueueRunner]) -> None
             held = await settle(settlements, starting)
             return [delivery for delivery in held if delivery.envelope.id != "m1"]
 
-        session.consumer.settle = lose  # type: ignore[method-assign]
+        session.consumer.settle = lose  # type: ignore[method-assign]  # replaced for the test
         await b.send(envelope(1), envelope(2))
         await _soon(lambda: 2 in script.seen)
         await turns()
@@ -196,7 +196,7 @@ async def an_event_is_dead_only_once_its_dead_letter_is_written(make: type[LogRu
         async def fail(record: Record, outcome: Any) -> None:
             raise OSError("the broker does not answer")
 
-        session.consumer.bury = fail  # type: ignore[method-assign]
+        session.consumer.bury = fail  # type: ignore[method-assign]  # replaced for the test
         await b.append(event(0, key="a"))
         for _ in range(6):
             await b.clock.advance(2.0)

@@ -816,7 +816,7 @@ async def test_a_backend_that_is_away_at_the_start_is_waited_for_with_growing_pa
                 raise BackendUnreachable("'amqp://x' does not answer.")
             return await open_really(queue, limit=limit)
 
-        b.queue.consumer = refuse  # type: ignore[method-assign]
+        b.queue.consumer = refuse  # type: ignore[method-assign]  # replaced for the test
         script = Script()
         runner = await b.run(handling(script.handle))
         await b.send(envelope(1))
@@ -844,7 +844,7 @@ async def test_a_fault_of_the_backend_that_nobody_expected_does_not_end_the_runn
                 raise failures.pop()
             return await settle(settlements, starting)
 
-        session.consumer.settle = fail  # type: ignore[method-assign]
+        session.consumer.settle = fail  # type: ignore[method-assign]  # replaced for the test
         await b.send(envelope(1))
         await until(lambda: runner.counters.reopened == 1)
         await b.clock.advance(1.0)
@@ -860,7 +860,7 @@ async def test_stopping_while_the_backend_is_away_ends() -> None:
         async def away(queue: str, *, limit: int) -> Any:
             raise BackendLost("gone")
 
-        b.queue.consumer = away  # type: ignore[method-assign]
+        b.queue.consumer = away  # type: ignore[method-assign]  # replaced for the test
         b.queue.cut()
         await until(lambda: runner.counters.reopened == 1)
         await runner.stop(5.0)
@@ -887,7 +887,7 @@ async def test_what_is_somebody_elses_when_it_shall_start_is_not_handled() -> No
             held = await settle(settlements, starting)
             return [delivery for delivery in held if delivery.envelope.id != "m2"]
 
-        session.consumer.settle = lose  # type: ignore[method-assign]
+        session.consumer.settle = lose  # type: ignore[method-assign]  # replaced for the test
         await b.send(envelope(1), envelope(2), envelope(3))
         await until(lambda: runner.counters.done == 2)
         assert (script.seen, runner.counters.lost) == ([1, 3], 1)
@@ -910,7 +910,7 @@ class Recording(QueueRunner):
             self.calls.append(([s.delivery.envelope.id for s in settlements], [d.envelope.id for d in starting]))
             return await settle(settlements, starting)
 
-        session.consumer.settle = record  # type: ignore[method-assign]
+        session.consumer.settle = record  # type: ignore[method-assign]  # replaced for the test
         return session
 
 
@@ -949,7 +949,7 @@ async def test_a_slow_dead_letter_does_not_hold_up_the_others() -> None:
                 await gate.wait()
             return await settle(settlements, starting)
 
-        session.consumer.settle = slow  # type: ignore[method-assign]
+        session.consumer.settle = slow  # type: ignore[method-assign]  # replaced for the test
         await b.send(*(envelope(n) for n in range(1, 20)))
         await until(lambda: runner.counters.done == 18)
         assert await b.left() == 1

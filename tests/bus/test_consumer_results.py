@@ -164,7 +164,7 @@ async def test_a_result_that_cannot_be_kept_counts_as_a_failure() -> None:
                 raise failures.pop()
             await put(*arguments, **options)
 
-        store.put = fail  # type: ignore[method-assign]
+        store.put = fail  # type: ignore[method-assign]  # replaced for the test
         await b.send(asked(3))
         assert (await outcome(store, 3)).size == 6
         await b.empty()
@@ -182,7 +182,7 @@ async def test_a_failure_that_cannot_be_told_keeps_the_message_until_it_is() -> 
                 raise failures.pop()
             await put(*arguments, **options)
 
-        store.put = fail  # type: ignore[method-assign]
+        store.put = fail  # type: ignore[method-assign]  # replaced for the test
         impl.plan += [Reject("no")]
         await b.send(asked(3))
         for _ in range(3):

@@ -344,7 +344,7 @@ def test_a_pattern_has_words_and_headers_are_text() -> None:
         "Where('shop..orders') is no pattern. Write words with dots between them; '*' stands for one word and '#' for "
         "any number, as in 'shop.v1.*'."
     )
-    assert refused(lambda: Where(headers={"a": 5})) == (  # type: ignore[dict-item]
+    assert refused(lambda: Where(headers={"a": 5})) == (  # type: ignore[dict-item]  # wrong on purpose
         "Where(headers={'a': 5}): names and values of headers are text."
     )
 

@@ -118,4 +118,4 @@ def test_an_interval_has_limits_and_missed_slots_a_choice() -> None:
     with pytest.raises(ContractError, match=r"^Every\(0.5\): an interval has at least 1 s and at most 31622400 s\.$"):
         Every(0.5)
     with pytest.raises(ContractError, match=r"^Every\(missed='never'\): choose 'skip', 'once' or 'all'\.$"):
-        Every(60, missed="never")  # type: ignore[arg-type]
+        Every(60, missed="never")  # type: ignore[arg-type]  # wrong on purpose

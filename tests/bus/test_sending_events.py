@@ -95,7 +95,7 @@ async def test_only_events_with_a_topic_are_published() -> None:
 
     bus = Bus(sender_over(RecordingLog()))
     with pytest.raises(TypeError, match=r"^nothing was published: an event is wanted, not a Confirmation\.$"):
-        await bus.publish(Confirmation(order_id="1"))  # type: ignore[arg-type]
+        await bus.publish(Confirmation(order_id="1"))  # type: ignore[arg-type]  # wrong on purpose
     with pytest.raises(ContractError, match="has no topic, so it cannot be published"):
         await bus.publish(Base())
     with pytest.raises(SetupError, match=r"^shop\.orders was not sent: there is no wire for its events\. Name one in "):

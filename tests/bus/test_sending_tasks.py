@@ -193,10 +193,10 @@ async def test_each_contract_takes_its_own_wire() -> None:
 async def test_a_wrong_message_is_not_sent() -> None:
     backend = RecordingQueue()
     with pytest.raises(TypeError) as refused:
-        await mail_over(sender_over(backend)).send_confirmation(Resize(picture="a"))  # type: ignore[arg-type]
+        await mail_over(sender_over(backend)).send_confirmation(Resize(picture="a"))  # type: ignore[arg-type]  # wrong on purpose
     assert str(refused.value) == "shop.v1.Mail/SendConfirmation was not sent: it takes a Confirmation, not a Resize."
     with pytest.raises(TypeError) as refused:
-        await enqueue(images_over(sender_over(backend)).sweep, Resize(picture="a"))  # type: ignore[arg-type]
+        await enqueue(images_over(sender_over(backend)).sweep, Resize(picture="a"))  # type: ignore[arg-type]  # wrong on purpose
     assert str(refused.value) == "shop.v1.Images/Sweep was not sent: it takes nothing, not a Resize."
     assert backend.sent == []
 
@@ -205,7 +205,7 @@ async def test_a_message_that_is_not_what_its_class_says_is_not_sent() -> None:
     backend = RecordingQueue()
     sender = sender_over(backend)
     with pytest.raises(MessageRefused) as refused:
-        await mail_over(sender).send_confirmation(Confirmation(order_id="1", text=5))  # type: ignore[arg-type]
+        await mail_over(sender).send_confirmation(Confirmation(order_id="1", text=5))  # type: ignore[arg-type]  # wrong on purpose
     assert str(refused.value).startswith(
         "shop.v1.Mail/SendConfirmation was not sent: it is not what its class says. Confirmation.text: "
     )
@@ -282,7 +282,7 @@ async def test_an_option_that_cannot_be_kept_is_refused(
 
 async def test_a_header_that_is_no_text_is_refused() -> None:
     with pytest.raises(MessageRefused, match=r"^shop.v1.Images/Sweep was not sent: its headers cannot travel\. "):
-        await enqueue(images_over(sender_over(RecordingQueue())).sweep, headers={"a": 5})  # type: ignore[dict-item]
+        await enqueue(images_over(sender_over(RecordingQueue())).sweep, headers={"a": 5})  # type: ignore[dict-item]  # wrong on purpose
 
 
 async def test_a_key_that_no_backend_carries_is_refused() -> None:
@@ -417,7 +417,7 @@ async def test_any_other_failure_stays_with_the_operators() -> None:
 
 
 async def test_a_result_that_is_wrong_or_too_large_is_a_failure_that_says_so() -> None:
-    wrong = await failed_with(lambda told, message: told.done(message, Thumb(data="text")))  # type: ignore[arg-type]
+    wrong = await failed_with(lambda told, message: told.done(message, Thumb(data="text")))  # type: ignore[arg-type]  # wrong on purpose
     assert type(wrong) is Internal
     assert str(wrong).startswith("shop.v1.Images/Resize was done, but what it returned is not what its contract says: ")
     large = await failed_with(lambda told, message: told.done(message, Thumb(data=b"x" * 1000)))

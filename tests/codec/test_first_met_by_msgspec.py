@@ -58,7 +58,7 @@ def test_a_codec_made_after_msgspec_has_met_the_class_refuses_the_same() -> None
 
 def test_a_message_first_met_inside_of_something_else_keeps_its_limits() -> None:
     order, _, gift = family()
-    inside = dataclasses.make_dataclass("Inside", [("order", order), ("gifts", list[gift])])  # type: ignore[valid-type]
+    inside = dataclasses.make_dataclass("Inside", [("order", order), ("gifts", list[gift])])  # type: ignore[valid-type]  # a type made at run time
     with pytest.raises(msgspec.ValidationError) as refused:
         msgspec.json.decode(b'{"order":%b,"gifts":[]}' % BAD, type=inside)
     assert str(refused.value) == SAID.replace("$", "$.order")

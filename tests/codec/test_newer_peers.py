@@ -154,7 +154,7 @@ def test_a_required_union_without_a_member_that_is_known_is_refused() -> None:
     ):
         with pytest.raises(InvalidArgument) as refused:
             codec_for(Needing, name).decode(  # type: ignore[arg-type]  # a literal of the loop
-                codec_for(New, name).encode(sender)  # type: ignore[arg-type]
+                codec_for(New, name).encode(sender)  # type: ignore[arg-type]  # either of the two
             )
         assert refused.value.message == said
 

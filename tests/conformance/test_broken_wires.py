@@ -95,7 +95,7 @@ class SharesErrors(LocalWire):
         try:
             return await super().unary(outgoing, encoded, wait_for_ready=wait_for_ready)
         except CallError:
-            service: Any = self._dispatcher.handlers[outgoing.rpc.path].function.__self__  # type: ignore[attr-defined]
+            service: Any = self._dispatcher.handlers[outgoing.rpc.path].function.__self__  # type: ignore[attr-defined]  # a bound method
             raise service.raised[-1] from None
 
 

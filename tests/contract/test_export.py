@@ -126,7 +126,7 @@ class Everything(Message):
     i: SFixed32
     j: SFixed64
     k: float
-    l: Float32  # noqa: E741
+    l: Float32  # noqa: E741 - a name that exists
     m: bool
     n: str
     o: bytes

@@ -76,7 +76,7 @@ async def effect(store: SqliteStore, name: str, dice: random.Random) -> None:
 
     def both(db: object) -> None:
         for step in (1, 2):
-            db.execute("INSERT INTO effect VALUES (?, ?)", (name, step))  # type: ignore[attr-defined]
+            db.execute("INSERT INTO effect VALUES (?, ?)", (name, step))  # type: ignore[attr-defined]  # an apsw one
 
     try:
         if dice.random() < 0.5:

@@ -89,7 +89,7 @@ async def test_looking_grows_rarer_and_ends_when_nobody_waits(tmp_path: Path) ->
             looks += 1
             return await original(keys, forced=forced)
 
-        mine._look = counted  # type: ignore[method-assign]
+        mine._look = counted  # type: ignore[method-assign]  # replaced for the test
         while not waiting.done():
             await clock.advance(0.05)
             await asyncio.sleep(0.001)  # what it looks at is read in a thread

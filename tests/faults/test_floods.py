@@ -128,7 +128,7 @@ async def test_a_peer_that_reads_nothing_is_cut_off_and_no_other() -> None:
         served_all_the_while(peers.are_served),
     ):
         _, writer = await reader_and_writer(peers.address)
-        writer.transport.pause_reading()  # type: ignore[attr-defined]
+        writer.transport.pause_reading()  # type: ignore[attr-defined]  # asyncio has it
         writer.write(PREFACE + frame(SETTINGS, 0, 0) + frame(SETTINGS, ACK, 0))
         await pour(writer, repeated(frame(PING, 0, 0, b"12345678"))())
         writer.close()

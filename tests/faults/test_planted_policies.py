@@ -17,7 +17,7 @@ LOCAL = "tests.conformance.test_policies_on_wires:TestLocalPolicies"
 CANCELLED_TRIAL = f"{LOCAL}.test_a_cancelled_trial_leaves_its_permit_to_the_next_call"
 CANCELLED_PLACE = f"{LOCAL}.test_a_cancelled_call_gives_its_place_to_the_next_one"
 EXACTLY = f"{LOCAL}.test_half_open_exactly_so_many_calls_come_through_and_then_it_closes"
-IMPATIENCE = 2.0
+IMPATIENCE = 5.0
 """Seconds after which a test that waits for what a bug keeps from happening counts as failed."""
 IS_CANCELLED = 'type(error).__name__ == "CancelledError"'
 

@@ -98,7 +98,7 @@ async def test_its_errors_arrive_as_theirs() -> None:
 async def test_our_client_of_an_imported_contract_calls_a_grpcio_server() -> None:
     theirs, ours = foreign("routeguide"), foreign("routeguide").ours
 
-    class Servicer(theirs.stubs.RouteGuideServicer):  # type: ignore[misc, name-defined]
+    class Servicer(theirs.stubs.RouteGuideServicer):  # type: ignore[misc, name-defined]  # made at run time
         async def GetFeature(self, request: Any, context: Any) -> Any:
             return theirs.messages.Feature(name="theirs", location=request)
 

@@ -383,7 +383,7 @@ async def test_a_caller_that_gives_up_takes_nothing_with_it() -> None:
         held = await pool.acquire()
         first, second = (asyncio.ensure_future(pool.acquire()) for _ in range(2))
         await asyncio.sleep(0)
-        pool._give(held)  # type: ignore[arg-type]
+        pool._give(held)  # type: ignore[arg-type]  # it is one of its own
         first.cancel()
         assert await second is held, "given to the one who left, and passed on"
         with pytest.raises(asyncio.CancelledError):

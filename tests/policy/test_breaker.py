@@ -569,7 +569,7 @@ def test_its_memory_is_bounded() -> None:
         if permit:
             one.failed(permit, DOWN, now, 0.1)
     assert len(one.changes) == 32
-    assert len(one._window._earlier) < 10  # type: ignore[attr-defined]
+    assert len(one._window._earlier) < 10  # type: ignore[attr-defined]  # a window of time
     assert len(one._trials) <= 1
 
 

@@ -115,7 +115,7 @@ def test_a_policy_is_frozen_takes_keywords_only_and_can_be_switched_off(kind: ty
     with pytest.raises(FrozenInstanceError):
         off.enabled = True  # type: ignore[misc]  # that it raises is the test
     with pytest.raises(TypeError):
-        kind(False)  # type: ignore[call-arg]
+        kind(False)  # type: ignore[call-arg]  # wrong on purpose
     any_kind: Any = kind
     with pytest.raises(TypeError, match="unexpected keyword argument 'ofen_time'"):
         any_kind(ofen_time=1)

@@ -133,19 +133,6 @@ BUGS = {
         "return True",
         "tests.policy.test_retry:test_without_calls_a_budget_allows_its_minimum_and_no_more",
     ),
-    # Deadlines.
-    "the deadline of a child is later than its parent's": Bug(
-        "polywire.policy.attempt:call_deadline",
-        "return deadline if parent is None or deadline < parent else parent",
-        "return deadline",
-        "tests.policy.test_attempt:test_a_child_ends_no_later_than_its_parent",
-    ),
-    "an attempt is begun at its deadline": Bug(
-        "polywire.policy.attempt:worth_starting",
-        "now + least < deadline",
-        "now + least <= deadline",
-        "tests.policy.test_attempt:test_at_its_deadline_nothing_is_begun",
-    ),
     # The bulkhead.
     "a place is lost with the waiter that just got it": Bug(
         f"{BULKHEAD}.give_up",

@@ -22,7 +22,7 @@ from polywire.contract import Retry
 from polywire.discovery import StaticResolver
 from polywire.errors import CallError, DeadlineExceeded, SetupError, SystemFileError, Unavailable
 from polywire.policy.faults import MAX_FAULTS, Fault, WrongFault
-from polywire.system.faults import FaultFile, Faults, FaultWatch
+from polywire.system.faults import FaultFile, Faults, FaultWatch, _trusted
 from polywire.system.file import load, parse
 from polywire.system.plan import plan
 from polywire.testing import ManualClock
@@ -246,15 +246,22 @@ async def test_a_fault_in_the_file_that_cannot_be_changes_nothing(tmp_path: Path
         ]
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
-async def test_the_file_of_another_user_is_not_read(tmp_path: Path) -> None:
+def test_the_file_of_another_user_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = FaultFile(tmp_path)
     file.add(Fault(target="inventory", delay=0.5))
-    shutil.chown(file.path, user=12345)
-    if os.stat(file.path).st_uid == 12345:
-        with pytest.raises(SetupError) as told:
-            file.read()
-        assert str(told.value) == f"The faults in {file.path} were not switched on: the file is another user's."
+    owner = file.path.stat().st_uid
+    stranger = owner + 12345
+    for us, is_read in ((owner, True), (stranger, owner == 0)):
+        monkeypatch.setattr(os, "geteuid", lambda us=us: us)
+        assert _trusted(owner) is is_read
+        assert _trusted(0) is True
+        assert _trusted(us + 1) is False
+    if owner == 0:
+        shutil.chown(file.path, user=stranger)  # root's word is everybody's
+    monkeypatch.setattr(os, "geteuid", lambda: stranger + 1)
+    with pytest.raises(SetupError) as told:
+        file.read()
+    assert str(told.value) == f"The faults in {file.path} were not switched on: the file is another user's."
 
 
 def test_there_are_not_too_many(tmp_path: Path) -> None:

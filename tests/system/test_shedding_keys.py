@@ -171,7 +171,7 @@ async def test_a_testing_system_turns_nobody_away_unless_it_is_told_to() -> None
             client = system.client(Talk)
             assert (await client.say(Word(text="hi"))).text == "hi"
             wirings = system._callers.values()
-            yield all(here.limiter is None for one in wirings for here in one.here.values())  # type: ignore[attr-defined]
+            yield all(here.limiter is None for one in wirings for here in one.here.values())  # type: ignore[attr-defined]  # dispatchers of this process
 
     assert [off async for off in limits()] == [True]
     assert [off async for off in limits(shedding=Shedding(limit=7))] == [False]

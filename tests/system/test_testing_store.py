@@ -90,8 +90,8 @@ def test_an_event_that_comes_twice_has_its_effect_once(tmp_path: Path) -> None:
             await system.settled()
 
             ledger = by_name(system, "Ledger")
-            assert ledger.handled == 3  # type: ignore[attr-defined]
-            async with ledger.store.read() as view:  # type: ignore[attr-defined]
+            assert ledger.handled == 3  # type: ignore[attr-defined]  # made by text
+            async with ledger.store.read() as view:  # type: ignore[attr-defined]  # made by text
                 rows: list[tuple[object, ...]] = await view.fetch_all("SELECT paid FROM ledger ORDER BY paid")
             return rows
 
@@ -103,7 +103,7 @@ def test_a_task_declared_once_is_handled_once_although_its_message_came_again(tm
         await enqueue(system.client(Notes).keep, Note(text="a"), id="the-same")
         await system.settled()
         notes = by_name(system, "NoteService")
-        return notes.kept  # type: ignore[attr-defined,no-any-return]
+        return notes.kept  # type: ignore[attr-defined,no-any-return]  # made by text
 
     async def scenario() -> None:
         for expected in (["a"], []):
@@ -121,7 +121,7 @@ def test_a_scheduled_task_runs_by_the_manual_clock_once_for_each_slot(tmp_path: 
             for _ in range(3):
                 await clock.advance(60.0)
                 await system.settled()
-            swept = by_name(system, "NoteService").swept  # type: ignore[attr-defined]
+            swept = by_name(system, "NoteService").swept  # type: ignore[attr-defined]  # made by text
             assert len(swept) == len(set(swept)) == 3
             assert system.enqueued(Notes.sweep) == [None, None, None]
 

@@ -7,12 +7,12 @@ import os
 import re
 import signal
 from collections import Counter
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import pytest
-from up_support import Running, polywire, said
+from up_support import Running, alive, polywire, said
 
 from polywire import Contract, Message, connect, rpc
 
@@ -119,10 +119,6 @@ async def running(directory: Path, *arguments: str) -> AsyncIterator[Running]:
         yield up
         up.interrupt()
         assert await up.ends() == 0
-
-
-def alive(pids: Iterable[int]) -> list[int]:
-    return [pid for pid in pids if Path(f"/proc/{pid}").exists()]
 
 
 async def pids_of(address: str, connections: int) -> Counter[int]:

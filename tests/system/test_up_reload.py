@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import os
-import re
-from collections import Counter, deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import pytest
-from up_support import SOON, Running, polywire, said
+from up_support import SOON, Running, alive, polywire, said
 
 from polywire import CallDefaults, Contract, Message, connect, rpc
 from polywire.connecting import RemoteWire
@@ -155,10 +154,6 @@ class Load:
         self._over = True
 
 
-def alive(pids: Iterable[int]) -> list[int]:
-    return [pid for pid in pids if Path(f"/proc/{pid}").exists()]
-
-
 @asynccontextmanager
 async def loaded(front: str, greeter: str) -> AsyncIterator[Load]:
     """Callers of both services over every wire, with no second attempt; none of their calls may fail."""
@@ -177,54 +172,14 @@ async def loaded(front: str, greeter: str) -> AsyncIterator[Load]:
     assert load.failures == []
 
 
-class Output:
-    """What a command that is under load says; it is read all the time, as nobody who has to say more may wait."""
-
-    def __init__(self, running: Running) -> None:
-        self.said: deque[str] = deque()
-        """What was not looked at yet, without the lines about calls."""
-        self._running = running
-        self._more = asyncio.Event()
-
-    async def read(self) -> None:
-        stdout = self._running.process.stdout
-        assert stdout is not None
-        while line := await stdout.readline():
-            if b" peer=" not in line:
-                self.said.append(line.decode().rstrip("\n"))
-                self._more.set()
-
-    async def until(self, pattern: str) -> None:
-        passed: list[str] = []
-        try:
-            async with asyncio.timeout(SOON):
-                while True:
-                    while self.said:
-                        passed.append(self.said.popleft())
-                        if re.search(pattern, passed[-1]):
-                            return
-                    self._more.clear()
-                    await self._more.wait()
-        except TimeoutError:
-            raise AssertionError(f"no line with {pattern!r} in:\n" + "\n".join(passed)) from None
-
-
 @asynccontextmanager
-async def reloading(directory: Path) -> AsyncIterator[tuple[Output, Load]]:
+async def reloading(directory: Path) -> AsyncIterator[tuple[Running, Load]]:
     async with polywire("up", "--reload", directory=directory) as up:
         front, greeter = await up.address("front"), await up.address("greeter")
-        output = Output(up)
-        reading = asyncio.create_task(output.read())
-        try:
-            async with loaded(front, greeter) as load:
-                await load.until("one")
-                yield output, load
-            up.interrupt()
-            async with asyncio.timeout(SOON):
-                await reading
-        finally:
-            reading.cancel()
-            await asyncio.wait([reading])
+        async with loaded(front, greeter) as load:
+            await load.until("one")
+            yield up, load
+        up.interrupt()
         assert await up.ends() == 0
         assert alive(load.pids) == []
 

@@ -10,7 +10,7 @@ import shutil
 import signal
 import sys
 from collections import deque
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -39,6 +39,11 @@ def tiny(directory: Path, text: str = TINY) -> Path:
 def environ(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith("POLYWIRE")}
     return {**kept, **(extra or {})}
+
+
+def alive(pids: Iterable[int]) -> list[int]:
+    """Those of these processes that there are still."""
+    return [pid for pid in pids if Path(f"/proc/{pid}").exists()]
 
 
 class Running:

@@ -57,7 +57,7 @@ class Run:
         self.mix = Mix(self.dice, kinds, deadly_every)
         self._workplace = Workplace(
             places=list(stage.places), tasks=stage.tasks, events=stage.events,
-            store=str(directory / "effects.db"), log="", **workplace,  # type: ignore[arg-type]
+            store=str(directory / "effects.db"), log="", **workplace,  # type: ignore[arg-type]  # its values are as they should be
         )  # fmt: skip
 
     async def through(self, trouble: Callable[[Run], Awaitable[None]]) -> Evidence:

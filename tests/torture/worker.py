@@ -137,10 +137,10 @@ def watched_queue(queue: TaskQueue, notes: Notes) -> TaskQueue:
                 notes.write("begin", delivery.envelope.id)
             return await settle(settlements, starting)
 
-        made.settle = settle_noting  # type: ignore[method-assign]
+        made.settle = settle_noting  # type: ignore[method-assign]  # replaced for the test
         return made
 
-    queue.consumer = consumer  # type: ignore[method-assign]
+    queue.consumer = consumer  # type: ignore[method-assign]  # replaced for the test
     return queue
 
 
@@ -158,10 +158,10 @@ def watched_log(events: EventLog, notes: Notes) -> EventLog:
                 notes.write("begin", record.envelope.id)
             return records
 
-        made.receive = receive_noting  # type: ignore[method-assign]
+        made.receive = receive_noting  # type: ignore[method-assign]  # replaced for the test
         return made
 
-    events.consumer = consumer  # type: ignore[method-assign]
+    events.consumer = consumer  # type: ignore[method-assign]  # replaced for the test
     return events
 
 

@@ -157,7 +157,7 @@ async def talking(
     served = Server([speaker], interceptors=server)
     address = await served.start("127.0.0.1:0")
     try:
-        async with connect(Talk, address, wire=wire, interceptors=client, defaults=defaults) as talk:  # type: ignore[arg-type]
+        async with connect(Talk, address, wire=wire, interceptors=client, defaults=defaults) as talk:  # type: ignore[arg-type]  # a parameter, so a str
             yield talk
     finally:
         await served.close()
@@ -310,7 +310,7 @@ async def test_a_client_s_is_around_all_attempts_and_may_make_none() -> None:
 async def test_what_is_not_of_the_contract_is_refused_behind_them() -> None:
     async with talking("grpc", Speaker(), client=[Plain()]) as talk:
         with pytest.raises(TypeError) as caught:
-            await talk.say("hello")  # type: ignore[arg-type]
+            await talk.say("hello")  # type: ignore[arg-type]  # wrong on purpose
     assert str(caught.value) == "tests.interceptor.Talk/Say was not called: it takes a Word, not a str."
 
 
@@ -324,7 +324,7 @@ async def test_a_stream_that_is_left_ends_the_handler(wire: str, how: str) -> No
                 async for _ in talk.spell(Word(text="endless")):
                     break
             elif how == "closed":
-                async with aclosing(talk.spell(Word(text="endless"))) as answers:  # type: ignore[type-var]
+                async with aclosing(talk.spell(Word(text="endless"))) as answers:  # type: ignore[type-var]  # a client's stream has aclose
                     await anext(answers)
             else:
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -32,6 +32,16 @@ ONCE = CallDefaults(timeout=LONG, retry=Retry(attempts=1))
 
 class Word(Message, package="places.v1"):
     text: str = ""
+
+
+async def words(*texts: str) -> AsyncIterator[Word]:
+    for text in texts:
+        yield Word(text=text)
+
+
+async def first_of(answers: AsyncIterator[Word]) -> Word:
+    async with aclosing(answers) as open_answers:  # type: ignore[type-var]  # a client's stream has aclose
+        return await anext(open_answers)
 
 
 class Places(Contract, package="places.v1"):

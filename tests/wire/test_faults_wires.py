@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import aclosing, asynccontextmanager, suppress
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import pytest
-from shedding_wires_support import LONG, ONCE, WIRES, Places, Site, Word, site, until
+from shedding_wires_support import LONG, ONCE, WIRES, Places, Site, Word, first_of, site, until, words
 
 from polywire import calling
 from polywire.channel import CallDefaults, Channel, Endpoints
@@ -50,16 +50,6 @@ async def trouble(wire: str, defaults: CallDefaults = ONCE) -> AsyncIterator[Tro
         found.service.gate.set()
         yield Trouble(found, channel, faults)
         await until(lambda: all(one.in_flight == 0 for one in channel.endpoints.current))
-
-
-async def words(*texts: str) -> AsyncIterator[Word]:
-    for text in texts:
-        yield Word(text=text)
-
-
-async def first_of(answers: AsyncIterator[Word]) -> Word:
-    async with aclosing(answers) as open_answers:  # type: ignore[type-var]  # a client's stream has aclose
-        return await anext(open_answers)
 
 
 KINDS: dict[str, Callable[[Places], Coroutine[Any, Any, Word]]] = {

@@ -9,7 +9,20 @@ from contextlib import aclosing
 from typing import Any
 
 import pytest
-from shedding_wires_support import LONG, ONCE, WIRES, Places, PlacesService, Site, Word, fixed, site, until
+from shedding_wires_support import (
+    LONG,
+    ONCE,
+    WIRES,
+    Places,
+    PlacesService,
+    Site,
+    Word,
+    first_of,
+    fixed,
+    site,
+    until,
+    words,
+)
 
 from polywire import calling
 from polywire.channel import CallDefaults, Channel, Endpoints
@@ -39,16 +52,6 @@ from polywire.wire.grpc.health import Health, HealthCheckRequest, ServingStatus
 from polywire.wire.local import LocalWire
 
 NOT_STARTED = "was not started: the service has as many calls under way as it can answer in time. Try again in "
-
-
-async def words(*texts: str) -> AsyncIterator[Word]:
-    for text in texts:
-        yield Word(text=text)
-
-
-async def first_of(answers: AsyncIterator[Word]) -> Word:
-    async with aclosing(answers) as open_answers:  # type: ignore[type-var]  # a client's stream has aclose
-        return await anext(open_answers)
 
 
 KINDS: dict[str, Callable[[Places], Coroutine[Any, Any, Word]]] = {
@@ -349,7 +352,7 @@ async def test_health_answers_while_there_is_no_place(wire: str) -> None:
         health = client_for(Health, found.channel())
         for _ in range(5):
             assert (await health.check(HealthCheckRequest())).status is ServingStatus.SERVING
-        async with aclosing(health.watch(HealthCheckRequest())) as statuses:  # type: ignore[type-var]
+        async with aclosing(health.watch(HealthCheckRequest())) as statuses:  # type: ignore[type-var]  # a client's stream has aclose
             assert (await anext(statuses)).status is ServingStatus.SERVING
         for path in ("/livez", "/readyz", "/healthz"):
             status, _, _ = await http(found.address, f"GET {path} HTTP/1.1\r\nHost: a\r\n\r\n".encode())
@@ -380,7 +383,7 @@ async def test_a_cancelled_call_gives_its_place_back(wire: str, kind: str) -> No
         for _ in range(3):
             started = len(found.service.started)
             task = asyncio.create_task(begin[kind](client))
-            await until(lambda before=started: len(found.service.started) > before)  # type: ignore[misc]
+            await until(lambda before=started: len(found.service.started) > before)  # type: ignore[misc]  # bound at once
             assert found.limiter.in_flight == 1
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
@@ -565,9 +568,9 @@ class Ends:
 
             return noted
 
-        limiter.answered = note("answered", answered)  # type: ignore[method-assign]
-        limiter.cut_short = note("cut short", cut_short)  # type: ignore[method-assign]
-        limiter.left = note("left", left)  # type: ignore[method-assign]
+        limiter.answered = note("answered", answered)  # type: ignore[method-assign]  # replaced for the test
+        limiter.cut_short = note("cut short", cut_short)  # type: ignore[method-assign]  # replaced for the test
+        limiter.left = note("left", left)  # type: ignore[method-assign]  # replaced for the test
 
 
 async def test_how_a_call_ended_and_what_it_took_is_told() -> None:

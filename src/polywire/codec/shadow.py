@@ -118,9 +118,9 @@ def _type_of_slot(slot: Slot, strict: bool) -> Any:
     field = slot.field
     element = _type_of(field.holds, strict)
     if field.form is Form.LIST:
-        return list[element]  # type: ignore[valid-type]
+        return list[element]  # type: ignore[valid-type]  # a type made at run time
     if field.form is Form.MAP:
-        return dict[str, element]  # type: ignore[valid-type]
+        return dict[str, element]  # type: ignore[valid-type]  # a type made at run time
     return element
 
 

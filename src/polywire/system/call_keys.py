@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from polywire.contract.policies import Balance, Breaker, Bulkhead, Ejection, Fallback, Hedge, Policy
+from polywire.contract.policies import Balance, Breaker, Bulkhead, Ejection, Fallback, Hedge, Policy, WrongValue
 from polywire.errors import ContractError
 from polywire.policy.levels import CallDefaults, Levels, label
 from polywire.policy.retry import Retry
@@ -117,9 +116,9 @@ def _policy(table: Table, kind: type[Policy]) -> Policy:
     try:
         return kind(**values)
     except ContractError as error:
-        named = re.search(r"\((\w+)=", str(error))
-        key = named[1] if named is not None and named[1] in values else None
-        place: Path = table.path if key is None else (*table.path, key)
+        place: Path = table.path
+        if isinstance(error, WrongValue) and error.name in values:
+            place = (*place, error.name)
         raise table.settings.error(place, f"{'.'.join(map(str, place))} cannot be: {error}") from None
 
 

@@ -184,7 +184,7 @@ class Supervisor:
             child.send(signal.SIGKILL)
             raise SetupError(
                 f"Service {job.name!r} did not start: it was not ready within {job.start_timeout:g} s. "
-                f"Raise services.{job.name}.timeouts.start if it needs longer."
+                f"Raise services.{job.service}.timeouts.start if it needs longer."
             ) from None
         if child.state is State.ENDED:
             raise SetupError(f"Service {job.name!r} did not start: {child.why()}")

@@ -11,6 +11,7 @@ from polywire.codec import codec_for
 from polywire.contract import Message
 from polywire.errors import BY_CODE, CallError, Unavailable
 from polywire.policy.faults import Fault
+from polywire.policy.levels import spellings
 from polywire.wire.seam import ClientStream, EndpointWire, Outgoing, not_in_time
 
 
@@ -43,8 +44,7 @@ class Edge:
 
     def met(self, outgoing: Outgoing, endpoint: str) -> list[Fault]:
         """The faults that this call meets."""
-        rpc = outgoing.rpc
-        methods = rpc.full_name, f"{rpc.service}/{rpc.attribute}"
+        methods = spellings(outgoing.rpc)
         return [fault for fault in self.faults if fault.meets(methods, endpoint, self.clock.random)]
 
     async def wait(self, seconds: float, outgoing: Outgoing) -> None:
