@@ -110,9 +110,21 @@ BUGS = {
     ),
     "trials that never end keep it half open": Bug(
         f"{BREAKER}._admit_trial",
-        "elif now >= self._until:",
+        "elif self._trials and now >= self._until:",
         "elif False:",
         "tests.policy.test_breaker:test_trials_that_never_end_do_not_keep_it_half_open_for_ever",
+    ),
+    "who seldom calls is kept out": Bug(
+        f"{BREAKER}._admit_trial",
+        "elif self._trials and now >= self._until:",
+        "elif now >= self._until:",
+        "tests.policy.test_breaker:test_it_closes_for_a_caller_that_seldom_calls",
+    ),
+    "a trial that begins late is taken for one that does not end": Bug(
+        f"{BREAKER}._admit_trial",
+        "if not self._trials:",
+        "if not self._results.calls:",
+        "tests.policy.test_breaker:test_a_trial_that_begins_late_has_its_time_and_what_the_others_said_is_kept",
     ),
     "what a breaker refuses is tried again": Bug(
         f"{BREAKER}.refusal",

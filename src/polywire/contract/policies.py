@@ -137,7 +137,7 @@ class Breaker(Policy):
     trials: int = 3
     """Once the time is up exactly so many calls are let through; how they end decides."""
     trial_time: float = 30.0
-    """Seconds after which it opens again where the trials have come to no decision."""
+    """Seconds after which it opens again where trials have not ended; while none is under way it waits for more."""
     open_time: float = 2.0
     """Seconds it stays open at first."""
     growth: float = 2.0
