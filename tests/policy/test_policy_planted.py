@@ -288,6 +288,26 @@ BUGS = {
         "if health is None:",
         "tests.policy.test_outlier:test_results_of_attempts_from_before_it_was_left_out_do_not_count_as_its_trial",
     ),
+    "trouble that all share leaves some out": Bug(
+        f"{OUTLIER}._failed",
+        "and self._fails_alone(health):",
+        ":",
+        "tests.policy.test_outlier:test_trouble_that_all_share_leaves_nobody_out",
+        (10,),
+    ),
+    "an answer from before the trouble is one during it": Bug(
+        f"{OUTLIER}.succeeded",
+        "health.good_since = began",
+        "health.good_since = now",
+        "tests.policy.test_outlier:test_trouble_that_all_share_leaves_nobody_out",
+        (10,),
+    ),
+    "who is never called looks as bad as who fails": Bug(
+        f"{OUTLIER}._fails_alone",
+        "return bool(others) and all(",
+        "return False and all(",
+        "tests.policy.test_outlier:test_one_that_gets_all_calls_is_left_out_though_nobody_knows_of_the_others",
+    ),
     "all are left out": Bug(
         f"{OUTLIER}._eject",
         "if self._out + 1 > self.policy.max_ejected * len(self.health):",

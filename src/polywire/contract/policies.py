@@ -301,6 +301,7 @@ class Ejection(Policy):
     """
 
     consecutive_failures: int = 5
+    """Left out after so many without a success in between, unless all that the others did meanwhile was to fail too."""
     interval: float = 1.0
     """Seconds after which the endpoints are compared."""
     minimum_calls: int = 5

@@ -36,8 +36,11 @@ class Health(Generic[E]):
         "calls",
         "consecutive",
         "endpoint",
+        "failed_at",
         "failures",
+        "good_since",
         "out",
+        "row_since",
         "seconds",
         "shares",
         "since",
@@ -50,6 +53,12 @@ class Health(Generic[E]):
         self.endpoint = endpoint
         self.consecutive = 0
         """Failures without a success in between."""
+        self.row_since = -math.inf
+        """When the first of them ended."""
+        self.failed_at = -math.inf
+        """When the last of them ended."""
+        self.good_since = -math.inf
+        """When the youngest of the attempts that were answered began."""
         self.times = 0
         """How often it was left out lately."""
         self.out = False
@@ -88,6 +97,7 @@ class Outliers(Generic[E]):
     For each attempt: choose among `rotation`, then `begin`, and at its end `succeeded` or `ended`, each with the time
     when the attempt began. What began before its endpoint was left out, or before its trial, does not count any more.
     An endpoint whose time is over is in the rotation for a single attempt, and back for good when that was answered.
+    Trouble that all endpoints share leaves none of them out: it has to be one that does worse than the others.
     All times are on one monotonic scale in seconds.
     """
 
@@ -134,6 +144,8 @@ class Outliers(Generic[E]):
         health = self.health.get(endpoint)
         if health is None or began < health.since:
             return
+        if began > health.good_since:
+            health.good_since = began
         seconds = now - began
         share = seconds / usual if usual > 0 else 1.0
         if health.out:
@@ -160,10 +172,13 @@ class Outliers(Generic[E]):
             self._failed(health, now)
 
     def _failed(self, health: Health[E], now: float) -> None:
+        if not health.consecutive:
+            health.row_since = now
         health.consecutive += 1
+        health.failed_at = now
         health.calls += 1
         health.failures += 1
-        if health.consecutive >= self.policy.consecutive_failures:
+        if health.consecutive >= self.policy.consecutive_failures and self._fails_alone(health):
             self._eject(health, now, f"{health.consecutive} calls in a row failed")
         if now >= self._compare_at:
             self._compare(now)
@@ -192,6 +207,13 @@ class Outliers(Generic[E]):
         for health in seen:
             if health.calls >= self.policy.minimum_calls:
                 health.clear()
+
+    def _fails_alone(self, health: Health[E]) -> bool:
+        """Whether its failures in a row are its own: meanwhile others were answered, or at least did not fail too."""
+        others = [other for other in self.health.values() if other is not health and not other.out]
+        if any(other.good_since >= health.row_since for other in others):
+            return True
+        return bool(others) and all(other.failed_at < health.row_since for other in others)
 
     def _is_outlier(self, health: Health[E], others: Sequence[Health[E]]) -> str:
         """Why *health* is, compared with *others*; empty where it is not."""
