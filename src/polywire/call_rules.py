@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Collection, Hashable, Sequence
 from hashlib import blake2b
 from typing import Any, TypeVar
@@ -216,8 +217,8 @@ class StandIn:
 class Underway:
     """What a streaming call holds, until its first answer says how the target does and its end gives the place back.
 
-    A stream may say nothing for hours and be well. So one that tries whether a breaker can close is taken for answered
-    when it has stood for half of the time that trials have.
+    A stream may say nothing for hours and be well. So one that tries whether a breaker can close, or whether an endpoint
+    can come back, is taken for answered when it has stood for half of the time that trials have.
     """
 
     __slots__ = ("_alarms", "_clock", "_permit", "_place", "_slot", "began", "rules", "wire")
@@ -240,9 +241,14 @@ class Underway:
         self._slot = 0
 
     def opened(self) -> None:
-        breaker = self.rules.breaker
+        breaker, comparison = self.rules.breaker, self.rules.comparison
+        stood = math.inf
         if breaker.state is State.HALF_OPEN:
-            self._slot = self._alarms.add(self.began + breaker.policy.trial_time / 2, self)
+            stood = breaker.policy.trial_time / 2
+        if self.wire is not None and comparison is not None and comparison.outliers.tries(self.wire, self.began):
+            stood = min(stood, comparison.outliers.trial_time / 2)
+        if stood < math.inf:
+            self._slot = self._alarms.add(self.began + stood, self)
 
     def expire(self) -> None:
         self.answered()

@@ -494,6 +494,33 @@ class PolicySuite:
             found = Counter([(await running.desk.read(Ask())).instance for _ in range(30)])
             assert found == {0: 10, 1: 10, 2: 10}
 
+    async def test_a_stream_that_says_nothing_and_stands_brings_its_instance_back(self) -> None:
+        ejection = Ejection(base_time=0.05, max_time=0.05)
+        async with self.running(2, Breaker(enabled=False), ejection, Balance(by="round_robin")) as running:
+            running.first.mode = "internal"
+            while len(running.first.seen) < 5:
+                await asyncio.wait([asyncio.ensure_future(ask(running.desk, "stream"))])
+            comparison = running.channel._book.of(rpc_of("watch")).comparison
+            assert comparison is not None
+            health = next(one for one in comparison.outliers.health.values() if one.out)
+            comparison.outliers.trial_time = 0.4
+            running.first.mode = "hang"
+            quiet: list[asyncio.Task[Answer]] = []
+            async with asyncio.timeout(60):
+                while not health.trial:
+                    quiet.append(asyncio.ensure_future(ask(running.desk, "stream")))
+                    await asyncio.sleep(0.01)
+            # It says nothing, and each call that is made meanwhile looks whether its time is up.
+            async with asyncio.timeout(60):
+                while health.trial:
+                    await running.desk.read(Ask())
+                    await asyncio.sleep(0.01)
+            assert not health.out
+            assert health.times <= 1
+            for call in quiet:
+                call.cancel()
+            await asyncio.wait(quiet)
+
     async def test_a_mix_of_slow_and_quick_methods_leaves_nobody_out(self) -> None:
         async with self.running(2, Ejection(interval=0.05, slow_floor=0.001), Balance(by="round_robin")) as running:
 

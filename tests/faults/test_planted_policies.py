@@ -62,6 +62,12 @@ BUGS = {
         "if False:",
         f"{LOCAL}.test_a_stream_that_says_nothing_and_stands_is_well",
     ),
+    "a quiet stream keeps an instance out": Bug(
+        f"{UNDERWAY}.opened",
+        "comparison.outliers.tries(self.wire, self.began)",
+        "False",
+        f"{LOCAL}.test_a_stream_that_says_nothing_and_stands_brings_its_instance_back",
+    ),
     "cancellation is failure": Bug(
         f"{RULES}.failed",
         "self.breaker.failed(permit, error,",

@@ -104,6 +104,7 @@ class Outliers(Generic[E]):
     def __init__(self, policy: Ejection, *, listen: Callable[[Ejected[E]], None] | None = None) -> None:
         """*listen* is told what is left out and what comes back, and must not raise."""
         self.policy = policy
+        self.trial_time = TRIAL_TIME
         self.health: dict[E, Health[E]] = {}
         self._endpoints: Sequence[E] = ()
         self._left: Sequence[E] = ()
@@ -137,6 +138,11 @@ class Outliers(Generic[E]):
             if health is not None and health.out and not health.trial and now >= health.until:
                 health.trial = True
                 health.since = now
+
+    def tries(self, endpoint: E, began: float) -> bool:
+        """Whether the attempt that *began* then tries if *endpoint* can come back."""
+        health = self.health.get(endpoint)
+        return health is not None and health.trial and began >= health.since
 
     def succeeded(self, endpoint: E, began: float, now: float, usual: float = 1.0) -> None:
         """The attempt that *began* then was answered. *usual*: seconds that calls of its kind take, where some take
@@ -260,8 +266,8 @@ class Outliers(Generic[E]):
     def _in_rotation(self, health: Health[E], now: float) -> bool:
         if not health.out:
             return True
-        if health.trial and now - health.since >= TRIAL_TIME:
-            self._keep_out(health, now, f"the call that tried it did not end within {TRIAL_TIME:g} s")
+        if health.trial and now - health.since >= self.trial_time:
+            self._keep_out(health, now, f"the call that tried it did not end within {self.trial_time:g} s")
         return not health.trial and now >= health.until
 
     def _trial_failed(self, health: Health[E], now: float, found: Evidence) -> None:
