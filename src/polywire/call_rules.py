@@ -83,6 +83,8 @@ class CallRules:
         fallback: StandIn | None,
         comparison: Comparison | None,
         balancer: Balancer[EndpointWire],
+        typical: Typical,
+        hedging_spell: Spell,
         counters: Counters,
     ) -> None:
         self.rpc = held.rpc
@@ -93,15 +95,14 @@ class CallRules:
         self.breaker = breaker
         self.places = places
         self.hedging = hedging
-        self.hedging_spell = Spell()
+        self.hedging_spell = hedging_spell
         self.fallback = fallback
         self.comparison = comparison
         self.balancer = balancer
         self.counters = counters
         self.key_of = _key_of(held.policy(Balance))
         """The key of a request, where calls of the same key go to the same endpoint."""
-        self.typical = 0.0
-        """Seconds that the calls of this method usually take; kept where there are several endpoints."""
+        self.typical = typical
 
     def pick(
         self, endpoints: Sequence[EndpointWire], now: float, dice: float, tried: Collection[EndpointWire], request: Any
@@ -133,6 +134,22 @@ class CallRules:
         return self.breaker.refusal(self.rpc.full_name, now)
 
 
+class Typical:
+    """How long the calls of one method usually take, whatever each of them asks for; where there are several endpoints.
+    """
+
+    __slots__ = ("seconds",)
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def add(self, seconds: float) -> float:
+        """A call took so many *seconds*. What they usually take."""
+        usual = self.seconds
+        self.seconds = usual = usual + SMOOTHING * (seconds - usual) if usual else seconds
+        return usual
+
+
 class Comparison:
     """How the endpoints of a target do beside each other, whatever methods each of them was asked for."""
 
@@ -142,9 +159,7 @@ class Comparison:
     def answered(self, rules: CallRules, wire: EndpointWire, began: float, now: float) -> None:
         """A call of one method takes longer than that of another, and an endpoint that got more of those is not slow:
         what is compared is how long it took in proportion to the calls of its method."""
-        seconds, typical = now - began, rules.typical
-        rules.typical = typical = typical + SMOOTHING * (seconds - typical) if typical else seconds
-        self.outliers.succeeded(wire, began, now, typical)
+        self.outliers.succeeded(wire, began, now, rules.typical.add(now - began))
 
     def failed(self, rules: CallRules, wire: EndpointWire, began: float, now: float, error: BaseException) -> None:
         found = evidence(error)
@@ -373,6 +388,8 @@ class RuleBook:
             if ejection is None
             else self._shared(("ejection", ejection), lambda: Comparison(ejection, self._target)),
             balancer=self._shared(("balance", balance), lambda: balancer_of(balance or Balance())),
+            typical=self._shared(("typical", rpc), Typical),
+            hedging_spell=self._shared(("hedged", rpc), Spell),
             counters=counters,
         )
 

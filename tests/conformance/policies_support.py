@@ -521,6 +521,25 @@ class PolicySuite:
                 call.cancel()
             await asyncio.wait(quiet)
 
+    async def test_a_slow_instance_is_left_out_though_each_call_asks_for_something_else(self) -> None:
+        ejection = Ejection(interval=0.05, slow_floor=0.001, base_time=60.0, max_time=60.0)
+        async with self.running(2, ejection, Balance(by="round_robin")) as running:
+            running.first.pauses["slow"] = 0.2
+            await running.desk.read(Ask())
+            comparison = running.channel._book.of(rpc_of("read")).comparison
+            assert comparison is not None
+            slow, well = comparison.outliers.health.values()
+            numbers = itertools.count(300)
+
+            async def read() -> None:
+                with calling(Bulkhead(limit=next(numbers))):
+                    await running.desk.read(Ask(text="slow"))
+
+            async with asyncio.timeout(60):
+                while not slow.out:
+                    await asyncio.gather(*[read() for _ in range(20)])
+            assert not well.out
+
     async def test_a_mix_of_slow_and_quick_methods_leaves_nobody_out(self) -> None:
         async with self.running(2, Ejection(interval=0.05, slow_floor=0.001), Balance(by="round_robin")) as running:
 
