@@ -31,6 +31,7 @@ from polywire.context import Call, _current
 from polywire.contract.policies import Policy
 from polywire.errors import CallError, ContractError, DeadlineExceeded, Internal, ResourceExhausted, Unavailable
 from polywire.policy.breaker import State
+from polywire.policy.levels import Levels
 from polywire.system.file import parse
 
 QUICK = Breaker(minimum_calls=4, trials=2, open_time=0.05, jitter=0.0, growth=1.0)
@@ -352,6 +353,23 @@ class PolicySuite:
             streams = [running.desk.watch(Ask(text=str(number))) for number in range(5)]
             for stream in streams:
                 assert (await anext(stream)).instance == 0
+            for stream in streams:
+                stream.cancel()  # type: ignore[attr-defined]  # of the client's streams
+
+    async def test_what_a_method_declares_without_values_is_its_own(self) -> None:
+        """So that those who watch keep nobody from sending, though all values are those of all methods."""
+        levels = Levels(
+            service=CallDefaults(policies=(Bulkhead(limit=2, queue=0),)),
+            methods={"instances.v1.Desk/watch": CallDefaults(policies=(Bulkhead(), Breaker()))},
+        )
+        async with instances(self.wire, levels=levels) as running:
+            streams = [running.desk.watch(Ask(text=str(number))) for number in range(2)]
+            for stream in streams:
+                assert (await anext(stream)).instance == 0
+            with pytest.raises(ResourceExhausted):
+                await ask(running.desk, "stream")
+            assert (await ask(running.desk, "collect")).instance == 0
+            assert breaker_of(running, "stream").name == "instances.v1.Desk/Watch"
             for stream in streams:
                 stream.cancel()  # type: ignore[attr-defined]  # of the client's streams
 

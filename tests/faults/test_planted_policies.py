@@ -118,6 +118,12 @@ BUGS = {
         "tests.conformance.test_policies_on_wires:TestGrpcPolicies"
         ".test_the_time_in_the_queue_is_taken_off_what_the_target_is_given",
     ),
+    "who watches keeps others from sending": Bug(
+        "polywire.policy.levels:resolve",
+        "if saying:",
+        "if saying and saying[-1][1].given:",
+        f"{LOCAL}.test_what_a_method_declares_without_values_is_its_own",
+    ),
     "an attempt may last longer than its call": Bug(
         f"{CHANNEL}._start_attempt",
         "(deadline is None or now + limit < deadline)",

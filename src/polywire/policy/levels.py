@@ -126,6 +126,8 @@ class Held:
     """What applies; a policy that is switched off somewhere is there with `enabled=False`."""
     sources: Mapping[str, Level]
     """Who said each value, by its name: `timeout`, `retry.attempts`, `breaker.open_time`. Others are defaults."""
+    declared: Mapping[type[Policy], Level]
+    """The nearest level that declares a policy of that kind, even without any values."""
 
     def policy(self, kind: type[P]) -> P | None:
         """The policy of that *kind*, None where it is off or never declared."""
@@ -133,10 +135,8 @@ class Held:
         return cast(P, found) if found is not None and found.enabled else None
 
     def nearest(self, kind: type[Policy]) -> str:
-        """The name of the nearest level that said something about *kind*, `default` where none did."""
-        order = ("system", "service", "method", "call")
-        names = {level.name for name, level in self.sources.items() if name.startswith(f"{label(kind)}.")}
-        return max(names, key=order.index, default="default")
+        """The name of the nearest level that declares a policy of that *kind*, `default` where none does."""
+        return self.declared[kind].name if kind in self.declared else "default"
 
 
 def label(kind: type[Any]) -> str:
@@ -171,10 +171,14 @@ def resolve(rpc: Rpc, levels: Sequence[Level]) -> Held:
             retry = one.over(retry)
             sources.update((f"retry.{name}", level) for name in RETRY if getattr(one, name) is not None)
     policies = {}
+    declared = {}
     for kind in ORDER:
-        found = _fold(kind, _saying(rpc, kind, levels), None if _unbounded(rpc, kind) else DEFAULTS.get(kind), sources)
+        saying = _saying(rpc, kind, levels)
+        found = _fold(kind, saying, None if _unbounded(rpc, kind) else DEFAULTS.get(kind), sources)
         if found is not None:
             policies[kind] = found
+        if saying:
+            declared[kind] = saying[-1][0]
     return Held(
         rpc=rpc,
         timeout=timeout,
@@ -183,6 +187,7 @@ def resolve(rpc: Rpc, levels: Sequence[Level]) -> Held:
         wait_for_ready=wait_for_ready,
         policies=policies,
         sources=sources,
+        declared=declared,
     )
 
 
