@@ -144,6 +144,21 @@ def test_of_several_declarations_the_nearest_that_gives_a_value_wins(
         assert found.given == set(system) | set(service) | set(method)
 
 
+def test_a_nearer_level_may_say_something_else_in_place_of_what_is_said_further_away() -> None:
+    by_key = Balance(by="by_key", key="customer", load=2.0)
+    for by in ("round_robin", "least_busy", "weighted"):
+        found = Balance(by=by).over(by_key)
+        assert (found.by, found.key, found.load) == (by, None, 2.0)
+    assert Balance(by="by_key").over(by_key) == by_key
+    assert Balance(load=3.0).over(by_key) == Balance(by="by_key", key="customer", load=3.0)
+
+    by_calls = Breaker(window_calls=50, trials=2)
+    assert Breaker(window=5).over(by_calls) == Breaker(window=5, trials=2)
+    assert Breaker(window=5, window_calls=30).over(by_calls).window_calls == 30
+    assert Breaker(trials=1).over(by_calls).window_calls == 50
+    assert Breaker(window_calls=50).over(Breaker(window=5)).window_calls == 50
+
+
 def test_a_value_that_is_given_wins_though_it_is_the_default() -> None:
     usual = Breaker(open_time=9.0)
     assert Breaker(open_time=2.0).over(usual).open_time == Breaker().open_time == 2.0

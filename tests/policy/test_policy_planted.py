@@ -96,6 +96,13 @@ BUGS = {
         "pass",
         "tests.policy.test_breaker:test_a_window_of_calls_looks_at_the_last_ones_only",
     ),
+    "a window of calls cannot be taken back": Bug(
+        "polywire.contract.policies:Breaker._replaces",
+        'frozenset({"window_calls"}) if',
+        "frozenset() if",
+        "tests.policy.test_policy_declared:"
+        "test_a_nearer_level_may_say_something_else_in_place_of_what_is_said_further_away",
+    ),
     "the time open does not grow": Bug(
         f"{BREAKER}._open",
         "** min(self._times, 64)",
@@ -268,6 +275,13 @@ BUGS = {
         'int.from_bytes(blake2b(name, digest_size=8).digest(), "big")',
         "hash(name)",
         "tests.policy.test_balance_kinds:test_a_key_stays_with_its_endpoint_in_every_process_and_order",
+    ),
+    "a key cannot be taken back": Bug(
+        "polywire.contract.policies:Balance._replaces",
+        'frozenset({"key"}) if',
+        "frozenset() if",
+        "tests.policy.test_policy_declared:"
+        "test_a_nearer_level_may_say_something_else_in_place_of_what_is_said_further_away",
     ),
     "the heaviest endpoint gets its calls in a row": Bug(
         "polywire.policy.balance_rotation:Weighted.pick",

@@ -128,6 +128,18 @@ def test_what_nobody_says_is_the_default_and_what_is_switched_off_is_off() -> No
     assert held(read(on)).policy(Breaker) == Breaker(trials=2)
 
 
+def test_what_is_replaced_by_a_nearer_level_holds_no_longer_and_comes_from_nowhere() -> None:
+    system = read("""
+        [services.inventory.calls."tiny.v1.Inventory/check_stock"]
+        breaker = { window = 5 }
+        [calls]
+        breaker = { window_calls = 50 }
+        """)
+    found = held(system)
+    assert found.policy(Breaker) == Breaker(window=5.0)
+    assert set(found.sources) == {"breaker.window"}
+
+
 def test_a_variable_wins_over_the_file() -> None:
     environ = {
         "POLYWIRE__CALLS__BREAKER__OPEN_TIME": "7",

@@ -229,6 +229,9 @@ def _fold(
 ) -> P | None:
     held = cast("P | None", usual)
     for level, one in saying:
+        before = frozenset[str]() if held is None else held.given
         held = cast(P, one) if held is None else cast(P, one).over(held)
+        for name in before - held.given:
+            sources.pop(f"{label(kind)}.{name}", None)  # something else was given in its place
         sources.update((f"{label(kind)}.{name}", level) for name in one.given)
     return held
