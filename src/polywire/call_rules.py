@@ -135,8 +135,7 @@ class CallRules:
 
 
 class Typical:
-    """How long the calls of one method usually take, whatever each of them asks for; where there are several endpoints.
-    """
+    """How long the calls of one method usually take, whatever each asks for; where there are several endpoints."""
 
     __slots__ = ("seconds",)
 
@@ -232,8 +231,8 @@ class StandIn:
 class Underway:
     """What a streaming call holds, until its first answer says how the target does and its end gives the place back.
 
-    A stream may say nothing for hours and be well. So one that tries whether a breaker can close, or whether an endpoint
-    can come back, is taken for answered when it has stood for half of the time that trials have.
+    A stream may say nothing for hours and be well. So one that tries whether a breaker can close, or whether an
+    endpoint can come back, is taken for answered when it has stood for half of the time that trials have.
     """
 
     __slots__ = ("_alarms", "_clock", "_permit", "_place", "_slot", "began", "rules", "wire")

@@ -599,6 +599,20 @@ class PolicySuite:
             for key, home in homes.items():
                 assert (await running.desk.read(Ask(text=key))).instance == home
 
+    async def test_a_key_said_of_all_methods_means_those_whose_requests_have_it(self) -> None:
+        async with self.running(2, Balance(by="by_key", key="customer")) as running:
+            assert {(await running.desk.read(Ask())).instance for _ in range(40)} == {0, 1}
+
+    @pytest.mark.parametrize("count", [1, 2])
+    async def test_a_key_that_a_call_asks_for_has_to_be_there(self, count: int) -> None:
+        async with self.running(count) as running:
+            with calling(Balance(by="by_key", key="customer")), pytest.raises(ContractError) as caught:
+                await running.desk.read(Ask())
+            assert str(caught.value) == (
+                "instances.v1.Desk/Read: key='customer' is no field of Ask. Its fields are: text."
+            )
+            assert running.seen == 0
+
     async def test_an_instance_that_hangs_gets_hardly_any_calls(self) -> None:
         async with self.running(3) as running:
             running.first.mode = "hang"

@@ -124,6 +124,12 @@ BUGS = {
         "if saying and saying[-1][1].given:",
         f"{LOCAL}.test_what_a_method_declares_without_values_is_its_own",
     ),
+    "a key said of all methods breaks those without it": Bug(
+        "polywire.policy.levels:resolve",
+        "found = _keyed(rpc, found, sources)",
+        "pass",
+        f"{LOCAL}.test_a_key_said_of_all_methods_means_those_whose_requests_have_it",
+    ),
     "an attempt may last longer than its call": Bug(
         f"{CHANNEL}._start_attempt",
         "(deadline is None or now + limit < deadline)",

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tests.policy.unhurried_support import UNHURRIED
 
 import polywire.policy
-from polywire.contract import policies
+from polywire.contract import Contract, Message, policies, rpc, service_of
 from polywire.contract.policies import (
     Balance,
     Breaker,
@@ -157,6 +157,35 @@ def test_a_nearer_level_may_say_something_else_in_place_of_what_is_said_further_
     assert Breaker(window=5, window_calls=30).over(by_calls).window_calls == 30
     assert Breaker(trials=1).over(by_calls).window_calls == 50
     assert Breaker(window_calls=50).over(Breaker(window=5)).window_calls == 50
+
+
+class Parcel(Message):
+    customer: str
+    weight: float
+
+
+def test_a_key_of_a_contract_can_be_a_key_where_its_requests_have_it() -> None:
+    class Parcels(Contract, package="declared.v1", policies=(Balance(by="by_key", key="customer"),)):
+        @rpc
+        async def send(self, parcel: Parcel) -> None:
+            raise NotImplementedError
+
+        @rpc
+        async def count(self) -> None:
+            raise NotImplementedError
+
+    class Weights(Contract, package="declared.v1", policies=(Balance(by="by_key", key="weight"),)):
+        @rpc
+        async def send(self, parcel: Parcel) -> None:
+            raise NotImplementedError
+
+    assert set(service_of(Parcels).rpcs) == {"send", "count"}
+    with pytest.raises(ContractError) as caught:
+        service_of(Weights)
+    assert str(caught.value) == (
+        f"{Weights.__qualname__}.send: key='weight' is annotated 'float', but a key is a str, an int, a UUID or an "
+        "Enum."
+    )
 
 
 def test_a_value_that_is_given_wins_though_it_is_the_default() -> None:

@@ -7,8 +7,10 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar, cast
 
 from polywire.contract import Kind, Rpc
+from polywire.contract.keys import check_key, has_key
 from polywire.contract.policies import Balance, Breaker, Bulkhead, Ejection, Fallback, Hedge, Policy, checked_policies
 from polywire.contract.retry import FOR_CALLS, Backoff, Retry
+from polywire.errors import ContractError
 
 P = TypeVar("P", bound=Policy)
 
@@ -52,6 +54,14 @@ class CallDefaults:
 
 
 NOTHING_SAID = CallDefaults()
+
+
+class Misfit(ContractError):
+    """What is said about calls does not fit a method; *place* are the keys where it stands in the system file."""
+
+    def __init__(self, message: str, place: tuple[str, ...] | None) -> None:
+        super().__init__(message)
+        self.place = place
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,7 +157,7 @@ def label(kind: type[Any]) -> str:
 def resolve(rpc: Rpc, levels: Sequence[Level]) -> Held:
     """What holds for *rpc* after what *levels* say, the furthest first; the nearer one wins, value by value.
 
-    Raises ContractError where values that are fine by themselves do not go together.
+    Raises ContractError where values that are fine by themselves do not go together, or do not fit the method.
     """
     sources: dict[str, Level] = {}
     streams = rpc.kind in (Kind.SERVER_STREAM, Kind.BIDIRECTIONAL)
@@ -175,6 +185,8 @@ def resolve(rpc: Rpc, levels: Sequence[Level]) -> Held:
     for kind in ORDER:
         saying = _saying(rpc, kind, levels)
         found = _fold(kind, saying, None if _unbounded(rpc, kind) else DEFAULTS.get(kind), sources)
+        if isinstance(found, Balance):
+            found = _keyed(rpc, found, sources)
         if found is not None:
             policies[kind] = found
         if saying:
@@ -222,6 +234,27 @@ def _unbounded(rpc: Rpc, kind: type[Policy]) -> bool:
     """A stream of answers keeps its place for as long as somebody listens, so what is right for calls that end would
     one day lock everybody out: only what its own method or call says bounds it."""
     return kind is Bulkhead and rpc.streams_responses
+
+
+def _keyed(rpc: Rpc, balance: Balance, sources: dict[str, Level]) -> Balance:
+    """*balance*, without its key where who speaks of many methods names a field that requests of *rpc* do not have.
+
+    Raises Misfit where that field can be no key, or who names it speaks of this method or call.
+    """
+    level = sources.get("balance.key")
+    if balance.key is None or level is None or not balance.enabled:
+        return balance
+    request = None if rpc.streams_requests else rpc.request
+    try:
+        if level.near:
+            check_key(rpc.full_name, request, balance.key)
+            return balance
+        if has_key(rpc.full_name, request, balance.key):
+            return balance
+    except ContractError as error:
+        raise Misfit(str(error), None if level.place is None else (*level.place, "balance", "key")) from error
+    del sources["balance.key"]
+    return Balance(**{name: getattr(balance, name) for name in balance.given - {"key"}})
 
 
 def _fold(
