@@ -26,6 +26,7 @@ from polywire.contract.policies import (
     Shedding,
 )
 from polywire.errors import ContractError
+from polywire.policy.levels import CallDefaults, Levels, resolve
 
 ALL: list[type[Policy]] = [Balance, Breaker, Bulkhead, Ejection, Fallback, Hedge, Shedding]
 
@@ -186,6 +187,23 @@ def test_a_key_of_a_contract_can_be_a_key_where_its_requests_have_it() -> None:
         f"{Weights.__qualname__}.send: key='weight' is annotated 'float', but a key is a str, an int, a UUID or an "
         "Enum."
     )
+
+
+def test_on_one_level_the_system_file_is_nearer_than_the_contract() -> None:
+    class Stops(Contract, package="declared.v1", policies=(Breaker(trials=1, minimum_calls=1),)):
+        @rpc(policies=(Bulkhead(limit=1, queue=1),))
+        async def stop(self) -> None:
+            raise NotImplementedError
+
+    stop = service_of(Stops).rpcs["stop"]
+    levels = Levels(
+        system=CallDefaults(policies=(Breaker(minimum_calls=3, open_time=3.0), Bulkhead(limit=3, order="lifo"))),
+        service=CallDefaults(policies=(Breaker(trials=2), Bulkhead(limit=2, queue=2))),
+        methods={stop.full_name: CallDefaults(policies=(Bulkhead(limit=4),))},
+    )
+    found = resolve(stop, levels.of(stop))
+    assert found.policy(Breaker) == Breaker(trials=2, minimum_calls=1, open_time=3.0)
+    assert found.policy(Bulkhead) == Bulkhead(limit=4, queue=1, order="lifo")
 
 
 def test_a_value_that_is_given_wins_though_it_is_the_default() -> None:
