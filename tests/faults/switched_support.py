@@ -6,8 +6,8 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from tests.system import test_faults
-from tests.wire import test_faults_wires
+import test_faults
+import test_faults_wires
 
 
 def several_switch_at_once() -> None:
