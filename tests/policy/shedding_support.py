@@ -9,7 +9,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from polywire import Contract, Message, rpc
+from polywire.context import Call
 from polywire.contract.priority import Priority
+from polywire.services import Services
+from polywire.testing import ManualClock
 
 
 class Admission(Protocol):
@@ -156,3 +160,70 @@ def simulate_turns(
             shown = now
             course.limits.append((now, admission.limit))
     return course
+
+
+class Thing(Message, package="restless.v1"):
+    number: int = 0
+
+
+class Restless(Contract, package="restless.v1"):
+    @rpc
+    async def get(self, thing: Thing) -> Thing:
+        raise NotImplementedError
+
+
+class RestlessService(Restless):
+    async def get(self, thing: Thing) -> Thing:
+        return thing
+
+
+class Steered(ManualClock):
+    """Moved by whoever has no event loop."""
+
+    def move_to(self, now: float) -> None:
+        self._now = now
+
+
+def simulate_cancels(
+    *,
+    seconds: float,
+    rate: float,
+    took: Callable[[float, random.Random], float],
+    cancelled: float,
+    timeout: float | None = 10.0,
+    patience: float | None = None,
+    seed: int = 1,
+) -> tuple[Services, dict[int, int]]:
+    """The services of a process whose calls take as long as they *took* whatever the load, and who was turned away.
+
+    Calls come by chance, *rate* per second. A share of them is *cancelled* by callers, after some part of the time that
+    they would have taken, or all after *patience* seconds. Whoever was turned away is counted by the second.
+    """
+    clock = Steered(start=0.0, seed=seed)
+    services = Services([RestlessService()], clock=clock)
+    handler = services.handlers["/restless.v1.Restless/Get"]
+    dice = random.Random(seed)
+    shed: dict[int, int] = {}
+    ends: list[tuple[float, int, Call, str]] = []
+    now, number = 0.0, 0
+    while now < seconds:
+        now += dice.expovariate(rate)
+        while ends and ends[0][0] <= now:
+            at, _, call, code = heapq.heappop(ends)
+            clock.move_to(at)
+            call.ended_by = "caller" if code == "cancelled" else None
+            services._end(handler, call, code, at)
+        clock.move_to(now)
+        call = Call("restless.v1.Restless/Get", None if timeout is None else now + timeout, clock=clock)
+        if services.take_place(handler, call) is not None:
+            shed[int(now)] = shed.get(int(now), 0) + 1
+            continue
+        number += 1
+        lasts = took(now, dice)
+        if dice.random() < cancelled:
+            heapq.heappush(ends, (now + lasts * dice.random(), number, call, "cancelled"))
+        elif patience is not None and lasts > patience:
+            heapq.heappush(ends, (now + patience, number, call, "cancelled"))
+        else:
+            heapq.heappush(ends, (now + lasts, number, call, "ok"))
+    return services, shed

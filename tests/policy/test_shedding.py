@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.policy.shedding_support import simulate, simulate_turns
+from tests.policy.shedding_support import simulate, simulate_cancels, simulate_turns
 from tests.policy.unhurried_support import UNHURRIED
 
 from polywire.contract.policies import Shedding
@@ -398,6 +398,72 @@ def test_callers_that_give_up_early_do_not_move_the_limit() -> None:
         one.cut_short(now, 0.001)
     assert one.limit == before
     assert one.usual == pytest.approx(0.02)
+
+
+@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize(
+    ("rate", "least", "most", "share"), [(5000, 0.005, 0.015, 0.2), (1500, 0.02, 0.06, 0.26), (1500, 0.02, 0.06, 0.6)]
+)
+def test_callers_that_cancel_for_reasons_of_their_own_make_nobody_be_turned_away(
+    rate: float, least: float, most: float, share: float, seed: int
+) -> None:
+    """However many there are: calls take what they take, and nothing waits for anything."""
+    services, shed = simulate_cancels(
+        seconds=15, rate=rate, took=lambda now, dice: dice.uniform(least, most), cancelled=share, seed=seed
+    )
+    assert sum(shed.values()) == 0
+    assert services.limiter is not None
+    assert services.limiter.limit >= 300
+    assert least <= services.limiter.usual < 1.2 * least
+
+
+@pytest.mark.parametrize("share", [0.2, 0.4])
+def test_nor_do_they_where_a_dependency_has_become_slow(share: float) -> None:
+    _, shed = simulate_cancels(
+        seconds=40,
+        rate=1000,
+        took=lambda now, dice: dice.uniform(0.02, 0.06) * (4 if now > 10 else 1),
+        cancelled=share,
+    )
+    assert sum(shed.values()) == 0
+
+
+def test_quick_calls_that_end_at_their_deadlines_are_no_overload_either() -> None:
+    """Whoever has 15 ms for what takes 5 to 25 often stops in vain; fewer at once would not make it quicker."""
+    one = usual()
+    dice, now, shed = random.Random(1), 0.0, 0
+    ends: list[tuple[float, float]] = []
+    while now < 15:
+        now += dice.expovariate(3000)
+        ends.sort()
+        while ends and ends[0][0] <= now:
+            at, seconds = ends.pop(0)
+            (one.cut_short if seconds == 0.015 else one.answered)(at, seconds)
+        if one.admit(Priority.NORMAL):
+            seconds = min(0.015, dice.uniform(0.005, 0.025))
+            ends.append((now + seconds, seconds))
+        else:
+            shed += 1
+    assert shed == 0
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_callers_that_all_leave_at_a_deadline_that_they_keep_to_themselves_show_overload(seed: int) -> None:
+    """A browser, or a proxy, sends no deadline: the service hears of it when they go, and then of nothing else."""
+    free_at = 0.0
+
+    def queued(now: float, dice: random.Random) -> float:
+        """Seconds of the one database, which works off what nobody waits for as well."""
+        nonlocal free_at
+        free_at = max(free_at, now + 0.02) + dice.uniform(0.5, 1.5) / CAPACITY
+        return free_at - now
+
+    services, shed = simulate_cancels(
+        seconds=60, rate=4 * CAPACITY, took=queued, cancelled=0.0, timeout=None, patience=1.0, seed=seed
+    )
+    answered = services.counters["restless.v1.Restless/Get"].codes["ok"]
+    assert answered >= 0.8 * 60 * CAPACITY
+    assert sum(shed.values()) >= 2.5 * 60 * CAPACITY
 
 
 def test_calls_that_were_turned_away_are_not_taken_for_quick_ones() -> None:

@@ -28,6 +28,10 @@ SURE = 2
 """Windows in a row that must show that it did not."""
 STUCK = 5
 """Windows at the minimum after which what calls take there is what they take."""
+PATIENT = 2.0
+"""Who cancels sooner than after so many times what calls take without load does not do so for want of patience."""
+GIVEN_UP = 0.125
+"""What a caller who cancels counts for beside a deadline. Nobody says why they do: it tells where four of five do."""
 PROBE = 30.0
 """Seconds after which a limit that holds calls back is looked at by a step down, about."""
 PROBE_SOON = 2.0
@@ -154,7 +158,7 @@ class Limiter:
         self._samples: list[float] = []
         self._enough = policy.window_calls - 1
         self._ended = 0
-        self._cut = 0
+        self._cut = 0.0
         self._cut_seconds = 0.0
         self._tried = 0
         self._refused = 0
@@ -214,10 +218,19 @@ class Limiter:
             self._window_ends(now)
 
     def cut_short(self, now: float, seconds: float) -> None:
-        """A call was ended after *seconds* by its deadline or its caller: it would have taken longer than that."""
+        """A call was ended after *seconds* by its deadline: it would have taken longer than that."""
         if seconds > self.usual:
             self._cut += 1
             self._cut_seconds += seconds
+            self.answered(now, seconds)
+        else:
+            self.left()
+
+    def given_up(self, now: float, seconds: float) -> None:
+        """A call was cancelled after *seconds* by its caller, who may have had any reason: it took no shorter."""
+        if seconds > PATIENT * max(self.usual, self.policy.slow_floor):
+            self._cut += GIVEN_UP
+            self._cut_seconds += GIVEN_UP * seconds
             self.answered(now, seconds)
         else:
             self.left()
@@ -248,8 +261,8 @@ class Limiter:
     def _new_window(self, now: float) -> None:
         self._began = now
         self._samples.clear()
-        self._ended = self._cut = self._tried = self._refused = 0
-        self._cut_seconds = 0.0
+        self._ended = self._tried = self._refused = 0
+        self._cut = self._cut_seconds = 0.0
         self._peak = self._low = self.in_flight
 
     def _window_ends(self, now: float) -> None:
@@ -292,7 +305,7 @@ class Limiter:
             self._cut_after = self._cut_seconds / self._cut
         elif not self._walking:
             self._cut_after = 0.0
-        if took > self._cut_after / 2 > 0.0:
+        if self._cut_after and took > max(self._cut_after / 2, self.policy.slow_floor):
             return True
         self._leave_be_for = PROBE
         return False
