@@ -227,3 +227,38 @@ def simulate_cancels(
         else:
             heapq.heappush(ends, (now + lasts, number, call, "ok"))
     return services, shed
+
+
+def simulate_bursts(
+    admission: Admission,
+    *,
+    seconds: float,
+    burst: Callable[[float], int],
+    every: float,
+    took: Callable[[float], float],
+    between: float = 0.0,
+    seed: int = 1,
+) -> dict[int, float]:
+    """The share of the calls that was turned away, minute by minute, where they come in a *burst* *every* so often.
+
+    They come by chance as well, *between* of them per second. What they take has nothing to do with the load.
+    """
+    dice = random.Random(seed)
+    times = [every * number for number in range(int(seconds / every)) for _ in range(burst(every * number))]
+    now = 0.0
+    while between and now < seconds:
+        now += dice.expovariate(between)
+        times.append(now)
+    ends: list[tuple[float, float]] = []
+    came: Counter[int] = Counter()
+    shed: Counter[int] = Counter()
+    for at in sorted(times):
+        while ends and ends[0][0] <= at:
+            end, began = heapq.heappop(ends)
+            admission.answered(end, end - began)
+        came[int(at / 60)] += 1
+        if admission.admit(Priority.NORMAL):
+            heapq.heappush(ends, (at + took(at), at))
+        else:
+            shed[int(at / 60)] += 1
+    return {minute: shed[minute] / came[minute] for minute in came}

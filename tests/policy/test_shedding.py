@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.policy.shedding_support import simulate, simulate_cancels, simulate_turns
+from tests.policy.shedding_support import Course, simulate, simulate_bursts, simulate_cancels, simulate_turns
 from tests.policy.unhurried_support import UNHURRIED
 
 from polywire.contract.policies import Shedding
@@ -204,10 +205,25 @@ def test_on_an_event_loop_it_keeps_its_goodput_too(load: float, seed: int) -> No
 
 
 @pytest.mark.parametrize("seed", range(3))
+def test_on_an_event_loop_it_finds_its_level_in_a_few_seconds(seed: int) -> None:
+    course = simulate_turns(usual(), seconds=10, rate=lambda now: 2 * CAPACITY, seed=seed)
+    assert max(course.limits_between(5, 10)) < 40
+
+
+@pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("load", [0.5, 0.85])
 def test_on_an_event_loop_that_keeps_up_hardly_a_call_is_turned_away(load: float, seed: int) -> None:
     course = simulate_turns(usual(), seconds=60, rate=lambda now: load * CAPACITY, seed=seed)
     assert course.shed_between(0, 60) <= 0.01 * 60 * load * CAPACITY
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("model", [simulate, simulate_turns])
+def test_as_it_is_by_default_next_to_nobody_is_turned_away_at_four_fifths_of_its_capacity(
+    model: Callable[..., Course], seed: int
+) -> None:
+    course = model(usual(), seconds=60, rate=lambda now: 0.8 * CAPACITY, seed=seed)
+    assert course.shed_between(0, 60) <= 0.001 * 60 * 0.8 * CAPACITY
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -372,6 +388,40 @@ def test_it_does_not_ratchet_down_by_the_noise_of_its_own_queue(seed: int) -> No
     course = simulate(limiter(), seconds=120, rate=lambda now: 0.85 * CAPACITY, seed=seed)
     assert course.shed_between(0, 120) <= 0.015 * 120 * 170
     assert course.shed_between(90, 120) <= 0.02 * 30 * 170
+
+
+def test_bursts_of_calls_that_have_become_slow_are_not_turned_away_for_good() -> None:
+    """A dependency became slow while there was little to do: the limit came near, and is in the way of what comes."""
+    one = usual()
+    shed = simulate_bursts(
+        one,
+        seconds=600,
+        burst=lambda now: 10 if now < 60 else 30 if now < 90 else 75,
+        every=0.2,
+        took=lambda now: 0.02 if now < 60 else 0.045,
+    )
+    assert shed[1] < 0.1
+    assert [shed[minute] for minute in range(2, 10)] == [0.0] * 8
+    assert one.usual == pytest.approx(0.045)
+
+
+@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize(
+    ("size", "every", "between"), [(75, 1.0, 100.0), (75, 0.5, 50.0), (100, 1.0, 300.0), (75, 2.0, 20.0)]
+)
+def test_nor_are_they_where_others_come_between_the_bursts(size: int, every: float, between: float, seed: int) -> None:
+    """Windows with a burst in them and windows without one: in those nobody is turned away."""
+    shed = simulate_bursts(
+        usual(),
+        seconds=300,
+        burst=lambda now: 0 if now < 60 else size,
+        every=every,
+        took=lambda now: 0.02 if now < 60 else 0.045,
+        between=between,
+        seed=seed,
+    )
+    assert shed[1] < 0.5
+    assert [shed[minute] for minute in (2, 3, 4)] == [0.0] * 3
 
 
 def test_experiments_cost_a_service_that_only_waits_little() -> None:

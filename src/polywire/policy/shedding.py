@@ -16,6 +16,8 @@ LEARNING = 0.2
 """How far what calls take without load follows a window in which they took less."""
 HELD_BACK = 0.3
 """Where this share of the calls is turned away, it is the limit that holds them back."""
+BRUSHED = 20
+"""After so many windows in which slow calls were turned away, however few, it is tried out whether the limit helps."""
 NEAR = 25
 """Where calls became slow that the limit does not hold back, it comes no lower than this: few calls say too little."""
 STEP = 0.7
@@ -148,6 +150,8 @@ class Limiter:
         """After a walk to the minimum in vain: until when, and for how long, calls that are cut short mean nothing."""
         self._in_vain = 0
         self._at_minimum = 0
+        self._brushed = 0
+        """Windows since calls became slow in which some were turned away."""
         self._began = -math.inf
         """When the window did; while it has not, infinity."""
         self._drain_to = math.inf
@@ -285,6 +289,8 @@ class Limiter:
         """Move the limit after a window in which quick calls took *took* seconds."""
         pinned = self._refused > 0 and (self._low >= STEP * self._peak - 1 or self._refused >= HELD_BACK * self._tried)
         slow = took > max(self.policy.slow_floor, self.policy.tolerance * self.usual)
+        # As calls that come in bursts: at each of them the limit is in the way, and between them it is not.
+        pinned = self._is_brushed(slow=slow) or pinned
         if self._is_cut(took):
             self._adapt_to_cut(now, took, pinned=pinned)
         elif self._walking:
@@ -298,6 +304,14 @@ class Limiter:
             self._grow(took)
             if not pinned or self._probe_at == math.inf:
                 self._probe_later(now)
+
+    def _is_brushed(self, *, slow: bool) -> bool:
+        """Whether the limit has turned calls away in many windows since they became slow, if few in each of them."""
+        if not slow:
+            self._brushed = 0
+        elif self._refused:
+            self._brushed += 1
+        return self._brushed >= BRUSHED
 
     def _is_cut(self, took: float) -> bool:
         """Whether even quick calls came near to being cut short: nobody knows how long they would have taken."""
