@@ -131,6 +131,22 @@ async def test_who_was_turned_away_comes_again_when_it_was_told_to(wire: str) ->
         assert found.service.started == ["fill 0", "later"]
 
 
+@pytest.mark.parametrize("kind", ["listen", "gather", "talk"])
+@pytest.mark.parametrize("wire", WIRES)
+async def test_a_stream_that_was_turned_away_is_not_opened_again_by_itself(wire: str, kind: str) -> None:
+    """It is open before that is known, and its requests cannot be sent twice: whoever made it is told when to come."""
+    async with site(wire, fixed(1, pushback=0.01)) as found:
+        held = await found.filled(1)
+        retrying = CallDefaults(timeout=LONG, retry=Retry(attempts=5, base=0.01, cap=0.02))
+        with pytest.raises(ResourceExhausted) as told:
+            await KINDS[kind](found.client(defaults=retrying))
+        assert found.limiter.shed == 1
+        assert told.value.retry_after is not None
+        assert 0.004 <= told.value.retry_after < 0.15
+        found.service.gate.set()
+        await asyncio.gather(*held)
+
+
 async def test_one_limit_holds_for_all_wires_of_a_service() -> None:
     async with site("grpc", fixed(2)) as found:
         held = await found.filled(2)
@@ -208,6 +224,31 @@ async def test_over_connect_it_is_a_429_with_its_own_error_body_and_pushback() -
         told = json.loads(body)
         assert told["code"] == "resource_exhausted"
         assert NOT_STARTED in told["message"]
+        found.service.gate.set()
+        await asyncio.gather(*held)
+
+
+@pytest.mark.parametrize("method", ["Listen", "Gather"])
+async def test_over_connect_a_stream_is_told_so_at_its_end_after_a_200(method: str) -> None:
+    async with site("connect", fixed(1)) as found:
+        held = await found.filled(1)
+        body = framed(b'{"text":"x"}')
+        request = posted(f"/places.v1.Places/{method}", body).replace(b"application/json", b"application/connect+json")
+        host, _, port = found.address.rpartition(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        async with asyncio.timeout(LONG):
+            writer.write(request)
+            head = await reader.readuntil(b"\r\n\r\n")
+            rest = await reader.readuntil(b"\r\n0\r\n\r\n")
+        writer.close()
+        await writer.wait_closed()
+        assert head.startswith(b"HTTP/1.1 200 ")
+        assert b"transfer-encoding: chunked" in head.lower()
+        told = json.loads(rest[rest.index(b"{") : rest.rindex(b"}") + 1])
+        assert told["error"]["code"] == "resource_exhausted"
+        assert NOT_STARTED in told["error"]["message"]
+        (pushback,) = told["metadata"]["grpc-retry-pushback-ms"]
+        assert 40 <= int(pushback) <= 1500
         found.service.gate.set()
         await asyncio.gather(*held)
 
