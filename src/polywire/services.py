@@ -38,6 +38,8 @@ log = logging.getLogger("polywire.server")
 MAX_MESSAGE_BYTES = 4 * 1024 * 1024
 """Of one message, after decompression; gRPC's customary limit."""
 STREAM_IDLE_TIMEOUT = 300.0
+OUT_OF_TIME = 0.9
+"""Who cancels after this share of the time that a call has does so for the sake of its deadline."""
 STREAM_OPENS = 1.0
 """Seconds after which a stream has opened that has not answered anything: it waits for something to tell."""
 
@@ -191,8 +193,10 @@ class Services:
             limiter.cut_short(now, now - arrived) if late else limiter.left()
         elif call.ended_by is None and code != "cancelled":
             limiter.answered(now, now - arrived)
-        elif call.ended_by in ("deadline", "caller"):
+        elif call.ended_by == "deadline" or (call.ended_by == "caller" and _out_of_time(call, arrived, now)):
             limiter.cut_short(now, now - arrived)
+        elif call.ended_by == "caller":
+            limiter.given_up(now, now - arrived)
         else:
             limiter.left()
 
@@ -479,6 +483,11 @@ class Services:
         if tasks:
             await asyncio.wait(tasks, timeout=1.0)
         self.deadlines.close()
+
+
+def _out_of_time(call: Call, arrived: float, now: float) -> bool:
+    """Whether *call* had as good as no time left: its caller stops at the same deadline, and may be a little sooner."""
+    return call.deadline is not None and now - arrived >= OUT_OF_TIME * (call.deadline - arrived)
 
 
 def _missing(rpc: Rpc) -> Callable[..., Any]:

@@ -439,8 +439,8 @@ BUGS = {
     ),
     "a call that is cancelled keeps its place": Bug(
         f"{SERVICES}._leave",
-        "limiter.cut_short(now, now - arrived)\n    else:",
-        "pass\n    else:",
+        "limiter.given_up(now, now - arrived)",
+        "pass",
         f"{SHEDDING}:test_a_cancelled_call_gives_its_place_back",
         ("grpc", "hold"),
     ),

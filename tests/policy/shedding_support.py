@@ -9,7 +9,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from polywire import Contract, Message, rpc
+from polywire.context import Call
 from polywire.contract.priority import Priority
+from polywire.services import Services
+from polywire.testing import ManualClock
 
 
 class Admission(Protocol):
@@ -156,3 +160,105 @@ def simulate_turns(
             shown = now
             course.limits.append((now, admission.limit))
     return course
+
+
+class Thing(Message, package="restless.v1"):
+    number: int = 0
+
+
+class Restless(Contract, package="restless.v1"):
+    @rpc
+    async def get(self, thing: Thing) -> Thing:
+        raise NotImplementedError
+
+
+class RestlessService(Restless):
+    async def get(self, thing: Thing) -> Thing:
+        return thing
+
+
+class Steered(ManualClock):
+    """Moved by whoever has no event loop."""
+
+    def move_to(self, now: float) -> None:
+        self._now = now
+
+
+def simulate_cancels(
+    *,
+    seconds: float,
+    rate: float,
+    took: Callable[[float, random.Random], float],
+    cancelled: float,
+    timeout: float | None = 10.0,
+    patience: float | None = None,
+    seed: int = 1,
+) -> tuple[Services, dict[int, int]]:
+    """The services of a process whose calls take as long as they *took* whatever the load, and who was turned away.
+
+    Calls come by chance, *rate* per second. A share of them is *cancelled* by callers, after some part of the time that
+    they would have taken, or all after *patience* seconds. Whoever was turned away is counted by the second.
+    """
+    clock = Steered(start=0.0, seed=seed)
+    services = Services([RestlessService()], clock=clock)
+    handler = services.handlers["/restless.v1.Restless/Get"]
+    dice = random.Random(seed)
+    shed: dict[int, int] = {}
+    ends: list[tuple[float, int, Call, str]] = []
+    now, number = 0.0, 0
+    while now < seconds:
+        now += dice.expovariate(rate)
+        while ends and ends[0][0] <= now:
+            at, _, call, code = heapq.heappop(ends)
+            clock.move_to(at)
+            call.ended_by = "caller" if code == "cancelled" else None
+            services._end(handler, call, code, at)
+        clock.move_to(now)
+        call = Call("restless.v1.Restless/Get", None if timeout is None else now + timeout, clock=clock)
+        if services.take_place(handler, call) is not None:
+            shed[int(now)] = shed.get(int(now), 0) + 1
+            continue
+        number += 1
+        lasts = took(now, dice)
+        if dice.random() < cancelled:
+            heapq.heappush(ends, (now + lasts * dice.random(), number, call, "cancelled"))
+        elif patience is not None and lasts > patience:
+            heapq.heappush(ends, (now + patience, number, call, "cancelled"))
+        else:
+            heapq.heappush(ends, (now + lasts, number, call, "ok"))
+    return services, shed
+
+
+def simulate_bursts(
+    admission: Admission,
+    *,
+    seconds: float,
+    burst: Callable[[float], int],
+    every: float,
+    took: Callable[[float], float],
+    between: float = 0.0,
+    seed: int = 1,
+) -> dict[int, float]:
+    """The share of the calls that was turned away, minute by minute, where they come in a *burst* *every* so often.
+
+    They come by chance as well, *between* of them per second. What they take has nothing to do with the load.
+    """
+    dice = random.Random(seed)
+    times = [every * number for number in range(int(seconds / every)) for _ in range(burst(every * number))]
+    now = 0.0
+    while between and now < seconds:
+        now += dice.expovariate(between)
+        times.append(now)
+    ends: list[tuple[float, float]] = []
+    came: Counter[int] = Counter()
+    shed: Counter[int] = Counter()
+    for at in sorted(times):
+        while ends and ends[0][0] <= at:
+            end, began = heapq.heappop(ends)
+            admission.answered(end, end - began)
+        came[int(at / 60)] += 1
+        if admission.admit(Priority.NORMAL):
+            heapq.heappush(ends, (at + took(at), at))
+        else:
+            shed[int(at / 60)] += 1
+    return {minute: shed[minute] / came[minute] for minute in came}

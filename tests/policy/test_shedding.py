@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.policy.shedding_support import simulate, simulate_turns
+from tests.policy.shedding_support import Course, simulate, simulate_bursts, simulate_cancels, simulate_turns
 from tests.policy.unhurried_support import UNHURRIED
 
 from polywire.contract.policies import Shedding
@@ -204,10 +205,25 @@ def test_on_an_event_loop_it_keeps_its_goodput_too(load: float, seed: int) -> No
 
 
 @pytest.mark.parametrize("seed", range(3))
+def test_on_an_event_loop_it_finds_its_level_in_a_few_seconds(seed: int) -> None:
+    course = simulate_turns(usual(), seconds=10, rate=lambda now: 2 * CAPACITY, seed=seed)
+    assert max(course.limits_between(5, 10)) < 40
+
+
+@pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("load", [0.5, 0.85])
 def test_on_an_event_loop_that_keeps_up_hardly_a_call_is_turned_away(load: float, seed: int) -> None:
     course = simulate_turns(usual(), seconds=60, rate=lambda now: load * CAPACITY, seed=seed)
     assert course.shed_between(0, 60) <= 0.01 * 60 * load * CAPACITY
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("model", [simulate, simulate_turns])
+def test_as_it_is_by_default_next_to_nobody_is_turned_away_at_four_fifths_of_its_capacity(
+    model: Callable[..., Course], seed: int
+) -> None:
+    course = model(usual(), seconds=60, rate=lambda now: 0.8 * CAPACITY, seed=seed)
+    assert course.shed_between(0, 60) <= 0.001 * 60 * 0.8 * CAPACITY
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -374,6 +390,40 @@ def test_it_does_not_ratchet_down_by_the_noise_of_its_own_queue(seed: int) -> No
     assert course.shed_between(90, 120) <= 0.02 * 30 * 170
 
 
+def test_bursts_of_calls_that_have_become_slow_are_not_turned_away_for_good() -> None:
+    """A dependency became slow while there was little to do: the limit came near, and is in the way of what comes."""
+    one = usual()
+    shed = simulate_bursts(
+        one,
+        seconds=600,
+        burst=lambda now: 10 if now < 60 else 30 if now < 90 else 75,
+        every=0.2,
+        took=lambda now: 0.02 if now < 60 else 0.045,
+    )
+    assert shed[1] < 0.1
+    assert [shed[minute] for minute in range(2, 10)] == [0.0] * 8
+    assert one.usual == pytest.approx(0.045)
+
+
+@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize(
+    ("size", "every", "between"), [(75, 1.0, 100.0), (75, 0.5, 50.0), (100, 1.0, 300.0), (75, 2.0, 20.0)]
+)
+def test_nor_are_they_where_others_come_between_the_bursts(size: int, every: float, between: float, seed: int) -> None:
+    """Windows with a burst in them and windows without one: in those nobody is turned away."""
+    shed = simulate_bursts(
+        usual(),
+        seconds=300,
+        burst=lambda now: 0 if now < 60 else size,
+        every=every,
+        took=lambda now: 0.02 if now < 60 else 0.045,
+        between=between,
+        seed=seed,
+    )
+    assert shed[1] < 0.5
+    assert [shed[minute] for minute in (2, 3, 4)] == [0.0] * 3
+
+
 def test_experiments_cost_a_service_that_only_waits_little() -> None:
     """It is held back by its highest limit, so that it is looked at now and then whether less would do."""
     course = simulate(
@@ -398,6 +448,72 @@ def test_callers_that_give_up_early_do_not_move_the_limit() -> None:
         one.cut_short(now, 0.001)
     assert one.limit == before
     assert one.usual == pytest.approx(0.02)
+
+
+@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize(
+    ("rate", "least", "most", "share"), [(5000, 0.005, 0.015, 0.2), (1500, 0.02, 0.06, 0.26), (1500, 0.02, 0.06, 0.6)]
+)
+def test_callers_that_cancel_for_reasons_of_their_own_make_nobody_be_turned_away(
+    rate: float, least: float, most: float, share: float, seed: int
+) -> None:
+    """However many there are: calls take what they take, and nothing waits for anything."""
+    services, shed = simulate_cancels(
+        seconds=15, rate=rate, took=lambda now, dice: dice.uniform(least, most), cancelled=share, seed=seed
+    )
+    assert sum(shed.values()) == 0
+    assert services.limiter is not None
+    assert services.limiter.limit >= 300
+    assert least <= services.limiter.usual < 1.2 * least
+
+
+@pytest.mark.parametrize("share", [0.2, 0.4])
+def test_nor_do_they_where_a_dependency_has_become_slow(share: float) -> None:
+    _, shed = simulate_cancels(
+        seconds=40,
+        rate=1000,
+        took=lambda now, dice: dice.uniform(0.02, 0.06) * (4 if now > 10 else 1),
+        cancelled=share,
+    )
+    assert sum(shed.values()) == 0
+
+
+def test_quick_calls_that_end_at_their_deadlines_are_no_overload_either() -> None:
+    """Whoever has 15 ms for what takes 5 to 25 often stops in vain; fewer at once would not make it quicker."""
+    one = usual()
+    dice, now, shed = random.Random(1), 0.0, 0
+    ends: list[tuple[float, float]] = []
+    while now < 15:
+        now += dice.expovariate(3000)
+        ends.sort()
+        while ends and ends[0][0] <= now:
+            at, seconds = ends.pop(0)
+            (one.cut_short if seconds == 0.015 else one.answered)(at, seconds)
+        if one.admit(Priority.NORMAL):
+            seconds = min(0.015, dice.uniform(0.005, 0.025))
+            ends.append((now + seconds, seconds))
+        else:
+            shed += 1
+    assert shed == 0
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_callers_that_all_leave_at_a_deadline_that_they_keep_to_themselves_show_overload(seed: int) -> None:
+    """A browser, or a proxy, sends no deadline: the service hears of it when they go, and then of nothing else."""
+    free_at = 0.0
+
+    def queued(now: float, dice: random.Random) -> float:
+        """Seconds of the one database, which works off what nobody waits for as well."""
+        nonlocal free_at
+        free_at = max(free_at, now + 0.02) + dice.uniform(0.5, 1.5) / CAPACITY
+        return free_at - now
+
+    services, shed = simulate_cancels(
+        seconds=60, rate=4 * CAPACITY, took=queued, cancelled=0.0, timeout=None, patience=1.0, seed=seed
+    )
+    answered = services.counters["restless.v1.Restless/Get"].codes["ok"]
+    assert answered >= 0.8 * 60 * CAPACITY
+    assert sum(shed.values()) >= 2.5 * 60 * CAPACITY
 
 
 def test_calls_that_were_turned_away_are_not_taken_for_quick_ones() -> None:

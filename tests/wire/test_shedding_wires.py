@@ -33,8 +33,8 @@ from polywire.contract import Retry
 from polywire.contract.policies import Shedding
 from polywire.discovery import StaticResolver
 from polywire.errors import (
-    DO_NOT_RETRY,
     CallError,
+    Cancelled,
     DeadlineExceeded,
     Internal,
     InvalidArgument,
@@ -76,11 +76,9 @@ async def test_above_the_level_a_call_is_turned_away_before_its_handler_runs(wir
         assert told.value.message.startswith(f"{method} {NOT_STARTED}")
         assert told.value.message.endswith(" s.")
         assert told.value.method == method
-        if kind == "hold":
-            assert told.value.retry_after == DO_NOT_RETRY  # its only attempt was used up
-        else:
-            assert told.value.retry_after is not None
-            assert 0.04 < told.value.retry_after < 1.5
+        # Trying again is switched off here, and so left to whoever is above.
+        assert told.value.retry_after is not None
+        assert 0.04 < told.value.retry_after < 1.5
         assert sorted(found.service.started) == ["fill 0", "fill 1"]
         assert found.limiter.shed == 1
         # What was turned away has taken nothing, and is counted as what it was.
@@ -131,6 +129,22 @@ async def test_who_was_turned_away_comes_again_when_it_was_told_to(wire: str) ->
         await asyncio.gather(*held)
         assert (await later).text == "later"
         assert found.service.started == ["fill 0", "later"]
+
+
+@pytest.mark.parametrize("kind", ["listen", "gather", "talk"])
+@pytest.mark.parametrize("wire", WIRES)
+async def test_a_stream_that_was_turned_away_is_not_opened_again_by_itself(wire: str, kind: str) -> None:
+    """It is open before that is known, and its requests cannot be sent twice: whoever made it is told when to come."""
+    async with site(wire, fixed(1, pushback=0.01)) as found:
+        held = await found.filled(1)
+        retrying = CallDefaults(timeout=LONG, retry=Retry(attempts=5, base=0.01, cap=0.02))
+        with pytest.raises(ResourceExhausted) as told:
+            await KINDS[kind](found.client(defaults=retrying))
+        assert found.limiter.shed == 1
+        assert told.value.retry_after is not None
+        assert 0.004 <= told.value.retry_after < 0.15
+        found.service.gate.set()
+        await asyncio.gather(*held)
 
 
 async def test_one_limit_holds_for_all_wires_of_a_service() -> None:
@@ -210,6 +224,31 @@ async def test_over_connect_it_is_a_429_with_its_own_error_body_and_pushback() -
         told = json.loads(body)
         assert told["code"] == "resource_exhausted"
         assert NOT_STARTED in told["message"]
+        found.service.gate.set()
+        await asyncio.gather(*held)
+
+
+@pytest.mark.parametrize("method", ["Listen", "Gather"])
+async def test_over_connect_a_stream_is_told_so_at_its_end_after_a_200(method: str) -> None:
+    async with site("connect", fixed(1)) as found:
+        held = await found.filled(1)
+        body = framed(b'{"text":"x"}')
+        request = posted(f"/places.v1.Places/{method}", body).replace(b"application/json", b"application/connect+json")
+        host, _, port = found.address.rpartition(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        async with asyncio.timeout(LONG):
+            writer.write(request)
+            head = await reader.readuntil(b"\r\n\r\n")
+            rest = await reader.readuntil(b"\r\n0\r\n\r\n")
+        writer.close()
+        await writer.wait_closed()
+        assert head.startswith(b"HTTP/1.1 200 ")
+        assert b"transfer-encoding: chunked" in head.lower()
+        told = json.loads(rest[rest.index(b"{") : rest.rindex(b"}") + 1])
+        assert told["error"]["code"] == "resource_exhausted"
+        assert NOT_STARTED in told["error"]["message"]
+        (pushback,) = told["metadata"]["grpc-retry-pushback-ms"]
+        assert 40 <= int(pushback) <= 1500
         found.service.gate.set()
         await asyncio.gather(*held)
 
@@ -559,7 +598,8 @@ class Ends:
     def __init__(self, found: Site) -> None:
         self.seen: list[tuple[str, float]] = []
         limiter = found.limiter
-        answered, cut_short, left = limiter.answered, limiter.cut_short, limiter.left
+        answered, cut_short = limiter.answered, limiter.cut_short
+        given_up, left = limiter.given_up, limiter.left
 
         def note(how: str, then: Callable[..., None]) -> Callable[..., None]:
             def noted(*times: float) -> None:
@@ -570,6 +610,7 @@ class Ends:
 
         limiter.answered = note("answered", answered)  # type: ignore[method-assign]  # replaced for the test
         limiter.cut_short = note("cut short", cut_short)  # type: ignore[method-assign]  # replaced for the test
+        limiter.given_up = note("given up", given_up)  # type: ignore[method-assign]  # replaced for the test
         limiter.left = note("left", left)  # type: ignore[method-assign]  # replaced for the test
 
 
@@ -598,7 +639,7 @@ async def test_how_a_call_ended_and_what_it_took_is_told() -> None:
         await ended("bug", 0.0)
         assert ends.seen.pop() == ("answered", 0.0)
         await ended("given up", 0.5, cancel=True)
-        assert ends.seen[0] == ("cut short", 0.5)
+        assert ends.seen[0] == ("given up", 0.5)
         ends.seen.clear()
         with pytest.raises(Unauthenticated):
             await found.client(token="wrong").hold(Word())
@@ -625,6 +666,31 @@ async def test_the_end_of_a_call_at_its_deadline_says_that_it_would_have_taken_l
     # The slots of deadlines are 4 ms wide.
     assert ends.seen[0][0] == "cut short"
     assert ends.seen[0][1] == pytest.approx(1.5, abs=0.005)
+    await found.empty()
+
+
+@pytest.mark.parametrize(
+    ("timeout", "after", "expected"),
+    [(1.5, 1.4, "cut short"), (0.25, 0.23, "cut short"), (1.5, 1.2, "given up"), (None, 1.4, "given up")],
+)
+async def test_a_caller_who_cancels_just_before_the_deadline_stops_at_it(
+    timeout: float | None, after: float, expected: str
+) -> None:
+    """Its clock began sooner, so that it often gets there first; other cancels may be for any reason."""
+    clock = ManualClock()
+    services = Services([PlacesService()], shedding=fixed(3), clock=clock)
+    found = Site("local", PlacesService(), services, "")
+    ends = Ends(found)
+    handler = services.handlers["/places.v1.Places/hold"]
+    call = Call("places.v1.Places/Hold", None if timeout is None else clock.monotonic() + timeout, clock=clock)
+    assert services.take_place(handler, call) is None
+    task = asyncio.create_task(services.unary(handler, call, lambda _: Word(text="x"), b"", lambda word: word))
+    call._task = task
+    await clock.advance(after)
+    services.cancel(call)
+    with pytest.raises(Cancelled):
+        await task
+    assert ends.seen[0] == (expected, after)
     await found.empty()
 
 

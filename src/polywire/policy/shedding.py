@@ -16,6 +16,8 @@ LEARNING = 0.2
 """How far what calls take without load follows a window in which they took less."""
 HELD_BACK = 0.3
 """Where this share of the calls is turned away, it is the limit that holds them back."""
+BRUSHED = 20
+"""After so many windows in which slow calls were turned away, however few, it is tried out whether the limit helps."""
 NEAR = 25
 """Where calls became slow that the limit does not hold back, it comes no lower than this: few calls say too little."""
 STEP = 0.7
@@ -28,6 +30,10 @@ SURE = 2
 """Windows in a row that must show that it did not."""
 STUCK = 5
 """Windows at the minimum after which what calls take there is what they take."""
+PATIENT = 2.0
+"""Who cancels sooner than after so many times what calls take without load does not do so for want of patience."""
+GIVEN_UP = 0.125
+"""What a caller who cancels counts for beside a deadline. Nobody says why they do: it tells where four of five do."""
 PROBE = 30.0
 """Seconds after which a limit that holds calls back is looked at by a step down, about."""
 PROBE_SOON = 2.0
@@ -144,6 +150,8 @@ class Limiter:
         """After a walk to the minimum in vain: until when, and for how long, calls that are cut short mean nothing."""
         self._in_vain = 0
         self._at_minimum = 0
+        self._brushed = 0
+        """Windows since calls became slow in which some were turned away."""
         self._began = -math.inf
         """When the window did; while it has not, infinity."""
         self._drain_to = math.inf
@@ -154,7 +162,7 @@ class Limiter:
         self._samples: list[float] = []
         self._enough = policy.window_calls - 1
         self._ended = 0
-        self._cut = 0
+        self._cut = 0.0
         self._cut_seconds = 0.0
         self._tried = 0
         self._refused = 0
@@ -214,10 +222,19 @@ class Limiter:
             self._window_ends(now)
 
     def cut_short(self, now: float, seconds: float) -> None:
-        """A call was ended after *seconds* by its deadline or its caller: it would have taken longer than that."""
+        """A call was ended after *seconds* by its deadline: it would have taken longer than that."""
         if seconds > self.usual:
             self._cut += 1
             self._cut_seconds += seconds
+            self.answered(now, seconds)
+        else:
+            self.left()
+
+    def given_up(self, now: float, seconds: float) -> None:
+        """A call was cancelled after *seconds* by its caller, who may have had any reason: it took no shorter."""
+        if seconds > PATIENT * max(self.usual, self.policy.slow_floor):
+            self._cut += GIVEN_UP
+            self._cut_seconds += GIVEN_UP * seconds
             self.answered(now, seconds)
         else:
             self.left()
@@ -248,8 +265,8 @@ class Limiter:
     def _new_window(self, now: float) -> None:
         self._began = now
         self._samples.clear()
-        self._ended = self._cut = self._tried = self._refused = 0
-        self._cut_seconds = 0.0
+        self._ended = self._tried = self._refused = 0
+        self._cut = self._cut_seconds = 0.0
         self._peak = self._low = self.in_flight
 
     def _window_ends(self, now: float) -> None:
@@ -272,6 +289,8 @@ class Limiter:
         """Move the limit after a window in which quick calls took *took* seconds."""
         pinned = self._refused > 0 and (self._low >= STEP * self._peak - 1 or self._refused >= HELD_BACK * self._tried)
         slow = took > max(self.policy.slow_floor, self.policy.tolerance * self.usual)
+        # As calls that come in bursts: at each of them the limit is in the way, and between them it is not.
+        pinned = self._is_brushed(slow=slow) or pinned
         if self._is_cut(took):
             self._adapt_to_cut(now, took, pinned=pinned)
         elif self._walking:
@@ -286,13 +305,21 @@ class Limiter:
             if not pinned or self._probe_at == math.inf:
                 self._probe_later(now)
 
+    def _is_brushed(self, *, slow: bool) -> bool:
+        """Whether the limit has turned calls away in many windows since they became slow, if few in each of them."""
+        if not slow:
+            self._brushed = 0
+        elif self._refused:
+            self._brushed += 1
+        return self._brushed >= BRUSHED
+
     def _is_cut(self, took: float) -> bool:
         """Whether even quick calls came near to being cut short: nobody knows how long they would have taken."""
         if self._cut > self._ended / 10:
             self._cut_after = self._cut_seconds / self._cut
         elif not self._walking:
             self._cut_after = 0.0
-        if took > self._cut_after / 2 > 0.0:
+        if self._cut_after and took > max(self._cut_after / 2, self.policy.slow_floor):
             return True
         self._leave_be_for = PROBE
         return False
