@@ -279,3 +279,27 @@ async def test_there_is_nothing_to_start_anew_in_one_process(tmp_path: Path) -> 
         1,
         "Error: --reload starts processes anew, and --in-process has only one. Leave one of the two out.",
     )
+
+
+WATCHER = """\
+from polywire import App
+
+app = App("{name}")
+"""
+
+
+@pytest.mark.slow
+async def test_services_without_contracts_that_were_started_anew_keep_no_other_from_starting(tmp_path: Path) -> None:
+    system = SYSTEM + "".join(f'\n[services.{name}]\napp = "{name}:app"\n' for name in ("analytics", "warehouse"))
+    for name in ("analytics", "warehouse"):
+        (tmp_path / f"{name}.py").write_text(WATCHER.format(name=name))
+    async with polywire("up", "--reload", directory=written(tmp_path, system)) as up:
+        await up.address("front")
+        for name in ("analytics", "warehouse"):
+            (tmp_path / f"{name}.py").write_text(WATCHER.format(name=name) + "# changed\n")
+            await up.until(rf"{name} (runs the new code|goes on as it was)")
+        says(tmp_path, "two")
+        found = await up.until(r"greeter (runs the new code|goes on as it was.*)")
+        assert found[1] == "runs the new code"
+        up.interrupt()
+        assert await up.ends() == 0

@@ -281,7 +281,7 @@ def _refuse_names_alike(settings: Settings, names: list[str]) -> None:
 def _service(table: Table, name: str, shared: Tls | None, shedding: Shedding) -> ServiceEntry:
     app = table.text("app")
     address = _addresses(table, "address")
-    serves = table.texts("serves")
+    serves = table.texts("serves", or_none=True)
     instances = _instances(table)
     tls = None
     if "tls" in table.values or shared is not None:
@@ -309,7 +309,7 @@ def _service(table: Table, name: str, shared: Tls | None, shedding: Shedding) ->
     table.done()
     if app is not None and not _is_app_path(app):
         raise table.error("app", f"is {app!r}. It has to be 'module:attribute', for example 'shop.inventory:app'.")
-    if app is None and (address is None or serves is None):
+    if app is None and (address is None or not serves):
         raise table.settings.error(
             table.path,
             f'services.{name} has no app. Give it one, `app = "shop.{name}:app"`; or, if it runs elsewhere, '

@@ -193,7 +193,10 @@ class Supervisor:
         environ = {**job.environ, **({} if child.instance is None else child.instance.environ())}
         if environment.RELOAD in environ:
             for service, serves in self._serves.items():
-                environ[environment.serves(service)] = serves
+                # As at the start: of what implements no contract nothing is said.
+                environ.pop(environment.serves(service), None)
+                if serves:
+                    environ[environment.serves(service)] = serves
             # What it serves itself, its code says.
             environ.pop(environment.serves(job.service), None)
         return environ
