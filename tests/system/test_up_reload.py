@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from up_support import SOON, Running, alive, polywire, said
 
-from polywire import CallDefaults, Contract, Message, connect, rpc
+from polywire import CallDefaults, Contract, Message, calling, connect, rpc
 from polywire.connecting import RemoteWire
 from polywire.policy.retry import Retry
 
@@ -270,6 +270,38 @@ async def test_one_that_dies_after_it_was_started_anew_is_started_again(tmp_path
             await up.until(rf"greeter runs again, at {address}\.$")
             again = await greeter.greet()
         assert (again.text, again.pid != told.pid) == ("two", True)
+        up.interrupt()
+        assert await up.ends() == 0
+
+
+WAITING = """\
+        print("under way", flush=True)
+        while not Path("open").exists():
+            await asyncio.sleep(0.02)
+"""
+
+
+@pytest.mark.slow
+async def test_one_that_dies_while_the_one_before_it_drains_is_started_again_at_once(tmp_path: Path) -> None:
+    directory = written(tmp_path, SYSTEM + f"timeouts.grace = {SOON}\n")
+    waiting = GREETER.replace("        await asyncio.sleep(0.03)\n", WAITING)
+    (tmp_path / "greeter.py").write_text("from pathlib import Path\n" + waiting)
+    async with polywire("up", "--reload", directory=directory) as up:
+        address = await up.address("greeter")
+        async with connect(Greeter, address) as first, connect(Greeter, address) as greeter:
+            with calling(timeout=SOON):
+                held = asyncio.create_task(first.greet())
+            await up.until("under way")
+            says(tmp_path, "two")
+            await up.until("greeter runs the new code")
+            async with asyncio.timeout(SOON):
+                while (told := await greeter.greet()).text != "two":
+                    pass
+            os.kill(told.pid, 9)
+            await up.until(rf"greeter runs again, at {address}\.$")
+            assert not held.done()
+            (tmp_path / "open").touch()
+            assert (await held).text == "one"
         up.interrupt()
         assert await up.ends() == 0
 

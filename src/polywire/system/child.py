@@ -48,6 +48,8 @@ class Child:
         self.settled = asyncio.Event()
         """Set once it is ready, or ended without having been."""
         self.ended = asyncio.Event()
+        self.left = asyncio.Event()
+        """Set once it ended, or another one serves in its place."""
         self._relay = relay
         self._last: deque[str] = deque()
         self._pid: int | None = None
@@ -132,6 +134,7 @@ class Child:
             self.instance.port.absent(self.instance.place)
         self.settled.set()
         self.ended.set()
+        self.left.set()
 
     def send(self, number: int) -> None:
         """Send a signal, if there is still somebody to get it."""

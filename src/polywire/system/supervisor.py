@@ -129,6 +129,7 @@ class Supervisor:
                 return False
             del self._others[child]
             before, self.children[name] = self.children[name], child
+            before.left.set()
             self._learn(job, child)
         self._relay.say(f"{name} runs the new code, at {child.address}.")
         self._others[before] = job
@@ -222,7 +223,7 @@ class Supervisor:
         since = time.monotonic()
         while True:
             child = self.children[job.name]
-            await child.ended.wait()
+            await child.left.wait()
             if child is not self.children[job.name]:
                 delay, since = FIRST_DELAY, time.monotonic()
                 continue
