@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
@@ -138,6 +139,47 @@ async def test_a_dropped_answer_is_that_of_a_call_that_was_made(wire: str, kind:
         while not found.started:  # on a busy machine the time may be up before it arrives
             with calling(timeout=0.1), pytest.raises(DeadlineExceeded):
                 await KINDS[kind](found.client)
+
+
+ENDINGS: dict[str, tuple[str, Callable[[Places], Coroutine[Any, Any, Any]]]] = {
+    "an error": ("hold", lambda client: client.hold(Word(text="fail"))),
+    "an error of a stream": ("listen", lambda client: first_of(client.listen(Word(text="fail")))),
+    "a stream without answers": ("talk", lambda client: _all_of(client.talk(words()))),
+}
+
+
+async def _all_of(answers: AsyncIterator[Word]) -> list[Word]:
+    return [word async for word in answers]
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+@every_wire
+async def test_where_answers_are_dropped_no_error_and_no_end_is_heard_either(wire: str, ending: str) -> None:
+    kind, call = ENDINGS[ending]
+    async with trouble(wire) as found:
+        await KINDS[kind](found.client)  # so that the connection is there
+        found.started.clear()
+        found.on(drop="answer")
+        while not found.started:  # on a busy machine the time may be up before it arrives
+            with calling(timeout=0.3), pytest.raises(DeadlineExceeded):
+                await call(found.client)
+
+
+@pytest.mark.parametrize("kind", ["hold", "talk"])
+@pytest.mark.parametrize("wire", ["grpc", "connect", "http"])
+async def test_where_answers_are_dropped_a_call_that_was_never_sent_fails_as_ever(wire: str, kind: str) -> None:
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))  # and does not listen
+        endpoints = Endpoints(
+            StaticResolver([f"127.0.0.1:{silent.getsockname()[1]}"]),
+            lambda address: open_endpoint(wire, None, address),  # type: ignore[arg-type]  # one of the three
+        )
+        Faults("orders", [Fault(target="places", drop="answer")]).mind("places", endpoints)
+        channel = Channel("places", endpoints, defaults=ONCE)
+        with pytest.raises(Unavailable) as told:
+            await KINDS[kind](client_for(Places, channel))
+        assert told.value.reached == "no"
+        await channel.close()
 
 
 @every_kind

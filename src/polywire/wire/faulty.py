@@ -9,7 +9,7 @@ from typing import Any
 from polywire.clock import SYSTEM_CLOCK, Clock
 from polywire.codec import codec_for
 from polywire.contract import Message
-from polywire.errors import BY_CODE, CallError, Unavailable
+from polywire.errors import BY_CODE, CallError, InvalidArgument, Unavailable
 from polywire.policy.faults import Fault
 from polywire.policy.levels import spellings
 from polywire.wire.seam import ClientStream, EndpointWire, Outgoing, not_in_time
@@ -100,8 +100,15 @@ class FaultyWire:
         faults = self._edge.met(outgoing, self.address)
         await self._before(faults, outgoing, wait_for_ready)
         await self._held_up(self._edge.carry(faults, _size(encoded), outgoing))
-        answer = await self.inner.unary(_retimed(outgoing, self._edge.clock), encoded, wait_for_ready=wait_for_ready)
-        if any(fault.drop == "answer" for fault in faults):
+        deaf = any(fault.drop == "answer" for fault in faults)
+        outgoing = _retimed(outgoing, self._edge.clock)
+        try:
+            answer = await self.inner.unary(outgoing, encoded, wait_for_ready=wait_for_ready)
+        except CallError as error:
+            if deaf and _came_back(error, outgoing):
+                await self._held_up(self._edge.nothing(outgoing))
+            raise
+        if deaf:
             await self._held_up(self._edge.nothing(outgoing))
         if any(fault.bandwidth is not None for fault in faults):
             await self._held_up(self._edge.carry(faults, _length(outgoing.rpc.response, answer), outgoing))
@@ -110,8 +117,15 @@ class FaultyWire:
     async def stream(self, outgoing: Outgoing, *, wait_for_ready: bool = False) -> ClientStream:
         faults = self._edge.met(outgoing, self.address)
         await self._before(faults, outgoing, wait_for_ready)
-        stream = await self.inner.stream(_retimed(outgoing, self._edge.clock), wait_for_ready=wait_for_ready)
-        if any(fault.drop == "answer" or fault.bandwidth is not None for fault in faults):
+        deaf = any(fault.drop == "answer" for fault in faults)
+        outgoing = _retimed(outgoing, self._edge.clock)
+        try:
+            stream = await self.inner.stream(outgoing, wait_for_ready=wait_for_ready)
+        except CallError as error:
+            if deaf and _came_back(error, outgoing):
+                await self._held_up(self._edge.nothing(outgoing))
+            raise
+        if deaf or any(fault.bandwidth is not None for fault in faults):
             return FaultyStream(stream, outgoing, self._edge, faults)
         return stream
 
@@ -171,12 +185,17 @@ class FaultyStream:
         self._edge = edge
         self._faults = faults
         self._deaf = any(fault.drop == "answer" for fault in faults)
+        self._cancelled = False
         self._failure: CallError | None = None
         """What the call ended with on the link; the stream beneath was only told to end."""
 
     async def send(self, message: Message | None) -> None:
         await self._pass(self._edge.carry(self._faults, _length(self._outgoing.rpc.request, message), self._outgoing))
-        await self._inner.send(message)
+        try:
+            await self._inner.send(message)
+        except CallError as error:
+            await self._ended(error)
+            raise
 
     def end_requests(self) -> None:
         self._inner.end_requests()
@@ -184,14 +203,21 @@ class FaultyStream:
     async def receive(self) -> Message | None:
         try:
             message = await self._inner.receive()
-        except CallError:
-            if self._failure is not None:
-                raise self._failure from None
+        except (CallError, StopAsyncIteration) as end:
+            await self._ended(end)
             raise
         if self._deaf:
             await self._pass(self._edge.nothing(self._outgoing))
         await self._pass(self._edge.carry(self._faults, _length(self._outgoing.rpc.response, message), self._outgoing))
         return message
+
+    async def _ended(self, end: CallError | StopAsyncIteration) -> None:
+        """The stream beneath came to its *end*. Raises what the call ended with on the link, if that is not the same;
+        where answers are lost, that one is lost too."""
+        if self._failure is not None:
+            raise self._failure from None
+        if self._deaf and not self._cancelled and _came_back(end, self._outgoing):
+            await self._pass(self._edge.nothing(self._outgoing))
 
     async def _pass(self, link: Coroutine[Any, Any, None]) -> None:
         """Wait for the link. Where the time is up on it, the call is over in both directions."""
@@ -203,13 +229,21 @@ class FaultyStream:
             raise self._failure from None
 
     def cancel(self) -> None:
+        self._cancelled = True
         self._inner.cancel()
 
 
+def _came_back(end: CallError | StopAsyncIteration, outgoing: Outgoing) -> bool:
+    """Whether a call ended with what the other side said; it did not where it was never sent, or the connection broke
+    before an answer began."""
+    return outgoing.headers is not None or not isinstance(end, Unavailable | InvalidArgument)
+
+
 def _retimed(outgoing: Outgoing, clock: Clock) -> Outgoing:
-    """*outgoing* with the time that is left after it was held up."""
+    """*outgoing* with the time that is left after it was held up, and no answer yet."""
     if outgoing.deadline is not None:
         outgoing.timeout = max(0.0, outgoing.deadline - clock.monotonic())
+    outgoing.headers = None
     return outgoing
 
 
