@@ -595,6 +595,36 @@ async def test_a_delay_of_a_testing_system_passes_on_its_own_clock() -> None:
                 await asked
 
 
+async def test_who_waits_for_a_partition_that_some_calls_meet_draws_no_second_time() -> None:
+    clock = ManualClock()
+    async with testing.system(front, back, clock=clock) as system:
+        client = system.client(Back, caller="front")
+        with system.fault("front", "back", partition=True, share=0.5), calling(wait_for_ready=True, timeout=LONG):
+            asked = [asyncio.create_task(client.say(Word(text="a"))) for _ in range(200)]
+            await clock.advance(0.5)
+            passed = sum(one.done() for one in asked)
+            assert 70 < passed < 130
+            with system.fault("front", "back", delay=1000.0):
+                await clock.advance(0.5)
+                assert sum(one.done() for one in asked) == passed
+        await clock.advance(0.5)
+        assert [one.result().text for one in asked] == ["a"] * 200
+
+
+async def test_the_wait_for_a_partition_ends_at_the_deadline_of_the_clock() -> None:
+    clock = ManualClock()
+    async with testing.system(front, back, clock=clock) as system:
+        client = system.client(Back, caller="front")
+        with system.fault("front", "back", partition=True), calling(wait_for_ready=True, timeout=2.0):
+            asked = asyncio.create_task(client.say(Word(text="a")))
+            await clock.advance(1.9)
+            assert not asked.done()
+            await clock.advance(0.2)
+            assert asked.done()
+        with pytest.raises(DeadlineExceeded):
+            await asked
+
+
 async def test_an_edge_that_a_testing_system_does_not_have_is_refused() -> None:
     async with testing.system(front, back) as system:
         with pytest.raises(WrongFault) as told, system.fault("front", "bakc", delay=1.0):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine, Sequence
+from functools import partial
 from typing import Any
 
 from polywire.clock import SYSTEM_CLOCK, Clock
@@ -23,16 +24,16 @@ class Edge:
         self.target = target
         self.clock = clock
         self.faults: tuple[Fault, ...] = ()
-        self.changed = asyncio.Event()
-        """Set, and another one in its place, whenever the faults change."""
+        self._waiting: set[asyncio.Future[None]] = set()
+        """Who waits for the faults to change."""
         self._free_at: dict[Fault, float] = {}
         """When what passes through a narrow link will have passed."""
 
     def switch(self, faults: Sequence[Fault]) -> None:
         self.faults = tuple(faults)
         self._free_at = {fault: at for fault, at in self._free_at.items() if fault in self.faults}
-        self.changed.set()
-        self.changed = asyncio.Event()
+        for woken in self._waiting:
+            _wake(woken)
 
     def around(self, wire: EndpointWire) -> EndpointWire:
         """*wire* with the faults of this edge on it."""
@@ -56,6 +57,23 @@ class Edge:
                 raise not_in_time(outgoing)
         await self.clock.sleep(seconds)
 
+    async def change(self, outgoing: Outgoing) -> None:
+        """Wait until other faults are switched on, at most until the deadline. Raises DeadlineExceeded there."""
+        woken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        timer = None
+        if outgoing.deadline is not None:
+            left = outgoing.deadline - self.clock.monotonic()
+            if left <= 0:
+                raise not_in_time(outgoing)
+            timer = self.clock.call_later(left, partial(_wake, woken))
+        self._waiting.add(woken)
+        try:
+            await woken
+        finally:
+            self._waiting.discard(woken)
+            if timer is not None:
+                timer.cancel()
+
     async def nothing(self, outgoing: Outgoing) -> None:
         """Hear nothing until the deadline. Raises DeadlineExceeded there; without one it does not end by itself."""
         if outgoing.deadline is None:
@@ -71,6 +89,11 @@ class Edge:
                 passed = max(now, self._free_at.get(fault, now)) + size / fault.bandwidth
                 self._free_at[fault] = passed
                 await self.wait(passed - now, outgoing)
+
+
+def _wake(woken: asyncio.Future[None]) -> None:
+    if not woken.done():
+        woken.set_result(None)
 
 
 class FaultyWire:
@@ -138,8 +161,9 @@ class FaultyWire:
 
     async def _before(self, faults: Sequence[Fault], outgoing: Outgoing, wait_for_ready: bool) -> None:
         """What happens to a call before anything of it is sent."""
-        if any(fault.partition for fault in faults):
-            await self._held_up(self._apart(outgoing, wait_for_ready))
+        partitions = [fault for fault in faults if fault.partition]
+        if partitions:
+            await self._held_up(self._apart(partitions, outgoing, wait_for_ready))
         for fault in faults:
             if fault.delay is not None:
                 await self._held_up(self._edge.wait(fault.delay, outgoing))
@@ -148,15 +172,10 @@ class FaultyWire:
             if fault.drop == "request":
                 await self._held_up(self._edge.nothing(outgoing))
 
-    async def _apart(self, outgoing: Outgoing, wait_for_ready: bool) -> None:
-        """The target cannot be reached: an error, or a wait until it can be."""
-        while wait_for_ready and any(fault.partition for fault in self._edge.met(outgoing, self.address)):
-            left = None if outgoing.deadline is None else outgoing.deadline - self._edge.clock.monotonic()
-            try:
-                async with asyncio.timeout(left):
-                    await self._edge.changed.wait()
-            except TimeoutError:
-                raise not_in_time(outgoing) from None
+    async def _apart(self, partitions: Sequence[Fault], outgoing: Outgoing, wait_for_ready: bool) -> None:
+        """The target cannot be reached: an error, or a wait until none of *partitions*, which were met, is there."""
+        while wait_for_ready and any(fault in self._edge.faults for fault in partitions):
+            await self._edge.change(outgoing)
         if not wait_for_ready:
             raise Unavailable(
                 f"{self.address} was not reached: a fault keeps {self._edge.caller!r} and {self._edge.target!r} apart.",
