@@ -17,12 +17,17 @@ from polywire.channel import CallDefaults, Channel, Endpoints
 from polywire.client import client_for
 from polywire.connecting import open_endpoint
 from polywire.contract import Retry
+from polywire.contract.policies import Ejection
 from polywire.discovery import StaticResolver
 from polywire.errors import Aborted, CallError, DeadlineExceeded, PermissionDenied, Unavailable
+from polywire.policy.evidence import Evidence
 from polywire.policy.faults import Fault, WrongFault
+from polywire.policy.outlier import Outliers
 from polywire.system.faults import Faults
 from polywire.testing import ManualClock
 from polywire.wire.faulty import FaultyWire
+from polywire.wire.local import LocalWire
+from polywire.wire.seam import EndpointWire
 
 
 class Trouble:
@@ -319,6 +324,34 @@ async def test_a_share_of_the_calls_is_met(wire: str) -> None:
             failed += 1
         assert 15 < failed < 45
         assert len(found.service.started) == 60 - failed
+
+
+@every_wire
+async def test_an_endpoint_that_is_left_out_stays_out_when_faults_are_switched(wire: str) -> None:
+    async with site(wire, None) as found:
+        endpoints = Endpoints(
+            StaticResolver(["127.0.0.1:1", "127.0.0.1:2", "127.0.0.1:3"]),
+            lambda address: LocalWire(found.services) if wire == "local" else open_endpoint(wire, None, address),  # type: ignore[arg-type]  # one of the three
+        )
+        faults = Faults("orders")
+        faults.mind("places", endpoints)
+        sick, *_ = before = await endpoints.find()
+        outliers: Outliers[EndpointWire] = Outliers(Ejection(consecutive_failures=1))
+        assert outliers.rotation(before, 0.0) is before
+        outliers.ended(sick, 0.0, 0.0, Evidence.SICK)
+        for switched in ([Fault(target="places", delay=1.0)], [], [Fault(target="places", partition=True)]):
+            left = outliers.rotation(endpoints.current, 0.5)
+            assert [id(one) for one in left] == [id(one) for one in endpoints.current[1:]]
+            tried = [left[0]]
+            faults.switch(switched)
+            assert {isinstance(one, FaultyWire) for one in endpoints.current} == {bool(switched)}
+            assert [one in tried for one in endpoints.current] == [False, True, False]
+        # An attempt that began before a fault was switched on, and ends after it, counts for the same endpoint.
+        outliers.begin(sick, 1.5)
+        assert outliers.rotation(endpoints.current, 1.5) == list(before[1:])
+        outliers.succeeded(endpoints.current[0], 1.5, 1.5)
+        assert outliers.rotation(endpoints.current, 1.5) is endpoints.current
+        await endpoints.close()
 
 
 @pytest.mark.parametrize("wire", ["grpc", "connect", "http"])

@@ -97,7 +97,10 @@ def _wake(woken: asyncio.Future[None]) -> None:
 
 
 class FaultyWire:
-    """*inner*, on which calls meet the faults of an edge. What is switched on later meets the calls after that."""
+    """*inner*, on which calls meet the faults of an edge. What is switched on later meets the calls after that.
+
+    It is equal to *inner*: what is known of an endpoint, such as that it is left out, holds with faults and without.
+    """
 
     def __init__(self, inner: EndpointWire, edge: Edge) -> None:
         self.inner = inner
@@ -106,6 +109,12 @@ class FaultyWire:
         self._edge = edge
         self._held = 0
         """Calls that the wire beneath does not know of yet, or any more."""
+
+    def __eq__(self, other: object) -> bool:
+        return self.inner == (other.inner if isinstance(other, FaultyWire) else other)
+
+    def __hash__(self) -> int:
+        return hash(self.inner)
 
     @property
     def in_flight(self) -> int:
