@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -253,6 +254,27 @@ async def test_all_follow_the_system_file_as_long_as_it_can_be_read(tmp_path: Pa
         await up.until(r"front runs the new code")
         await load.until("one")
         assert len(load.pids) == 2
+
+
+@pytest.mark.slow
+async def test_the_times_of_the_system_file_hold_for_what_is_started_after_it_changed(tmp_path: Path) -> None:
+    async with polywire("up", "--reload", directory=written(tmp_path)) as up:
+        address = await up.address("greeter")
+        (tmp_path / "polywire.toml").write_text(SYSTEM + "timeouts.start = 0.01\n")
+        await up.until(
+            r"ERROR   greeter goes on as it was\. Service 'greeter' did not start: it was not ready within 0\.01 s\. "
+            r"Raise services\.greeter\.timeouts\.start if it needs longer\.$"
+        )
+        await up.until("front runs the new code")
+        (tmp_path / "polywire.toml").write_text(SYSTEM + "timeouts = { grace = 0.25, drain_delay = 0.25 }\n")
+        await up.until("front runs the new code")
+        async with connect(Greeter, address) as greeter:
+            pid = (await greeter.greet()).pid
+        # One that hears of nothing any more is killed once its time, and 5 s beyond that, are over.
+        os.kill(pid, signal.SIGSTOP)
+        up.interrupt()
+        await up.until(r"ERROR   greeter: it did not stop within 5\.5 s and is killed\.$")
+        assert await up.ends() == 0
 
 
 @pytest.mark.slow

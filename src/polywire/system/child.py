@@ -54,6 +54,8 @@ class Child:
         self._last: deque[str] = deque()
         self._pid: int | None = None
         self.asked = False
+        self.stop_timeout = 0.0
+        """Seconds that it may take to stop, as it was told at its start."""
         self._ours: asyncio.Transport | None = None
         self.began = time.time()
         """Seconds since the epoch; its code was read after that."""

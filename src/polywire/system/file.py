@@ -48,6 +48,11 @@ class Timeouts:
     blocking: float = LIMIT
     """That code may block the event loop before it is reported; 0 for never."""
 
+    @property
+    def stop(self) -> float:
+        """From being asked to stop to the end of the last call."""
+        return self.drain_delay + self.grace
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServiceEntry:

@@ -45,7 +45,10 @@ class Reloading:
             changed = await self._changes(supervisor)
             names = self._concerned(supervisor, changed)
             if self._file in changed:
-                names = set(supervisor.children) if self._readable() else set()
+                new = self._followed()
+                if new is not None:
+                    supervisor.follow(new)
+                names = set() if new is None else set(supervisor.children)
             for name in [name for name in supervisor.stop_order()[::-1] if name in names]:
                 self._relay.say(f"{name} is started anew: {self._named(changed)} changed.")
                 if await supervisor.replace(name):
@@ -91,13 +94,13 @@ class Reloading:
             self._failed & set(supervisor.children)
         )
 
-    def _readable(self) -> bool:
-        """Whether the system file, which changed, can be followed; if not, the reason is said."""
+    def _followed(self) -> SystemFile | None:
+        """The system file, which changed; None where it cannot be followed, and the reason is said."""
         try:
             new = load(self._system.file, profile=self._system.profile)
         except SetupError as error:
             self._relay.say(f"Everything goes on as it was: {error}", severity="ERROR")
-            return False
+            return None
         fixed = _fixed(self._system, new)
         if fixed:
             self._relay.say(
@@ -105,7 +108,8 @@ class Reloading:
                 "Stop `polywire up` and start it again.",
                 severity="WARNING",
             )
-        return not fixed
+            return None
+        return new
 
     def _named(self, changed: Iterable[str]) -> str:
         """Files as people know them, the first few."""

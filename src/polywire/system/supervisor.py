@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from polywire.errors import SetupError
 from polywire.system import environment
 from polywire.system.child import Child, State
+from polywire.system.file import SystemFile
 from polywire.system.forking import Forked
 from polywire.system.instances import Instance
 from polywire.system.relay import Relay
@@ -112,6 +113,12 @@ class Supervisor:
         }
         return start_order(needs)[::-1]
 
+    def follow(self, system: SystemFile) -> None:
+        """Let what starts from now on have the times of *system*; what runs keeps those that it was started with."""
+        for name, job in self._jobs.items():
+            timeouts = system.services[job.service].timeouts
+            self._jobs[name] = replace(job, start_timeout=timeouts.start, stop_timeout=timeouts.stop)
+
     async def replace(self, name: str) -> bool:
         """Start *name* anew, beside the process that runs; that one drains once the new one is ready.
 
@@ -133,13 +140,13 @@ class Supervisor:
             self._learn(job, child)
         self._relay.say(f"{name} runs the new code, at {child.address}.")
         self._others[before] = job
-        task = asyncio.create_task(self._retire(job, before))
+        task = asyncio.create_task(self._retire(before))
         self._retiring.add(task)
         task.add_done_callback(self._retiring.discard)
         return True
 
-    async def _retire(self, job: Job, child: Child) -> None:
-        await self._end(job, child)
+    async def _retire(self, child: Child) -> None:
+        await self._end(child)
         self._others.pop(child, None)
 
     async def _free_place(self, job: Job) -> Instance | None:
@@ -164,7 +171,7 @@ class Supervisor:
     def _learn(self, job: Job, child: Child) -> None:
         """New code may implement other contracts, and call other services."""
         self._serves[job.service] = child.serves
-        self._jobs[job.name] = replace(job, needs=child.needs)
+        self._jobs[job.name] = replace(self._jobs[job.name], needs=child.needs)
 
     async def _start(self, job: Job) -> None:
         """Start a service and wait until it is ready. Raises SetupError if that does not happen."""
@@ -172,6 +179,7 @@ class Supervisor:
         await self._run(job, child)
 
     async def _run(self, job: Job, child: Child) -> None:
+        child.stop_timeout = job.stop_timeout
         forked = self._forked.pop(job.name, None)
         if forked is not None:
             await child.adopt(forked)
@@ -253,20 +261,19 @@ class Supervisor:
     async def _stop(self, child: Child, running: Sequence[Child]) -> None:
         callers = _callers(child.name, self._jobs)
         await asyncio.gather(*(other.ended.wait() for other in running if other.name in callers))
-        await self._end(self._jobs[child.name], child)
+        await self._end(child)
 
-    async def _end(self, job: Job, child: Child) -> None:
+    async def _end(self, child: Child) -> None:
         """Have a process drain, and end it where it does not end by itself."""
         if child.state is State.ENDED:
             return
         child.stop()
+        patience = child.stop_timeout + EXTRA
         try:
-            async with asyncio.timeout(job.stop_timeout + EXTRA):
+            async with asyncio.timeout(patience):
                 await child.ended.wait()
         except TimeoutError:
-            self._relay.say(
-                f"{job.name}: it did not stop within {job.stop_timeout + EXTRA:g} s and is killed.", severity="ERROR"
-            )
+            self._relay.say(f"{child.name}: it did not stop within {patience:g} s and is killed.", severity="ERROR")
             child.send(signal.SIGKILL)
             await child.ended.wait()
 
