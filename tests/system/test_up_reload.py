@@ -222,6 +222,27 @@ async def test_code_that_does_not_start_leaves_the_old_one_serving_until_it_is_m
 
 
 @pytest.mark.slow
+async def test_what_does_not_start_is_tried_again_when_a_file_changes_that_only_it_imported(tmp_path: Path) -> None:
+    (tmp_path / "words.py").write_text("import wrong\n\nGREETING = wrong.GREETING\n")
+    (tmp_path / "wrong.py").write_text('GREETING = "mended" + 1\n')
+    async with polywire("up", "--reload", directory=written(tmp_path)) as up:
+        address = await up.address("greeter")
+        (tmp_path / "greeter.py").write_text("import words\n" + GREETER.replace('"one"', "words.GREETING"))
+        await up.until(r"ERROR   greeter goes on as it was\. .* module 'greeter' raised TypeError: ")
+        (tmp_path / "wrong.py").write_text('GREETING = "mended"\nthis is no Python\n')
+        await up.until(r"greeter is started anew: wrong\.py changed\.$")
+        await up.until(r"ERROR   greeter goes on as it was\. .* module 'greeter' raised SyntaxError: ")
+        (tmp_path / "wrong.py").write_text('GREETING = "mended"\n')
+        await up.until(r"greeter is started anew: wrong\.py changed\.$")
+        await up.until("greeter runs the new code")
+        async with connect(Greeter, address) as greeter, asyncio.timeout(SOON):
+            while (await greeter.greet()).text != "mended":
+                pass
+        up.interrupt()
+        assert await up.ends() == 0
+
+
+@pytest.mark.slow
 async def test_what_services_share_is_followed_by_all_and_several_instances_one_after_another(tmp_path: Path) -> None:
     async with reloading(written(tmp_path, SYSTEM + "instances = 2\n")) as (up, load):
         (tmp_path / "contracts.py").write_text(CONTRACTS + "\n# changed\n")

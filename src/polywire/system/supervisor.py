@@ -60,6 +60,8 @@ class Supervisor:
         self._forked = dict(forked or {})
         self.children: dict[str, Child] = {}
         """The process of each job that serves, is the only one to start, or was the last to end."""
+        self.failed: dict[str, Child] = {}
+        """The last process of each job that was to take another's place, and did not start."""
         self._others: dict[Child, Job] = {}
         """Processes beside these, that begin to take another's place, or whose place was taken."""
         self._turns = {job.name: asyncio.Lock() for job in jobs}
@@ -132,9 +134,11 @@ class Supervisor:
                 await self._run(job, child)
             except SetupError as error:
                 del self._others[child]
+                self.failed[name] = child
                 self._relay.say(f"{name} goes on as it was. {error}", severity="ERROR")
                 return False
             del self._others[child]
+            self.failed.pop(name, None)
             before, self.children[name] = self.children[name], child
             before.left.set()
             self._learn(job, child)
@@ -177,6 +181,7 @@ class Supervisor:
         """Start a service and wait until it is ready. Raises SetupError if that does not happen."""
         child = self.children[job.name] = Child(job.name, self._relay, await self._free_place(job))
         await self._run(job, child)
+        self.failed.pop(job.name, None)
 
     async def _run(self, job: Job, child: Child) -> None:
         child.stop_timeout = job.stop_timeout
