@@ -162,6 +162,42 @@ async def test_draining_a_secure_listener_ends_idle_connections(authority: Autho
         pool.close()
 
 
+@pytest.mark.parametrize("others", [0, 1])
+async def test_a_connection_that_is_agreeing_on_tls_may_bring_its_first_request_while_draining(
+    authority: Authority, others: int
+) -> None:
+    trust = ssl.create_default_context(cafile=str(authority.ca))
+    async with serving(Recorder(), tls=authority.tls()) as (listener, address):
+        pools = [Pool(local(address), version="1.1", tls=ClientTls(ca=authority.ca)) for _ in range(others)]
+        for pool in pools:
+            await get(pool)
+        reader, writer = await connect(address)
+        await until(lambda: len(listener._arriving) == 1)
+        draining = asyncio.ensure_future(listener.drain(20))
+        await until(lambda: listener.connections == 0)
+        assert not draining.done()
+        await writer.start_tls(trust, server_hostname="localhost")
+        writer.write(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+        answer = await everything(reader)
+        assert b"\r\nconnection: close\r\n" in answer
+        assert answer.endswith(b"\r\n\r\nGET / ")
+        await asyncio.wait_for(draining, 20)
+        writer.close()
+        for pool in pools:
+            pool.close()
+
+
+async def test_draining_ends_once_no_peer_is_agreeing_on_tls_any_more(authority: Authority) -> None:
+    async with serving(Recorder(), tls=authority.tls()) as (listener, address):
+        _, writer = await connect(address)
+        await until(lambda: len(listener._arriving) == 1)
+        draining = asyncio.ensure_future(listener.drain(600))
+        await turns()
+        assert not draining.done()
+        writer.close()
+        await asyncio.wait_for(draining, 20)
+
+
 @pytest.mark.parametrize("end", ["close", "drain"])
 @pytest.mark.parametrize("begun", [b"", b"\x16\x03\x01"])
 async def test_connections_that_never_agree_on_tls_end_with_the_listener(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import resource
 import shutil
 import signal
 import threading
@@ -215,6 +216,19 @@ async def test_a_process_that_starts_later_does_not_take_up_what_was_switched_on
         ('[{"id": "1", "at": 2e9, "target": 7, "delay": 1}]', "it is not as `polywire fault` writes it: TypeError."),
         ('[{"id": "1", "at": 2e9, "run": "rm"}]', "it is not as `polywire fault` writes it: KeyError."),
         ('[{"id": "x", "at": 2e9, "target": "i", "delay": 1}]', "it is not as `polywire fault` writes it: ValueError."),
+        ("[1]", "it is not as `polywire fault` writes it: TypeError."),
+        (
+            '[{"id": 1e999, "at": 2e9, "target": "i", "delay": 1}]',
+            "it is not as `polywire fault` writes it: OverflowError.",
+        ),
+        (
+            f'[{{"id": "1", "at": {10**400}, "target": "i", "delay": 1}}]',
+            "it is not as `polywire fault` writes it: OverflowError.",
+        ),
+        (
+            f'[{{"id": "1", "at": 2e9, "target": "i", "delay": {10**400}}}]',
+            "it is not as `polywire fault` writes it: OverflowError.",
+        ),
         ("[" * 100_000, "it is not as `polywire fault` writes it: RecursionError."),
         ("[" + " " * 300_000 + "]", "it has more than 262144 bytes."),
     ],
@@ -230,6 +244,10 @@ async def test_a_file_that_is_not_as_it_should_be_changes_nothing(content: str, 
         await clock.advance(1.0)
         assert holding(faults) == (kept,)
         assert told == [f"The faults in {file.path} were not switched on: {problem}"]
+        file.path.unlink()
+        mended = file.add(Fault(target="inventory", delay=0.25)).fault
+        await clock.advance(0.3)
+        assert holding(faults) == (mended,)
 
 
 async def test_a_fault_in_the_file_that_cannot_be_changes_nothing(tmp_path: Path) -> None:
@@ -262,6 +280,60 @@ def test_the_file_of_another_user_is_not_read(tmp_path: Path, monkeypatch: pytes
     with pytest.raises(SetupError) as told:
         file.read()
     assert str(told.value) == f"The faults in {file.path} were not switched on: the file is another user's."
+
+
+async def test_a_file_that_cannot_be_read_once_is_read_at_the_next_look(tmp_path: Path) -> None:
+    clock = ManualClock()
+    file = FaultFile(tmp_path)
+    watch, faults, told = watched(tmp_path, clock)
+    full = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with watch:
+        kept = file.add(Fault(target="inventory", delay=0.5)).fault
+        # Files that are open stay so; from here on none is opened.
+        resource.setrlimit(resource.RLIMIT_NOFILE, (0, full[1]))
+        try:
+            await clock.advance(0.9)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, full)
+        assert holding(faults) == ()
+        assert told == [
+            f"The faults in {file.path} were not switched on: it cannot be read: [Errno 24] Too many open files: "
+            f"'{file.path}'."
+        ]
+        await clock.advance(0.3)
+        assert holding(faults) == (kept,)
+
+
+async def test_what_is_no_plain_file_holds_nobody_up(tmp_path: Path) -> None:
+    clock = ManualClock()
+    file = FaultFile(tmp_path)
+    watch, faults, told = watched(tmp_path, clock)
+    (tmp_path / "elsewhere").write_text("[]")
+    problem = f"The faults in {file.path} were not switched on: "
+    with watch:
+        file.path.parent.mkdir()
+        os.mkfifo(file.path)
+        await clock.advance(0.5)
+        assert told == [f"{problem}it is no plain file."]
+        file.path.unlink()
+        file.path.mkdir()
+        await clock.advance(0.5)
+        assert told == [f"{problem}it is no plain file."]
+        file.path.rmdir()
+        file.path.symlink_to(tmp_path / "elsewhere")
+        await clock.advance(0.5)
+        assert told[1:] == [f"{problem}it cannot be read: [Errno 40] Too many levels of symbolic links: '{file.path}'."]
+        file.path.unlink()
+        kept = file.add(Fault(target="inventory", delay=0.5)).fault
+        await clock.advance(0.3)
+        assert holding(faults) == (kept,)
+
+
+def test_a_fault_that_is_named_twice_is_cleared_once(tmp_path: Path) -> None:
+    file = FaultFile(tmp_path)
+    one, two = file.add(Fault(target="inventory", delay=0.5)), file.add(Fault(target="orders", delay=0.5))
+    assert file.clear(["1", "1"]) == [one]
+    assert file.read() == [two]
 
 
 def test_there_are_not_too_many(tmp_path: Path) -> None:
@@ -535,6 +607,36 @@ async def test_a_delay_of_a_testing_system_passes_on_its_own_clock() -> None:
             await clock.advance(2.5)
             with pytest.raises(DeadlineExceeded):
                 await asked
+
+
+async def test_who_waits_for_a_partition_that_some_calls_meet_draws_no_second_time() -> None:
+    clock = ManualClock()
+    async with testing.system(front, back, clock=clock) as system:
+        client = system.client(Back, caller="front")
+        with system.fault("front", "back", partition=True, share=0.5), calling(wait_for_ready=True, timeout=LONG):
+            asked = [asyncio.create_task(client.say(Word(text="a"))) for _ in range(200)]
+            await clock.advance(0.5)
+            passed = sum(one.done() for one in asked)
+            assert 70 < passed < 130
+            with system.fault("front", "back", delay=1000.0):
+                await clock.advance(0.5)
+                assert sum(one.done() for one in asked) == passed
+        await clock.advance(0.5)
+        assert [one.result().text for one in asked] == ["a"] * 200
+
+
+async def test_the_wait_for_a_partition_ends_at_the_deadline_of_the_clock() -> None:
+    clock = ManualClock()
+    async with testing.system(front, back, clock=clock) as system:
+        client = system.client(Back, caller="front")
+        with system.fault("front", "back", partition=True), calling(wait_for_ready=True, timeout=2.0):
+            asked = asyncio.create_task(client.say(Word(text="a")))
+            await clock.advance(1.9)
+            assert not asked.done()
+            await clock.advance(0.2)
+            assert asked.done()
+        with pytest.raises(DeadlineExceeded):
+            await asked
 
 
 async def test_an_edge_that_a_testing_system_does_not_have_is_refused() -> None:

@@ -275,7 +275,17 @@ def test_environment_variables_override_every_kind_of_key() -> None:
     assert system.calls.retries == 0
 
 
+def test_a_service_may_implement_nothing_as_the_environment_has_it() -> None:
+    for text, serves in (("", ()), (" , ", ()), ("shop.v1.Gateway,", ("shop.v1.Gateway",))):
+        assert shop(environ={"POLYWIRE__SERVICES__GATEWAY__SERVES": text}).services["gateway"].serves == serves
+
+
 ENVIRONMENT_REFUSALS = {
+    "no place to listen": (
+        {"POLYWIRE__SERVICES__GATEWAY__LISTEN": ""},
+        "POLYWIRE__SERVICES__GATEWAY__LISTEN: services.gateway.listen is the text ''. It has to be text, or an array "
+        "of texts that is not empty.",
+    ),
     "an unknown key": (
         {"POLYWIRE__SERVICES__GATEWAY__LISEN": "1"},
         "POLYWIRE__SERVICES__GATEWAY__LISEN: services.gateway.lisen is not a key of a service. Did you mean 'listen'? "

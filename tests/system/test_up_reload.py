@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 from up_support import SOON, Running, alive, polywire, said
 
-from polywire import CallDefaults, Contract, Message, connect, rpc
+from polywire import CallDefaults, Contract, Message, calling, connect, rpc
 from polywire.connecting import RemoteWire
 from polywire.policy.retry import Retry
 
@@ -221,6 +222,27 @@ async def test_code_that_does_not_start_leaves_the_old_one_serving_until_it_is_m
 
 
 @pytest.mark.slow
+async def test_what_does_not_start_is_tried_again_when_a_file_changes_that_only_it_imported(tmp_path: Path) -> None:
+    (tmp_path / "words.py").write_text("import wrong\n\nGREETING = wrong.GREETING\n")
+    (tmp_path / "wrong.py").write_text('GREETING = "mended" + 1\n')
+    async with polywire("up", "--reload", directory=written(tmp_path)) as up:
+        address = await up.address("greeter")
+        (tmp_path / "greeter.py").write_text("import words\n" + GREETER.replace('"one"', "words.GREETING"))
+        await up.until(r"ERROR   greeter goes on as it was\. .* module 'greeter' raised TypeError: ")
+        (tmp_path / "wrong.py").write_text('GREETING = "mended"\nthis is no Python\n')
+        await up.until(r"greeter is started anew: wrong\.py changed\.$")
+        await up.until(r"ERROR   greeter goes on as it was\. .* module 'greeter' raised SyntaxError: ")
+        (tmp_path / "wrong.py").write_text('GREETING = "mended"\n')
+        await up.until(r"greeter is started anew: wrong\.py changed\.$")
+        await up.until("greeter runs the new code")
+        async with connect(Greeter, address) as greeter, asyncio.timeout(SOON):
+            while (await greeter.greet()).text != "mended":
+                pass
+        up.interrupt()
+        assert await up.ends() == 0
+
+
+@pytest.mark.slow
 async def test_what_services_share_is_followed_by_all_and_several_instances_one_after_another(tmp_path: Path) -> None:
     async with reloading(written(tmp_path, SYSTEM + "instances = 2\n")) as (up, load):
         (tmp_path / "contracts.py").write_text(CONTRACTS + "\n# changed\n")
@@ -256,6 +278,27 @@ async def test_all_follow_the_system_file_as_long_as_it_can_be_read(tmp_path: Pa
 
 
 @pytest.mark.slow
+async def test_the_times_of_the_system_file_hold_for_what_is_started_after_it_changed(tmp_path: Path) -> None:
+    async with polywire("up", "--reload", directory=written(tmp_path)) as up:
+        address = await up.address("greeter")
+        (tmp_path / "polywire.toml").write_text(SYSTEM + "timeouts.start = 0.01\n")
+        await up.until(
+            r"ERROR   greeter goes on as it was\. Service 'greeter' did not start: it was not ready within 0\.01 s\. "
+            r"Raise services\.greeter\.timeouts\.start if it needs longer\.$"
+        )
+        await up.until("front runs the new code")
+        (tmp_path / "polywire.toml").write_text(SYSTEM + "timeouts = { grace = 0.25, drain_delay = 0.25 }\n")
+        await up.until("front runs the new code")
+        async with connect(Greeter, address) as greeter:
+            pid = (await greeter.greet()).pid
+        # One that hears of nothing any more is killed once its time, and 5 s beyond that, are over.
+        os.kill(pid, signal.SIGSTOP)
+        up.interrupt()
+        await up.until(r"ERROR   greeter: it did not stop within 5\.5 s and is killed\.$")
+        assert await up.ends() == 0
+
+
+@pytest.mark.slow
 async def test_one_that_dies_after_it_was_started_anew_is_started_again(tmp_path: Path) -> None:
     async with polywire("up", "--reload", directory=written(tmp_path)) as up:
         address = await up.address("greeter")
@@ -274,8 +317,64 @@ async def test_one_that_dies_after_it_was_started_anew_is_started_again(tmp_path
         assert await up.ends() == 0
 
 
+WAITING = """\
+        print("under way", flush=True)
+        while not Path("open").exists():
+            await asyncio.sleep(0.02)
+"""
+
+
+@pytest.mark.slow
+async def test_one_that_dies_while_the_one_before_it_drains_is_started_again_at_once(tmp_path: Path) -> None:
+    directory = written(tmp_path, SYSTEM + f"timeouts.grace = {SOON}\n")
+    waiting = GREETER.replace("        await asyncio.sleep(0.03)\n", WAITING)
+    (tmp_path / "greeter.py").write_text("from pathlib import Path\n" + waiting)
+    async with polywire("up", "--reload", directory=directory) as up:
+        address = await up.address("greeter")
+        async with connect(Greeter, address) as first, connect(Greeter, address) as greeter:
+            with calling(timeout=SOON):
+                held = asyncio.create_task(first.greet())
+            await up.until("under way")
+            says(tmp_path, "two")
+            await up.until("greeter runs the new code")
+            async with asyncio.timeout(SOON):
+                while (told := await greeter.greet()).text != "two":
+                    pass
+            os.kill(told.pid, 9)
+            await up.until(rf"greeter runs again, at {address}\.$")
+            assert not held.done()
+            (tmp_path / "open").touch()
+            assert (await held).text == "one"
+        up.interrupt()
+        assert await up.ends() == 0
+
+
 async def test_there_is_nothing_to_start_anew_in_one_process(tmp_path: Path) -> None:
     assert await said("up", "--reload", "--in-process", directory=written(tmp_path)) == (
         1,
         "Error: --reload starts processes anew, and --in-process has only one. Leave one of the two out.",
     )
+
+
+WATCHER = """\
+from polywire import App
+
+app = App("{name}")
+"""
+
+
+@pytest.mark.slow
+async def test_services_without_contracts_that_were_started_anew_keep_no_other_from_starting(tmp_path: Path) -> None:
+    system = SYSTEM + "".join(f'\n[services.{name}]\napp = "{name}:app"\n' for name in ("analytics", "warehouse"))
+    for name in ("analytics", "warehouse"):
+        (tmp_path / f"{name}.py").write_text(WATCHER.format(name=name))
+    async with polywire("up", "--reload", directory=written(tmp_path, system)) as up:
+        await up.address("front")
+        for name in ("analytics", "warehouse"):
+            (tmp_path / f"{name}.py").write_text(WATCHER.format(name=name) + "# changed\n")
+            await up.until(rf"{name} (runs the new code|goes on as it was)")
+        says(tmp_path, "two")
+        found = await up.until(r"greeter (runs the new code|goes on as it was.*)")
+        assert found[1] == "runs the new code"
+        up.interrupt()
+        assert await up.ends() == 0

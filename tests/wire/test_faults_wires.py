@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
@@ -16,12 +17,17 @@ from polywire.channel import CallDefaults, Channel, Endpoints
 from polywire.client import client_for
 from polywire.connecting import open_endpoint
 from polywire.contract import Retry
+from polywire.contract.policies import Ejection
 from polywire.discovery import StaticResolver
 from polywire.errors import Aborted, CallError, DeadlineExceeded, PermissionDenied, Unavailable
+from polywire.policy.evidence import Evidence
 from polywire.policy.faults import Fault, WrongFault
+from polywire.policy.outlier import Outliers
 from polywire.system.faults import Faults
 from polywire.testing import ManualClock
 from polywire.wire.faulty import FaultyWire
+from polywire.wire.local import LocalWire
+from polywire.wire.seam import EndpointWire
 
 
 class Trouble:
@@ -138,6 +144,47 @@ async def test_a_dropped_answer_is_that_of_a_call_that_was_made(wire: str, kind:
         while not found.started:  # on a busy machine the time may be up before it arrives
             with calling(timeout=0.1), pytest.raises(DeadlineExceeded):
                 await KINDS[kind](found.client)
+
+
+ENDINGS: dict[str, tuple[str, Callable[[Places], Coroutine[Any, Any, Any]]]] = {
+    "an error": ("hold", lambda client: client.hold(Word(text="fail"))),
+    "an error of a stream": ("listen", lambda client: first_of(client.listen(Word(text="fail")))),
+    "a stream without answers": ("talk", lambda client: _all_of(client.talk(words()))),
+}
+
+
+async def _all_of(answers: AsyncIterator[Word]) -> list[Word]:
+    return [word async for word in answers]
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+@every_wire
+async def test_where_answers_are_dropped_no_error_and_no_end_is_heard_either(wire: str, ending: str) -> None:
+    kind, call = ENDINGS[ending]
+    async with trouble(wire) as found:
+        await KINDS[kind](found.client)  # so that the connection is there
+        found.started.clear()
+        found.on(drop="answer")
+        while not found.started:  # on a busy machine the time may be up before it arrives
+            with calling(timeout=0.3), pytest.raises(DeadlineExceeded):
+                await call(found.client)
+
+
+@pytest.mark.parametrize("kind", ["hold", "talk"])
+@pytest.mark.parametrize("wire", ["grpc", "connect", "http"])
+async def test_where_answers_are_dropped_a_call_that_was_never_sent_fails_as_ever(wire: str, kind: str) -> None:
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))  # and does not listen
+        endpoints = Endpoints(
+            StaticResolver([f"127.0.0.1:{silent.getsockname()[1]}"]),
+            lambda address: open_endpoint(wire, None, address),  # type: ignore[arg-type]  # one of the three
+        )
+        Faults("orders", [Fault(target="places", drop="answer")]).mind("places", endpoints)
+        channel = Channel("places", endpoints, defaults=ONCE)
+        with pytest.raises(Unavailable) as told:
+            await KINDS[kind](client_for(Places, channel))
+        assert told.value.reached == "no"
+        await channel.close()
 
 
 @every_kind
@@ -277,6 +324,34 @@ async def test_a_share_of_the_calls_is_met(wire: str) -> None:
             failed += 1
         assert 15 < failed < 45
         assert len(found.service.started) == 60 - failed
+
+
+@every_wire
+async def test_an_endpoint_that_is_left_out_stays_out_when_faults_are_switched(wire: str) -> None:
+    async with site(wire, None) as found:
+        endpoints = Endpoints(
+            StaticResolver(["127.0.0.1:1", "127.0.0.1:2", "127.0.0.1:3"]),
+            lambda address: LocalWire(found.services) if wire == "local" else open_endpoint(wire, None, address),  # type: ignore[arg-type]  # one of the three
+        )
+        faults = Faults("orders")
+        faults.mind("places", endpoints)
+        sick, *_ = before = await endpoints.find()
+        outliers: Outliers[EndpointWire] = Outliers(Ejection(consecutive_failures=1))
+        assert outliers.rotation(before, 0.0) is before
+        outliers.ended(sick, 0.0, 0.0, Evidence.SICK)
+        for switched in ([Fault(target="places", delay=1.0)], [], [Fault(target="places", partition=True)]):
+            left = outliers.rotation(endpoints.current, 0.5)
+            assert [id(one) for one in left] == [id(one) for one in endpoints.current[1:]]
+            tried = [left[0]]
+            faults.switch(switched)
+            assert {isinstance(one, FaultyWire) for one in endpoints.current} == {bool(switched)}
+            assert [one in tried for one in endpoints.current] == [False, True, False]
+        # An attempt that began before a fault was switched on, and ends after it, counts for the same endpoint.
+        outliers.begin(sick, 1.5)
+        assert outliers.rotation(endpoints.current, 1.5) == list(before[1:])
+        outliers.succeeded(endpoints.current[0], 1.5, 1.5)
+        assert outliers.rotation(endpoints.current, 1.5) is endpoints.current
+        await endpoints.close()
 
 
 @pytest.mark.parametrize("wire", ["grpc", "connect", "http"])

@@ -12,6 +12,7 @@ from polywire.net.loop import run
 from polywire.system.file import ServiceEntry, Wires, load
 from polywire.system.importing import add_to_path, load_app
 from polywire.system.instances import Instance
+from polywire.system.loaded import LoadedCode
 from polywire.system.outside import wires_at
 from polywire.system.plan import Plan, plan
 from polywire.system.process import DEFAULT_LISTEN
@@ -65,8 +66,9 @@ def command(
             made, name = _service_plan(service, listen, file, profile), service
         instance = Instance.from_environment(name)
         run(run_service(made, name, format=log_format, supervised=supervised, instance=instance))
-    except SetupError as error:
-        if supervised is None:
+    except BaseException as error:
+        LoadedCode(supervised).tell_failure(error)
+        if supervised is None or not isinstance(error, SetupError):
             raise
         supervised.failed(str(error))
         raise SystemExit(1) from error

@@ -145,6 +145,7 @@ class Listener:
     def _arrived(self, task: asyncio.Task[None]) -> None:
         del self._arriving[task]
         self._counted()
+        self._empty.set()
 
     def _counted(self) -> None:
         if self._turn is not None:
@@ -254,7 +255,7 @@ class Listener:
     async def _wait_until_empty(self, timeout: float) -> None:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout):
-                while self.connections:
+                while self.connections or self._arriving:
                     self._empty.clear()
                     await self._empty.wait()
 

@@ -193,6 +193,8 @@ class Outliers(Generic[E]):
         """Keep what is known of those that are still there."""
         self.health = {endpoint: self.health.get(endpoint) or Health(endpoint) for endpoint in endpoints}
         self._endpoints = endpoints
+        # Those that were left are equal to the ones that are now, and perhaps not the same.
+        self._left = ()
         self._out = sum(health.out for health in self.health.values())
 
     # ---- leaving out ----

@@ -48,10 +48,14 @@ class Child:
         self.settled = asyncio.Event()
         """Set once it is ready, or ended without having been."""
         self.ended = asyncio.Event()
+        self.left = asyncio.Event()
+        """Set once it ended, or another one serves in its place."""
         self._relay = relay
         self._last: deque[str] = deque()
         self._pid: int | None = None
         self.asked = False
+        self.stop_timeout = 0.0
+        """Seconds that it may take to stop, as it was told at its start."""
         self._ours: asyncio.Transport | None = None
         self.began = time.time()
         """Seconds since the epoch; its code was read after that."""
@@ -132,6 +136,7 @@ class Child:
             self.instance.port.absent(self.instance.place)
         self.settled.set()
         self.ended.set()
+        self.left.set()
 
     def send(self, number: int) -> None:
         """Send a signal, if there is still somebody to get it."""

@@ -10,7 +10,7 @@ import stat
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -18,7 +18,7 @@ from typing import Any, Self
 from polywire.channel import Endpoints
 from polywire.clock import SYSTEM_CLOCK, Clock, Timer
 from polywire.errors import SetupError
-from polywire.policy.faults import FIELDS, MAX_FAULTS, Fault, WrongFault
+from polywire.policy.faults import FIELDS, MAX_FAULTS, Fault
 from polywire.system.addresses import noted
 from polywire.wire.faulty import Edge
 
@@ -29,6 +29,11 @@ FILE = Path(".polywire") / "faults.json"
 MAX_BYTES = 256 * 1024
 LOOK = 0.2
 """Seconds between two looks at the file."""
+_OPENED = os.O_RDONLY | sum(getattr(os, name, 0) for name in ("O_NONBLOCK", "O_NOFOLLOW", "O_CLOEXEC", "O_BINARY"))
+
+
+class Unread(SetupError):
+    """The file could not be read this time; the next time it may be."""
 
 
 class Faults:
@@ -98,16 +103,26 @@ class FaultFile:
     def read(self) -> list[Switched]:
         """What is switched on. Raises SetupError where the file is not what it should be."""
         try:
-            with self.path.open("rb") as file:
-                status = os.fstat(file.fileno())
-                if not stat.S_ISREG(status.st_mode) or not _trusted(status.st_uid):
-                    raise SetupError(f"The faults in {self.path} were not switched on: the file is another user's.")
-                text = file.read(MAX_BYTES + 1)
+            text = self._text()
         except FileNotFoundError:
             return []
         except OSError as error:
-            raise SetupError(f"The faults in {self.path} were not switched on: it cannot be read: {error}.") from error
+            raise Unread(f"The faults in {self.path} were not switched on: it cannot be read: {error}.") from error
         return _parsed(self.path, text)
+
+    def _text(self) -> bytes:
+        # What is put in its place must not hold up the loop, as a pipe would that nobody writes to.
+        descriptor = os.open(self.path, _OPENED)
+        try:
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode):
+                raise SetupError(f"The faults in {self.path} were not switched on: it is no plain file.")
+            if not _trusted(status.st_uid):
+                raise SetupError(f"The faults in {self.path} were not switched on: the file is another user's.")
+            with open(descriptor, "rb", closefd=False) as file:
+                return file.read(MAX_BYTES + 1)
+        finally:
+            os.close(descriptor)
 
     def add(self, fault: Fault) -> Switched:
         """Switch *fault* on in every process that runs now. Raises SetupError where there are too many."""
@@ -130,7 +145,7 @@ class FaultFile:
             for given in ids:
                 if given not in known:
                     raise SetupError(f"There is no fault {given!r}. There are: {', '.join(known) or 'none'}.")
-            gone = [known.pop(key) for key in (ids or tuple(known))]
+            gone = [known.pop(key) for key in dict.fromkeys(ids or known)]
             if gone:
                 self._write(list(known.values()))
             return gone
@@ -181,11 +196,13 @@ def _parsed(path: Path, text: bytes) -> list[Switched]:
         if not isinstance(content, list) or len(content) > MAX_FAULTS:
             raise SetupError(f"{problem}it is not a list of at most {MAX_FAULTS} faults.")
         return [_entry(each) for each in content]
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
         raise SetupError(f"{problem}it is not as `polywire fault` writes it: {type(error).__name__}.") from error
 
 
-def _entry(each: Mapping[str, Any]) -> Switched:
+def _entry(each: Any) -> Switched:
+    if not isinstance(each, dict):
+        raise TypeError("no object")
     values = {key: value for key, value in each.items() if key not in ("id", "at")}
     for key, value in values.items():
         kind = FIELDS[key]
@@ -193,6 +210,7 @@ def _entry(each: Mapping[str, Any]) -> Switched:
             value, (int, kind) if kind is float else kind
         ):
             raise TypeError(key)
+        values[key] = kind(value)
     return Switched(id=str(int(each["id"])), at=float(each["at"]), fault=Fault(**values))
 
 
@@ -216,6 +234,7 @@ class FaultWatch:
         self._began = clock.time()
         self._said = said
         self._seen: tuple[int, ...] | None = None
+        self._told = ""
         self._held: list[Switched] = []
         self._timer: Timer | None = None
 
@@ -229,24 +248,37 @@ class FaultWatch:
             self._timer.cancel()
 
     def _tick(self) -> None:
-        self.look()
-        self._timer = self._clock.call_later(LOOK, self._tick)
+        try:
+            self.look()
+        finally:
+            self._timer = self._clock.call_later(LOOK, self._tick)
 
     def look(self) -> None:
         """Look now."""
         seen = _fingerprint(self._file.path)
         if seen == self._seen:
             return
-        self._seen = seen
         try:
             held = [one for one in self._file.read() if one.at >= self._began]
-        except (SetupError, WrongFault) as error:
-            self._said(str(error))
+        except Unread as error:
+            self._tell(str(error))
             return
+        except SetupError as error:
+            self._seen = seen
+            self._tell(str(error))
+            return
+        self._seen = seen
+        self._told = ""
         if held != self._held:
             self._held = held
             for faults in self._faults:
                 faults.switch(one.fault for one in held)
+
+    def _tell(self, problem: str) -> None:
+        """Once, however often it is met until the file can be followed again."""
+        if problem != self._told:
+            self._told = problem
+            self._said(problem)
 
 
 def _fingerprint(path: Path) -> tuple[int, ...] | None:

@@ -48,6 +48,11 @@ class Timeouts:
     blocking: float = LIMIT
     """That code may block the event loop before it is reported; 0 for never."""
 
+    @property
+    def stop(self) -> float:
+        """From being asked to stop to the end of the last call."""
+        return self.drain_delay + self.grace
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServiceEntry:
@@ -281,7 +286,7 @@ def _refuse_names_alike(settings: Settings, names: list[str]) -> None:
 def _service(table: Table, name: str, shared: Tls | None, shedding: Shedding) -> ServiceEntry:
     app = table.text("app")
     address = _addresses(table, "address")
-    serves = table.texts("serves")
+    serves = table.texts("serves", or_none=True)
     instances = _instances(table)
     tls = None
     if "tls" in table.values or shared is not None:
@@ -309,7 +314,7 @@ def _service(table: Table, name: str, shared: Tls | None, shedding: Shedding) ->
     table.done()
     if app is not None and not _is_app_path(app):
         raise table.error("app", f"is {app!r}. It has to be 'module:attribute', for example 'shop.inventory:app'.")
-    if app is None and (address is None or serves is None):
+    if app is None and (address is None or not serves):
         raise table.settings.error(
             table.path,
             f'services.{name} has no app. Give it one, `app = "shop.{name}:app"`; or, if it runs elsewhere, '

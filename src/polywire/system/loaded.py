@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import sys
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -53,6 +54,12 @@ class LoadedCode:
             self._told |= new
             self._supervised.loaded(sorted(new))
 
+    def tell_failure(self, error: BaseException) -> None:
+        """This process does not start because of *error*: what mends it may be a change of any file that it read."""
+        if self._supervised is not None:
+            files = code_files(self._directory) | files_behind(error, self._directory)
+            self._supervised.loaded(sorted(files))
+
 
 def code_files(directory: Path) -> set[str]:
     """The files below *directory* that modules of this process came from; what was installed there is left out."""
@@ -62,6 +69,23 @@ def code_files(directory: Path) -> set[str]:
         if file is not None and _is_ours(path := Path(file).resolve(), directory):
             found.add(str(path))
     return found
+
+
+def files_behind(error: BaseException, directory: Path) -> set[str]:
+    """The files below *directory* whose code *error* came through; a module that raises is in no list of modules."""
+    found: set[str] = set()
+    seen: set[int] = set()
+    ahead: list[BaseException | None] = [error]
+    while ahead:
+        each = ahead.pop()
+        if each is None or id(each) in seen:
+            continue
+        seen.add(id(each))
+        ahead += [each.__cause__, each.__context__]
+        found |= {frame.f_code.co_filename for frame, _ in traceback.walk_tb(each.__traceback__)}
+        if isinstance(each, SyntaxError) and each.filename is not None:
+            found.add(each.filename)
+    return {str(path) for path in map(Path.resolve, map(Path, found)) if path.is_file() and _is_ours(path, directory)}
 
 
 def _is_ours(path: Path, directory: Path) -> bool:

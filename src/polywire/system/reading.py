@@ -20,6 +20,7 @@ _WORDS: dict[type, str] = {
     str: "text",
     dict: "a table",
 }
+_TEXTS = "It has to be text, or an array of texts that is not empty."
 
 
 class FromEnvironment(str):
@@ -111,18 +112,22 @@ class Table:
     def number(self, key: str, *, least: float = 0.0) -> float | None:
         return self._at_least(key, self._typed(key, float), least)
 
-    def texts(self, key: str) -> tuple[str, ...] | None:
-        """A text, or an array of them; from the environment, with commas in between."""
+    def texts(self, key: str, *, or_none: bool = False) -> tuple[str, ...] | None:
+        """A text, or an array of them; from the environment, with commas in between, and empty there where there may
+        be none."""
         value = self._take(key)
         if value is None:
             return None
         if isinstance(value, FromEnvironment) and not value.lstrip().startswith("["):
-            return tuple(part.strip() for part in value.split(","))
+            parts = tuple(part.strip() for part in value.split(",") if part.strip())
+            if parts or or_none:
+                return parts
+            raise self.error(key, f"is {shown(value)}. {_TEXTS}")
         if isinstance(value, FromEnvironment):
             value = self._from_toml(key, value, "an array of texts")
         items = [value] if isinstance(value, str) else value
         if not isinstance(items, list) or not items or not all(isinstance(item, str) for item in items):
-            raise self.error(key, f"is {shown(value)}. It has to be text, or an array of texts that is not empty.")
+            raise self.error(key, f"is {shown(value)}. {_TEXTS}")
         return tuple(items)
 
     def table(self, key: str, kind: str) -> Table:

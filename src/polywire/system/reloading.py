@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from polywire.errors import SetupError
+from polywire.system.child import Child
 from polywire.system.file import SystemFile, load
 from polywire.system.relay import Relay
 from polywire.system.supervisor import Supervisor
@@ -35,8 +36,6 @@ class Reloading:
         self._file = os.path.abspath(system.file)
         self._relay = relay
         self._seen = dict(marks([self._file]))
-        self._failed: set[str] = set()
-        """Jobs whose code changed, and does not start."""
         self._overflowed = False
 
     async def run(self, supervisor: Supervisor) -> None:
@@ -45,13 +44,13 @@ class Reloading:
             changed = await self._changes(supervisor)
             names = self._concerned(supervisor, changed)
             if self._file in changed:
-                names = set(supervisor.children) if self._readable() else set()
+                new = self._followed()
+                if new is not None:
+                    supervisor.follow(new)
+                names = set() if new is None else set(supervisor.children)
             for name in [name for name in supervisor.stop_order()[::-1] if name in names]:
                 self._relay.say(f"{name} is started anew: {self._named(changed)} changed.")
-                if await supervisor.replace(name):
-                    self._failed.discard(name)
-                else:
-                    self._failed.add(name)
+                await supervisor.replace(name)
 
     async def _changes(self, supervisor: Supervisor) -> set[str]:
         """Wait until files changed, and then stayed as they are for a moment."""
@@ -69,12 +68,12 @@ class Reloading:
         if path in self._seen:
             return self._seen[path] != mark
         # Its code was told of just now, and may have changed since it was read.
-        began = [child.began for child in supervisor.children.values() if path in child.files]
+        began = [child.began for child in _told_by(supervisor) if path in child.files]
         return bool(began) and mark is not None and mark[0] > min(began) * 1e9
 
     def _watched(self, supervisor: Supervisor) -> list[str]:
         """All files, and the directories that they are in, where one may appear that was missing."""
-        files = {path for child in supervisor.children.values() for path in child.files}
+        files = {path for child in _told_by(supervisor) for path in child.files}
         if len(files) > MAX_FILES and not self._overflowed:
             self._overflowed = True
             self._relay.say(
@@ -87,17 +86,15 @@ class Reloading:
     def _concerned(self, supervisor: Supervisor, changed: Iterable[str]) -> set[str]:
         """Jobs with code from *changed* files; what does not start is tried again whatever changed."""
         files = set(changed)
-        return {name for name, child in supervisor.children.items() if child.files & files} | (
-            self._failed & set(supervisor.children)
-        )
+        return {name for name, child in supervisor.children.items() if child.files & files} | set(supervisor.failed)
 
-    def _readable(self) -> bool:
-        """Whether the system file, which changed, can be followed; if not, the reason is said."""
+    def _followed(self) -> SystemFile | None:
+        """The system file, which changed; None where it cannot be followed, and the reason is said."""
         try:
             new = load(self._system.file, profile=self._system.profile)
         except SetupError as error:
             self._relay.say(f"Everything goes on as it was: {error}", severity="ERROR")
-            return False
+            return None
         fixed = _fixed(self._system, new)
         if fixed:
             self._relay.say(
@@ -105,7 +102,8 @@ class Reloading:
                 "Stop `polywire up` and start it again.",
                 severity="WARNING",
             )
-        return not fixed
+            return None
+        return new
 
     def _named(self, changed: Iterable[str]) -> str:
         """Files as people know them, the first few."""
@@ -116,6 +114,11 @@ class Reloading:
         ]
         more = f" and {len(short) - 3} more" if len(short) > 3 else ""
         return ", ".join(short[:3]) + more or "the directory of its code"
+
+
+def _told_by(supervisor: Supervisor) -> list[Child]:
+    """Whose files are looked at: those of what does not start, too."""
+    return [*supervisor.children.values(), *supervisor.failed.values()]
 
 
 def marks(paths: Iterable[str]) -> Marks:

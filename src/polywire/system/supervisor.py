@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from polywire.errors import SetupError
 from polywire.system import environment
 from polywire.system.child import Child, State
+from polywire.system.file import SystemFile
 from polywire.system.forking import Forked
 from polywire.system.instances import Instance
 from polywire.system.relay import Relay
@@ -59,6 +60,8 @@ class Supervisor:
         self._forked = dict(forked or {})
         self.children: dict[str, Child] = {}
         """The process of each job that serves, is the only one to start, or was the last to end."""
+        self.failed: dict[str, Child] = {}
+        """The last process of each job that was to take another's place, and did not start."""
         self._others: dict[Child, Job] = {}
         """Processes beside these, that begin to take another's place, or whose place was taken."""
         self._turns = {job.name: asyncio.Lock() for job in jobs}
@@ -112,6 +115,12 @@ class Supervisor:
         }
         return start_order(needs)[::-1]
 
+    def follow(self, system: SystemFile) -> None:
+        """Let what starts from now on have the times of *system*; what runs keeps those that it was started with."""
+        for name, job in self._jobs.items():
+            timeouts = system.services[job.service].timeouts
+            self._jobs[name] = replace(job, start_timeout=timeouts.start, stop_timeout=timeouts.stop)
+
     async def replace(self, name: str) -> bool:
         """Start *name* anew, beside the process that runs; that one drains once the new one is ready.
 
@@ -125,20 +134,23 @@ class Supervisor:
                 await self._run(job, child)
             except SetupError as error:
                 del self._others[child]
+                self.failed[name] = child
                 self._relay.say(f"{name} goes on as it was. {error}", severity="ERROR")
                 return False
             del self._others[child]
+            self.failed.pop(name, None)
             before, self.children[name] = self.children[name], child
+            before.left.set()
             self._learn(job, child)
         self._relay.say(f"{name} runs the new code, at {child.address}.")
         self._others[before] = job
-        task = asyncio.create_task(self._retire(job, before))
+        task = asyncio.create_task(self._retire(before))
         self._retiring.add(task)
         task.add_done_callback(self._retiring.discard)
         return True
 
-    async def _retire(self, job: Job, child: Child) -> None:
-        await self._end(job, child)
+    async def _retire(self, child: Child) -> None:
+        await self._end(child)
         self._others.pop(child, None)
 
     async def _free_place(self, job: Job) -> Instance | None:
@@ -163,14 +175,16 @@ class Supervisor:
     def _learn(self, job: Job, child: Child) -> None:
         """New code may implement other contracts, and call other services."""
         self._serves[job.service] = child.serves
-        self._jobs[job.name] = replace(job, needs=child.needs)
+        self._jobs[job.name] = replace(self._jobs[job.name], needs=child.needs)
 
     async def _start(self, job: Job) -> None:
         """Start a service and wait until it is ready. Raises SetupError if that does not happen."""
         child = self.children[job.name] = Child(job.name, self._relay, await self._free_place(job))
         await self._run(job, child)
+        self.failed.pop(job.name, None)
 
     async def _run(self, job: Job, child: Child) -> None:
+        child.stop_timeout = job.stop_timeout
         forked = self._forked.pop(job.name, None)
         if forked is not None:
             await child.adopt(forked)
@@ -193,7 +207,10 @@ class Supervisor:
         environ = {**job.environ, **({} if child.instance is None else child.instance.environ())}
         if environment.RELOAD in environ:
             for service, serves in self._serves.items():
-                environ[environment.serves(service)] = serves
+                # As at the start: of what implements no contract nothing is said.
+                environ.pop(environment.serves(service), None)
+                if serves:
+                    environ[environment.serves(service)] = serves
             # What it serves itself, its code says.
             environ.pop(environment.serves(job.service), None)
         return environ
@@ -219,7 +236,7 @@ class Supervisor:
         since = time.monotonic()
         while True:
             child = self.children[job.name]
-            await child.ended.wait()
+            await child.left.wait()
             if child is not self.children[job.name]:
                 delay, since = FIRST_DELAY, time.monotonic()
                 continue
@@ -249,20 +266,19 @@ class Supervisor:
     async def _stop(self, child: Child, running: Sequence[Child]) -> None:
         callers = _callers(child.name, self._jobs)
         await asyncio.gather(*(other.ended.wait() for other in running if other.name in callers))
-        await self._end(self._jobs[child.name], child)
+        await self._end(child)
 
-    async def _end(self, job: Job, child: Child) -> None:
+    async def _end(self, child: Child) -> None:
         """Have a process drain, and end it where it does not end by itself."""
         if child.state is State.ENDED:
             return
         child.stop()
+        patience = child.stop_timeout + EXTRA
         try:
-            async with asyncio.timeout(job.stop_timeout + EXTRA):
+            async with asyncio.timeout(patience):
                 await child.ended.wait()
         except TimeoutError:
-            self._relay.say(
-                f"{job.name}: it did not stop within {job.stop_timeout + EXTRA:g} s and is killed.", severity="ERROR"
-            )
+            self._relay.say(f"{child.name}: it did not stop within {patience:g} s and is killed.", severity="ERROR")
             child.send(signal.SIGKILL)
             await child.ended.wait()
 

@@ -239,7 +239,7 @@ def _jobs(made: Plan, ports: Ports, format: LogFormat, *, reload: bool) -> list[
                 environ=environ,
                 needs=made.needs(name),
                 start_timeout=timeouts.start,
-                stop_timeout=timeouts.drain_delay + timeouts.grace,
+                stop_timeout=timeouts.stop,
                 instance=instance,
             )
         )
