@@ -529,13 +529,16 @@ class Channel:
         asked = _calling.get()
         rules = self._rules_of(rpc, asked)
         outgoing = self._outgoing(rules, asked, started)
+        sent = Requests(requests)
         try:
-            answer = await self._collect(rules, outgoing, asked, requests)
+            answer = await self._collect(rules, outgoing, asked, sent)
             code = "ok"
             if rules.fallback is not None:
                 rules.fallback.succeeded(outgoing, None, answer, self.now())
             return answer
         except CallError as error:
+            if error is sent.error:
+                raise
             code = error.code
             self.explained(error, outgoing)
             answer = NOTHING if rules.fallback is None else await self._instead(rules, outgoing, None, error, asked)
@@ -546,24 +549,22 @@ class Channel:
             self.tell(outgoing)
             rules.counters.count(code, self.now() - started)
 
-    async def _collect(
-        self, rules: CallRules, outgoing: Outgoing, asked: Calling | None, requests: AsyncIterator[Message]
-    ) -> Any:
+    async def _collect(self, rules: CallRules, outgoing: Outgoing, asked: Calling | None, requests: Requests) -> Any:
         stream, underway = await self._opened(rules, outgoing, asked)
         try:
             answer = await self._send_and_receive(rules.rpc, stream, requests)
             underway.ended(None)
             return answer
-        except CallError as error:
-            underway.ended(error)
-            raise
-        except BaseException:
-            underway.given_up()
-            stream.cancel()
+        except BaseException as error:
+            if isinstance(error, CallError) and error is not requests.error:
+                underway.ended(error)
+            else:
+                underway.given_up()
+                stream.cancel()
             raise
 
-    async def _send_and_receive(self, rpc: Rpc, stream: ClientStream, requests: AsyncIterator[Message]) -> Any:
-        sending = asyncio.get_running_loop().create_task(send_all(stream, requests))
+    async def _send_and_receive(self, rpc: Rpc, stream: ClientStream, requests: Requests) -> Any:
+        sending = asyncio.get_running_loop().create_task(requests.send_all(stream))
         try:
             answer = await _only_answer(rpc, stream, sending)
         finally:
@@ -595,14 +596,27 @@ def _waits(rules: CallRules, asked: Calling | None) -> bool:
     return rules.wait_for_ready
 
 
-async def send_all(stream: ClientStream, requests: AsyncIterator[Message]) -> None:
-    try:
-        async for request in requests:
-            await stream.send(request)
-    except CallError:
-        # The call is over; `receive` says how.
-        return
-    stream.end_requests()
+class Requests:
+    """The requests of a streaming call, as their own iterator has them."""
+
+    def __init__(self, iterator: AsyncIterator[Message]) -> None:
+        self._iterator = iterator
+        self.error: BaseException | None = None
+        """What the iterator raised, for the caller as it is: whatever it is, it says nothing of the call's target."""
+
+    async def send_all(self, stream: ClientStream) -> None:
+        """Send them, until the call is over. Raises what their iterator does."""
+        try:
+            async for request in self._iterator:
+                try:
+                    await stream.send(request)
+                except CallError:
+                    # The call is over; `receive` says how.
+                    return
+        except BaseException as error:
+            self.error = error
+            raise
+        stream.end_requests()
 
 
 async def _only_answer(rpc: Rpc, stream: ClientStream, sending: asyncio.Task[None]) -> Any:

@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 
 import pytest
 from tests.conformance.instances_support import (
+    PATIENCE,
     Answer,
     Ask,
     Desk,
@@ -31,6 +32,7 @@ from polywire.context import Call, _current
 from polywire.contract.policies import Policy
 from polywire.errors import CallError, ContractError, DeadlineExceeded, Internal, ResourceExhausted, Unavailable
 from polywire.policy.breaker import State
+from polywire.policy.window import Tally
 from polywire.system.file import parse
 
 QUICK = Breaker(minimum_calls=4, trials=2, open_time=0.05, jitter=0.0, growth=1.0)
@@ -38,6 +40,7 @@ SHORT = 0.3
 """Seconds of a deadline that is to pass."""
 STEADY = Ejection(enabled=False)
 KINDS = ("unary", "stream", "collect")
+FAILURES = (Unavailable("mine", reached="no"), ValueError("mine"))
 
 
 async def ask(desk: Desk, kind: str, text: str = "") -> Answer:
@@ -52,6 +55,11 @@ async def ask(desk: Desk, kind: str, text: str = "") -> Answer:
 
 async def once(text: str) -> AsyncIterator[Ask]:
     yield Ask(text=text)
+
+
+async def failing(text: str, failure: Exception) -> AsyncIterator[Ask]:
+    yield Ask(text=text)
+    raise failure
 
 
 def breaker_of(running: Running, kind: str) -> Any:
@@ -218,6 +226,25 @@ class PolicySuite:
             assert places_of(running, kind).running == 0
             running.first.mode = "answer"
             assert (await ask(running.desk, kind)).instance == 0
+
+    @pytest.mark.parametrize("failure", FAILURES, ids=["of a call", "of the program"])
+    async def test_what_the_requests_own_iterator_raises_is_counted_nowhere(self, failure: Exception) -> None:
+        never = Fallback(on=(CallError,), value=Answer(instance=-1))
+        async with self.running(1, Breaker(minimum_calls=1), Bulkhead(limit=1)) as running:
+            held = breaker_of(running, "collect")
+            for _ in range(3):
+                with pytest.raises(type(failure)) as caught, calling(never, timeout=PATIENCE):
+                    await running.desk.gather(failing("one", failure))
+                assert caught.value is failure
+            with pytest.raises(type(failure)) as caught:
+                _ = [answer async for answer in running.desk.talk(failing("one", failure))]
+            assert caught.value is failure
+            assert getattr(failure, "method", None) is None
+            assert (held.state, held._window.tally(running.channel.now())) == (State.CLOSED, Tally(0, 0, 0))
+            assert places_of(running, "collect").running == 0
+            counters = running.channel.counters["instances.v1.Desk/Gather"]
+            assert (counters.codes, counters.fallbacks) == ({"ok": 0, "cancelled": 3}, 0)
+            assert running.channel.counters["instances.v1.Desk/Talk"].codes == {"ok": 0, "cancelled": 1}
 
     async def test_a_failure_from_before_it_opened_does_not_count_once_it_has_closed(self) -> None:
         async with self.running(1, QUICK) as running:

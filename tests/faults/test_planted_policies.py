@@ -9,6 +9,8 @@ from collections.abc import Iterator
 import pytest
 from tests.faults.planting_support import Bug, find
 
+from polywire.errors import Unavailable
+
 CHANNEL = "polywire.channel:Channel"
 RULES = "polywire.call_rules:CallRules"
 BOOK = "polywire.call_rules:RuleBook"
@@ -17,6 +19,7 @@ LOCAL = "tests.conformance.test_policies_on_wires:TestLocalPolicies"
 CANCELLED_TRIAL = f"{LOCAL}.test_a_cancelled_trial_leaves_its_permit_to_the_next_call"
 CANCELLED_PLACE = f"{LOCAL}.test_a_cancelled_call_gives_its_place_to_the_next_one"
 EXACTLY = f"{LOCAL}.test_half_open_exactly_so_many_calls_come_through_and_then_it_closes"
+OWN_ITERATOR = f"{LOCAL}.test_what_the_requests_own_iterator_raises_is_counted_nowhere"
 IMPATIENCE = 5.0
 """Seconds after which a test that waits for what a bug keeps from happening counts as failed."""
 IS_CANCELLED = 'type(error).__name__ == "CancelledError"'
@@ -68,6 +71,19 @@ BUGS = {
         'self.breaker.failed(permit, error if isinstance(error, Exception) else Unavailable("", reached="no"),',
         f"{LOCAL}.test_cancelled_calls_never_open_a_breaker",
         ("unary",),
+    ),
+    "an error of the requests' own iterator is held against the target": Bug(
+        f"{CHANNEL}._collect", "error is not requests.error", "True", OWN_ITERATOR, (Unavailable("mine", reached="no"),)
+    ),
+    "a fallback answers for an error of the requests' own iterator": Bug(
+        f"{CHANNEL}.collect", "error is sent.error", "False", OWN_ITERATOR, (Unavailable("mine", reached="no"),)
+    ),
+    "an error of the requests' own iterator is lost in a conversation": Bug(
+        "polywire.client:ResponseStream._requests_failed",
+        "requests.error is not None",
+        "False",
+        OWN_ITERATOR,
+        (ValueError("mine"),),
     ),
     "a stale result is counted": Bug(
         f"{RULES}.failed",

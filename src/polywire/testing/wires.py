@@ -690,17 +690,46 @@ class WireSuite(ErrorRules):
                 assert (await served.client(Probe).total(amounts())).amount == 1000
 
     async def test_an_exception_among_the_requests_reaches_the_caller_as_it_is(self) -> None:
-        async def amounts() -> AsyncIterator[Amount]:
+        async def amounts(failure: Exception) -> AsyncIterator[Amount]:
             yield Amount(amount=1)
-            raise ZeroDivisionError("mine")
+            raise failure
 
         async with self.serving(ProbeService()) as served:
-            try:
-                await served.client(Probe).total(amounts())
-            except ZeroDivisionError as error:
-                assert str(error) == "mine"
-            else:
-                raise AssertionError("the exception was lost")
+            # An error of another call is the requests' own as well, and none of this call.
+            for failure in (ZeroDivisionError("mine"), Unavailable("mine", reached="no")):
+                try:
+                    async with asyncio.timeout(SOON):
+                        await served.client(Probe).total(amounts(failure))
+                except (ZeroDivisionError, Unavailable) as error:
+                    assert error is failure
+                else:
+                    raise AssertionError("the exception was lost")
+
+    async def test_an_exception_among_the_requests_of_a_conversation_reaches_its_reader_as_it_is(self) -> None:
+        if not self.bidirectional:
+            return
+        service = ProbeService()
+        failing = asyncio.Event()
+
+        async def texts(failure: Exception) -> AsyncIterator[Text]:
+            yield Text(text="hello")
+            await failing.wait()
+            raise failure
+
+        async with self.serving(service) as served, asyncio.timeout(SOON):
+            for failure in (ZeroDivisionError("mine"), Unavailable("mine", reached="no")):
+                service.ended.clear()
+                conversation = served.client(Probe).chat(texts(failure))
+                assert (await anext(conversation)).text == "HELLO"
+                asyncio.get_running_loop().call_soon(failing.set)  # while the reader waits
+                try:
+                    await anext(conversation)
+                except (ZeroDivisionError, Unavailable) as error:
+                    assert error is failure
+                else:
+                    raise AssertionError("the exception was lost")
+                await service.until(service.ended, "chat")
+                failing.clear()
 
     async def test_a_conversation_goes_back_and_forth(self) -> None:
         if not self.bidirectional:
