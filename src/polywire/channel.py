@@ -248,7 +248,17 @@ class Channel:
         Raises Unavailable where the breaker is open and the call does not wait for its target to be ready, and what
         `entered` does.
         """
-        permit = permit or await self._permit(rules, outgoing, wait_for_ready)
+        breaker, places = rules.breaker, rules.places
+        permit = await self._placed(rules, outgoing, permit or await self._permit(rules, outgoing, wait_for_ready))
+        # The calls that it waited for may have opened the breaker, and others may have closed it again.
+        while not breaker.holds(permit) and not (permit := breaker.admit(self.now())):
+            places.leave(self.now(), places.typical)
+            permit = await self._placed(rules, outgoing, await self._permit(rules, outgoing, wait_for_ready))
+        self._start_attempt(outgoing, outgoing.call_deadline)
+        return permit
+
+    async def _placed(self, rules: CallRules, outgoing: Outgoing, permit: int) -> int:
+        """Back with a place for the call that has *permit*, which is given back where it gets none."""
         try:
             await entered(
                 rules.places,
@@ -263,7 +273,6 @@ class Channel:
                 # There is no room for it here: neither we nor those above need send it again.
                 error.retry_after = DO_NOT_RETRY
             raise
-        self._start_attempt(outgoing, outgoing.call_deadline)
         return permit
 
     async def _permit(self, rules: CallRules, outgoing: Outgoing, wait_for_ready: bool) -> int:

@@ -330,6 +330,47 @@ class PolicySuite:
             await first
             assert running.first.seen == ["first"]
 
+    async def test_calls_that_wait_for_a_place_do_not_go_past_a_breaker_that_opens_meanwhile(self, kind: str) -> None:
+        sharp = Breaker(minimum_calls=1, open_time=60.0, jitter=0.0)
+        async with self.running(1) as running:
+            running.first.mode = "fail late"
+            with calling(sharp, Bulkhead(limit=20, queue=80)):
+                calls = [asyncio.ensure_future(ask(running.desk, kind, str(number))) for number in range(100)]
+                await until(lambda: running.seen == 20)
+                running.first.gate.set()
+                results = await asyncio.gather(*calls, return_exceptions=True)
+            refused = [result for result in results if isinstance(result, Unavailable)]
+            assert [type(result) for result in results].count(Internal) == 20
+            assert (len(refused), {error.reached for error in refused}) == (80, {"no"})
+            assert running.seen == 20
+            # Whoever was refused has left its place.
+            running.first.mode = "wait"
+            running.first.gate.clear()
+            with calling(Breaker(enabled=False), Bulkhead(limit=20, queue=80)):
+                calls = [asyncio.ensure_future(ask(running.desk, kind, str(number))) for number in range(20)]
+                await until(lambda: running.seen == 40)
+                running.first.gate.set()
+                assert await outcomes(calls) == ["ok"] * 20
+
+    async def test_a_call_that_waits_for_its_target_gets_a_permit_anew_where_the_breaker_opened_in_the_queue(
+        self,
+    ) -> None:
+        at_once = Breaker(minimum_calls=1, trials=2, open_time=0.05, jitter=0.0)
+        async with self.running(1, at_once, Bulkhead(limit=1, queue=8)) as running:
+            running.first.mode = "fail late"
+            failing = asyncio.ensure_future(running.desk.read(Ask(text="failing")))
+            await until(lambda: running.seen == 1)
+            with calling(wait_for_ready=True):
+                patient = [asyncio.ensure_future(running.desk.read(Ask(text=f"patient{n}"))) for n in range(4)]
+            await until(lambda: places_of(running, "unary").waiting == 4)
+            running.first.gate.set()
+            running.first.mode = "answer"
+            assert await outcomes([failing]) == ["internal"]
+            assert await outcomes(patient) == ["ok"] * 4
+            held = breaker_of(running, "unary")
+            assert [change.new.value for change in held.changes] == ["open", "half_open", "closed"]
+            assert places_of(running, "unary").running == 0
+
     async def test_the_time_in_the_queue_is_taken_off_what_the_target_is_given(self) -> None:
         async with self.running(1, Bulkhead(limit=1, queue=8)) as running:
             running.first.mode = "wait"

@@ -42,7 +42,7 @@ BUGS = {
         f"{UNDERWAY}.given_up", "self.rules.breaker.release(permit)", "pass", CANCELLED_TRIAL, ("stream",)
     ),
     "a permit leaks with a call that is cancelled in the queue": Bug(
-        f"{CHANNEL}._turn",
+        f"{CHANNEL}._placed",
         "rules.breaker.release(permit)",
         "pass",
         f"{LOCAL}.test_a_trial_that_is_cancelled_while_it_waits_for_a_place_leaves_its_permit",
@@ -140,8 +140,22 @@ BUGS = {
         "deadline is None",
         "tests.unit.test_channel:test_a_call_never_outlives_the_call_that_it_is_part_of",
     ),
-    "the queue does not know the deadline": Bug(
+    "what waited in the queue goes past an open breaker": Bug(
         f"{CHANNEL}._turn",
+        "not breaker.holds(permit)",
+        "False",
+        f"{LOCAL}.test_calls_that_wait_for_a_place_do_not_go_past_a_breaker_that_opens_meanwhile",
+        ("unary",),
+    ),
+    "who is refused after its wait keeps its place": Bug(
+        f"{CHANNEL}._turn",
+        "places.leave(self.now(), places.typical)",
+        "pass",
+        f"{LOCAL}.test_calls_that_wait_for_a_place_do_not_go_past_a_breaker_that_opens_meanwhile",
+        ("unary",),
+    ),
+    "the queue does not know the deadline": Bug(
+        f"{CHANNEL}._placed",
         "deadline=outgoing.call_deadline,",
         "deadline=None,",
         f"{LOCAL}.test_a_call_that_would_miss_its_deadline_in_the_queue_does_not_reach_the_target",
