@@ -25,12 +25,18 @@ from polywire.policy.levels import Levels
 from polywire.policy.retry import RetryBudget, is_retryable
 from polywire.telemetry.counters import Counters
 from polywire.wire.request_id import new_request_id
-from polywire.wire.seam import IDEMPOTENCY_KEY, PRIORITY, ClientStream, EndpointWire, Outgoing, not_in_time
+from polywire.wire.seam import (
+    IDEMPOTENCY_KEY,
+    NO_PRIORITY,
+    PRIORITIES,
+    PRIORITY,
+    ClientStream,
+    EndpointWire,
+    Outgoing,
+    not_in_time,
+)
 
 log = logging.getLogger("polywire.client")
-
-
-BACKGROUND = Priority.BACKGROUND
 
 
 def _as_it_is(wire: EndpointWire) -> EndpointWire:
@@ -404,10 +410,13 @@ class Channel:
             asked.fallback = False
             if asked.idempotency_key is not None:
                 metadata = (*metadata, (IDEMPOTENCY_KEY, asked.idempotency_key))
-            if asked.priority is not None:
-                metadata = (*metadata, (PRIORITY, asked.priority))
         deadline = None if timeout is None else now + timeout
         parent = _current.get()
+        priority = NO_PRIORITY if parent is None else parent.priority
+        if asked is not None and asked.priority is not None:
+            priority = min(priority, PRIORITIES[asked.priority])
+        if priority < NO_PRIORITY:
+            metadata = (*metadata, (PRIORITY, Priority(priority).name.lower()))
         if parent is None:
             outgoing = Outgoing(rpc, deadline, timeout, new_request_id(), metadata)
         else:
@@ -433,8 +442,6 @@ class Channel:
         if parent.deadline is not None and (deadline is None or parent.deadline < deadline):
             deadline = parent.deadline
             timeout = deadline - now
-        if parent.priority == BACKGROUND:
-            metadata = (*metadata, (PRIORITY, "background"))
         outgoing = Outgoing(rpc, deadline, timeout, parent.request_id or new_request_id(), metadata)
         if deadline is not None and deadline <= now:
             raise self.explained(

@@ -154,6 +154,20 @@ BUGS = {
         f"{LOCAL}.test_calls_that_wait_for_a_place_do_not_go_past_a_breaker_that_opens_meanwhile",
         ("unary",),
     ),
+    "a priority rises on its way": Bug(
+        f"{CHANNEL}._outgoing",
+        "min(priority, PRIORITIES[asked.priority])",
+        "PRIORITIES[asked.priority]",
+        "tests.wire.test_shedding_wires:test_what_a_call_may_claim_travels_and_never_rises_on_its_way",
+        ("grpc",),
+    ),
+    "a priority does not travel on": Bug(
+        f"{CHANNEL}._outgoing",
+        "NO_PRIORITY if parent is None else parent.priority",
+        "NO_PRIORITY",
+        "tests.wire.test_shedding_wires:test_what_a_call_may_claim_travels_and_never_rises_on_its_way",
+        ("http",),
+    ),
     "the queue does not know the deadline": Bug(
         f"{CHANNEL}._placed",
         "deadline=outgoing.call_deadline,",

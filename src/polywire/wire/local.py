@@ -189,7 +189,8 @@ class LocalWire:
         call.peer_certificate = self._certificate
         call.principal = outgoing.principal
         if outgoing.metadata:
-            call.priority = priority_from(str(metadata.get(PRIORITY, "")).encode())
+            for value in metadata.get_all(PRIORITY):
+                call.priority = priority_from(str(value).encode(), call.priority)
         call.traceparent = outgoing.traceparent
         call.tracestate = outgoing.tracestate
         call.baggage = outgoing.baggage

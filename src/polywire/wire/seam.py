@@ -42,7 +42,8 @@ PRIORITY = "polywire-priority"
 """Of a call that its caller takes back behind others: `background` or `normal`."""
 NO_PRIORITY = int(Priority.CRITICAL)
 """Of a call whose caller does not take it back."""
-_PRIORITIES = {b"background": int(Priority.BACKGROUND), b"normal": int(Priority.NORMAL)}
+PRIORITIES = {"background": int(Priority.BACKGROUND), "normal": int(Priority.NORMAL)}
+"""What a caller may take its call back to."""
 
 MAX_REQUEST_ID = 128
 
@@ -332,9 +333,14 @@ def decode_binary(value: bytes) -> bytes:
         raise ValueError("not base64") from error
 
 
-def priority_from(value: bytes) -> int:
-    """What a header says about how much a call matters to its caller; what is not known changes nothing."""
-    return _PRIORITIES.get(value, NO_PRIORITY)
+def priority_from(value: bytes, known: int = NO_PRIORITY) -> int:
+    """How much a call matters to its caller by what a header says; what is not known changes nothing.
+
+    *known* is what the headers before it said: where it is repeated, be it in one line, the lowest counts.
+    """
+    for part in value.split(b","):
+        known = min(known, PRIORITIES.get(part.strip().decode("latin-1"), NO_PRIORITY))
+    return known
 
 
 def request_id_from(value: bytes | None) -> str:
