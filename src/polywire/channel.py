@@ -390,9 +390,14 @@ class Channel:
     ) -> Any:
         """What the caller gets instead of *error*, NOTHING where that stands."""
         assert rules.fallback is not None  # noqa: S101 - whoever calls this has looked
-        answer = rules.fallback.instead(outgoing, request, error, self.now())
-        if isawaitable(answer):
-            answer = await answer
+        # What was asked of the call does not hold for those that the function makes, this fallback least of all.
+        token = _calling.set(None)
+        try:
+            answer = rules.fallback.instead(outgoing, request, error, self.now())
+            if isawaitable(answer):
+                answer = await answer
+        finally:
+            _calling.reset(token)
         if answer is not NOTHING:
             rules.fallback.used(answer, error, self.now())
             if asked is not None:

@@ -28,7 +28,7 @@ from tests.conformance.instances_support import (
 
 from polywire import Balance, Breaker, Bulkhead, Ejection, Fallback, Hedge, Retry, calling
 from polywire.channel import CallDefaults
-from polywire.context import Call, _current
+from polywire.context import Call, Calling, _current, calling_or_none
 from polywire.contract.policies import Policy
 from polywire.errors import CallError, ContractError, DeadlineExceeded, Internal, ResourceExhausted, Unavailable
 from polywire.policy.breaker import State
@@ -655,6 +655,39 @@ class PolicySuite:
             with calling(Fallback(function=instead)):
                 answer = await running.desk.read(Ask(text="who"))
             assert answer == Answer(instance=-1, text="who internal instances.v1.Desk/Read")
+
+    @pytest.mark.parametrize("kind", ["unary", "collect"])
+    async def test_nothing_that_was_asked_of_a_call_holds_for_those_that_its_fallback_makes(self, kind: str) -> None:
+        asked: list[str] = []
+        noted: list[Calling | None] = []
+
+        async def instead(_ask: Ask | None, error: CallError) -> Answer:
+            asked.append(error.code)
+            noted.append(calling_or_none())
+            return await running.desk.look(Ask(text="instead"))
+
+        def at_once(_ask: Ask | None, _error: CallError) -> Answer:
+            noted.append(calling_or_none())
+            return Answer(instance=-1)
+
+        async with self.running(1) as running:
+            running.first.mode = "internal"
+            for function in (instead, at_once):
+                with calling(
+                    Fallback(function=function), timeout=20.0, metadata={"tenant": "a"}, idempotency_key="k"
+                ) as block:
+                    if function is instead:
+                        with pytest.raises(Internal) as caught:
+                            await ask(running.desk, kind)
+                        assert caught.value.method == "instances.v1.Desk/Look"
+                    else:
+                        assert (await ask(running.desk, kind)).instance == -1
+                    assert calling_or_none() is block
+            assert (asked, noted) == (["internal"], [None, None])
+            assert running.first.seen == ["", "instead", ""]
+            left = running.first.left[1]
+            assert left is not None
+            assert left > 20.0
 
     async def test_the_last_good_answer_to_the_same_question_is_given_again(self) -> None:
         async with self.running(1, Fallback(last_good=60.0)) as running:

@@ -85,6 +85,13 @@ BUGS = {
         OWN_ITERATOR,
         (ValueError("mine"),),
     ),
+    "what is asked of a call is asked of those that its fallback makes": Bug(
+        f"{CHANNEL}._instead",
+        "_calling.set(None)",
+        "_calling.set(_calling.get())",
+        f"{LOCAL}.test_nothing_that_was_asked_of_a_call_holds_for_those_that_its_fallback_makes",
+        ("unary",),
+    ),
     "a stale result is counted": Bug(
         f"{RULES}.failed",
         "self.breaker.failed(permit,",
