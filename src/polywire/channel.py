@@ -362,16 +362,19 @@ class Channel:
         repeatable = rpc.idempotent or (asked is not None and asked.idempotency_key is not None)
         if not is_retryable(error, repeatable=repeatable):
             return False
+        if retry.attempts == 1:
+            # There is nothing to multiply: retrying is switched off here, and left to whoever called us.
+            return False
+        if outgoing.attempt >= retry.attempts:
+            # Whoever called us must not multiply these attempts by its own, however much time is left.
+            error.retry_after = DO_NOT_RETRY
+            return False
         now = self.now()
         delay = max(retry.delay(outgoing.attempt, self._clock.random()), error.retry_after or 0.0)
         deadline = outgoing.call_deadline
         if deadline is not None and now + delay >= deadline:
             return False
-        if retry.attempts == 1:
-            # There is nothing to multiply: retrying is switched off here, and left to whoever called us.
-            return False
-        if outgoing.attempt >= retry.attempts or not self.budget.take(now):
-            # Whoever called us must not multiply these attempts by its own.
+        if not self.budget.take(now):
             error.retry_after = DO_NOT_RETRY
             return False
         await self._clock.sleep(delay)

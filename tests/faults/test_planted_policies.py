@@ -92,6 +92,12 @@ BUGS = {
         f"{LOCAL}.test_nothing_that_was_asked_of_a_call_holds_for_those_that_its_fallback_makes",
         ("unary",),
     ),
+    "retries that are used up near the deadline are multiplied": Bug(
+        f"{CHANNEL}._may_retry",
+        "if outgoing.attempt >= retry.attempts:",
+        "if outgoing.attempt >= retry.attempts and outgoing.call_deadline - self.now() > 1:",
+        "tests.unit.test_channel:test_retries_that_are_used_up_near_the_deadline_are_not_multiplied_either",
+    ),
     "a stale result is counted": Bug(
         f"{RULES}.failed",
         "self.breaker.failed(permit,",

@@ -229,6 +229,31 @@ async def test_an_error_that_used_its_retries_up_is_not_retried_by_those_above()
     assert above.calls == 1
 
 
+async def test_retries_that_are_used_up_near_the_deadline_are_not_multiplied_either() -> None:
+    below = World(
+        [ResourceExhausted("slow down", retry_after=1.5) for _ in range(9)],
+        defaults=CallDefaults(retry=Retry(attempts=2)),
+    )
+    with pytest.raises(ResourceExhausted) as caught:
+        await below.run(below.client.safe(Ping()))
+    # A third attempt would come after the deadline, which is 2 seconds after the start.
+    assert (below.calls, caught.value.attempts, caught.value.retry_after) == (2, 2, DO_NOT_RETRY)
+    above = World([caught.value])
+    with pytest.raises(ResourceExhausted):
+        await above.run(above.client.safe(Ping()))
+    assert above.calls == 1
+
+
+async def test_a_retry_that_the_deadline_forbids_costs_nothing_of_the_budget_and_is_left_to_those_above() -> None:
+    below = World([ResourceExhausted("slow down", retry_after=2.5) for _ in range(20)])
+    taken = below.channel.budget._retries
+    for _ in range(20):
+        with pytest.raises(ResourceExhausted) as caught:
+            await below.run(below.client.safe(Ping()))
+        assert caught.value.retry_after == 2.5
+    assert (below.calls, sum(taken)) == (20, 0)
+
+
 async def test_where_retrying_is_switched_off_it_is_left_to_those_above() -> None:
     below = World([Unavailable("down", reached="no")], defaults=CallDefaults(retry=Retry(attempts=1)))
     with pytest.raises(Unavailable) as caught:
