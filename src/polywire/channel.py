@@ -54,7 +54,8 @@ class Endpoints:
         self._open_wire = open_wire
         self._clock = clock
         self._resolving: asyncio.Task[None] | None = None
-        self._leaving: set[asyncio.Task[None]] = set()
+        self._leaving: dict[asyncio.Task[None], EndpointWire] = {}
+        self._closed = False
         self._timer: Timer | None = None
         self._reason = ""
         self._asked = 0.0
@@ -62,8 +63,12 @@ class Endpoints:
 
     async def find(self) -> tuple[EndpointWire, ...]:
         """The endpoints; waits for the first answer of the resolver. Raises Unavailable where it has none."""
-        if not self.current:
-            await asyncio.shield(self._resolve())
+        if not self.current and not self._closed:
+            resolving = self._resolve()
+            # Waited for from outside: it goes on where this caller is cancelled, and is cancelled itself by `close`.
+            await asyncio.wait([resolving])
+            if not resolving.cancelled():
+                resolving.result()
         if not self.current:
             raise Unavailable(f"No endpoint was found: {self._reason}.", reached="no")
         return self.current
@@ -75,7 +80,9 @@ class Endpoints:
 
     def look_again(self) -> None:
         """An endpoint failed: ask the resolver now, in the background, but not more than once a second."""
-        if self._resolver.refresh is not None and self._clock.monotonic() >= self._asked + 1.0:
+        if self._resolver.refresh is None or self._closed:
+            return
+        if self._clock.monotonic() >= self._asked + 1.0:
             self._resolve()
 
     def _resolve(self) -> asyncio.Task[None]:
@@ -102,17 +109,21 @@ class Endpoints:
         )
         for gone in known.values():
             task = asyncio.get_running_loop().create_task(gone.drain())
-            self._leaving.add(task)
-            task.add_done_callback(self._leaving.discard)
+            self._leaving[task] = gone
+            task.add_done_callback(self._leaving.pop)
 
     async def close(self) -> None:
+        """Close all wires, those that were being drained too. Calls under way fail with Unavailable."""
+        self._closed = True
+        self._reason = "the channel was closed"
         if self._timer is not None:
             self._timer.cancel()
+        wires = [*self._leaving.values(), *self.current]
         tasks = [task for task in (self._resolving, *self._leaving) if task is not None]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        for wire in self.current:
+        for wire in wires:
             await wire.close()
 
 

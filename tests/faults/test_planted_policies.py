@@ -98,6 +98,19 @@ BUGS = {
         "if outgoing.attempt >= retry.attempts and outgoing.call_deadline - self.now() > 1:",
         "tests.unit.test_channel:test_retries_that_are_used_up_near_the_deadline_are_not_multiplied_either",
     ),
+    "who waits for an endpoint is cancelled with the look-up": Bug(
+        "polywire.channel:Endpoints.find",
+        "if not resolving.cancelled():",
+        "if True:",
+        "tests.unit.test_channel"
+        ":test_calls_that_wait_for_an_endpoint_when_the_channel_is_closed_are_unavailable_and_not_cancelled",
+    ),
+    "wires that are being drained are left open": Bug(
+        "polywire.channel:Endpoints.close",
+        "*self._leaving.values(), ",
+        "",
+        "tests.unit.test_channel:test_wires_that_are_still_being_drained_are_closed_with_the_channel",
+    ),
     "a stale result is counted": Bug(
         f"{RULES}.failed",
         "self.breaker.failed(permit,",

@@ -321,6 +321,67 @@ async def test_endpoints_follow_what_dns_says_and_those_that_left_are_drained() 
     assert world.wires["10.0.0.3:80"].closed
 
 
+class Silence(Names):
+    """A name server that does not answer before it is told to."""
+
+    def __init__(self, *addresses: str) -> None:
+        super().__init__(*addresses)
+        self.gate = asyncio.Event()
+
+    async def __call__(self, host: str, port: int) -> Sequence[str]:
+        self.asked += 1
+        await self.gate.wait()
+        return [f"{address}:{port}" for address in self.addresses]
+
+
+async def test_calls_that_wait_for_an_endpoint_when_the_channel_is_closed_are_unavailable_and_not_cancelled() -> None:
+    names = Silence("10.0.0.1")
+    world = World(resolver=DnsResolver("orders", 80, refresh=30.0, lookup=names))
+    with calling(Retry(attempts=1)):
+        calls = [asyncio.create_task(world.client.safe(Ping())) for _ in range(2)]
+    given_up = asyncio.create_task(world.client.safe(Ping()))
+    await settle()
+    given_up.cancel()
+    await asyncio.wait([given_up])
+    assert given_up.cancelled()
+    assert not any(call.done() for call in calls)
+    await world.channel.close()
+    for error in await asyncio.gather(*calls, return_exceptions=True):
+        assert type(error) is Unavailable
+        assert (error.message, error.reached) == ("No endpoint was found: the channel was closed.", "no")
+    with pytest.raises(Unavailable) as caught:
+        await world.run(world.client.safe(Ping()))
+    assert str(caught.value) == "No endpoint was found: the channel was closed."
+    await world.clock.advance(100.0)
+    assert (names.asked, world.wires) == (1, {})
+
+
+class Busy(ScriptedWire):
+    """A wire with calls that do not end."""
+
+    async def drain(self) -> None:
+        await asyncio.Event().wait()
+
+
+async def test_wires_that_are_still_being_drained_are_closed_with_the_channel() -> None:
+    names = Names("10.0.0.1", "10.0.0.2")
+    clock = ManualClock()
+    wires: dict[str, Busy] = {}
+    endpoints = Endpoints(
+        DnsResolver("orders", 80, refresh=30.0, lookup=names),
+        lambda name: wires.setdefault(name, Busy(name)),
+        clock=clock,
+    )
+    await endpoints.find()
+    names.addresses = ("10.0.0.2",)
+    await clock.advance(31.0)
+    assert [wire.address for wire in endpoints.current] == ["10.0.0.2:80"]
+    assert not wires["10.0.0.1:80"].closed
+    await endpoints.close()
+    assert [wire.closed for wire in wires.values()] == [True, True]
+    await endpoints.close()
+
+
 async def test_a_name_server_that_is_down_does_not_take_known_endpoints_along() -> None:
     names = Names("10.0.0.1")
     world = World(resolver=DnsResolver("orders", 80, refresh=30.0, lookup=names))
