@@ -333,6 +333,7 @@ class Channel:
             return answer
         finally:
             outgoing.attempt += len(sent) - 1
+            outgoing.copied_to = [other.wire for other in sent[1:] if other.wire is not None]
 
     def _copy_sent(self, rules: CallRules) -> None:
         rules.counters.hedges += 1
@@ -355,6 +356,7 @@ class Channel:
         while True:
             if outgoing.wire is not None:
                 tried.append(outgoing.wire)
+            tried.extend(outgoing.copied_to)
             reached = reached or not isinstance(error, Unavailable) or error.reached != "no"
             if not await self._may_retry(rules, outgoing, error, asked):
                 if reached and isinstance(error, Unavailable):

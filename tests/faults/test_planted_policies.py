@@ -224,6 +224,12 @@ BUGS = {
         "None",
         f"{LOCAL}.test_the_last_good_answer_to_the_same_question_is_given_again",
     ),
+    "a retry goes to an endpoint that a copy went to": Bug(
+        f"{CHANNEL}._again",
+        "tried.extend(outgoing.copied_to)",
+        "pass",
+        "tests.unit.test_channel:test_a_retry_goes_to_none_of_the_instances_that_copies_went_to",
+    ),
     "a retry goes to the endpoint that failed": Bug(
         f"{CHANNEL}._again",
         "tried.append(outgoing.wire)",

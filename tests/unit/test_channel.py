@@ -12,7 +12,7 @@ from polywire import Contract, Message, calling, rpc
 from polywire.channel import CallDefaults, Channel, Endpoints
 from polywire.client import client_for
 from polywire.context import Call, _current
-from polywire.contract.policies import Breaker
+from polywire.contract.policies import Breaker, Hedge
 from polywire.discovery import DnsResolver, Resolver, StaticResolver
 from polywire.errors import (
     DO_NOT_RETRY,
@@ -153,6 +153,37 @@ async def test_another_instance_is_tried_when_one_is_down() -> None:
         first, second = world.wires.values()
         assert len(second.seen) == 1
         assert len(first.seen) <= 1
+
+
+class InTurn(ScriptedWire):
+    """One of several wires that share a script: an error or None each, after so many seconds."""
+
+    def __init__(self, address: str, clock: ManualClock, turns: list[tuple[float, CallError | None]]) -> None:
+        super().__init__(address)
+        self.clock = clock
+        self.turns = turns
+
+    async def unary(self, outgoing: Outgoing, encoded: Any, *, wait_for_ready: bool = False) -> Any:
+        self.seen.append((outgoing.timeout, outgoing.attempt))
+        seconds, error = self.turns.pop(0)
+        await self.clock.sleep(seconds)
+        if error is not None:
+            raise error
+        return encoded
+
+
+async def test_a_retry_goes_to_none_of_the_instances_that_copies_went_to() -> None:
+    for _ in range(20):
+        world = World([], [], [], defaults=CallDefaults(policies=(Hedge(after=0.1, copies=1),)))
+        turns: list[tuple[float, CallError | None]] = [
+            (0.5, Unavailable("down", reached="no")),
+            (0.0, Unavailable("down", reached="no")),
+            (0.0, None),
+        ]
+        wires = {name: InTurn(name, world.clock, turns) for name in ("host:0", "host:1", "host:2")}
+        world.channel.endpoints._open_wire = wires.__getitem__
+        assert await world.run(world.client.safe(Ping(text="a"))) == Ping(text="a")
+        assert [len(wire.seen) for wire in wires.values()] == [1, 1, 1]
 
 
 async def test_pushback_is_waited_for() -> None:

@@ -77,6 +77,8 @@ class Outgoing:
     """Seconds that one attempt may take of the time of the call."""
     wire: EndpointWire | None = None
     """Set by the channel: the endpoint that the attempt goes to."""
+    copied_to: Sequence[EndpointWire] = ()
+    """Set by the channel: those that copies of the attempt went to."""
 
     def __init__(
         self,
