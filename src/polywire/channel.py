@@ -182,12 +182,16 @@ class Channel:
         outgoing = self._outgoing(rules, asked, started)
         wait_for_ready = _waits(rules, asked)
         code = "ok"
+        began = started
         try:
-            endpoints = self.endpoints.current or await self._find(outgoing)
+            endpoints = self.endpoints.current
+            if not endpoints:
+                endpoints = await self._find(outgoing)
+                began = self.now()  # how long the look-up took says nothing of the endpoint
             encoded = endpoints[0].encode(rpc, request)
             try:
                 if rules.hedging is None:
-                    answer = await self._attempt(rules, outgoing, request, encoded, wait_for_ready, (), started)
+                    answer = await self._attempt(rules, outgoing, request, encoded, wait_for_ready, (), began)
                 else:
                     answer = await self._send(rules, outgoing, request, encoded, wait_for_ready, ())
             except CallError as error:
@@ -242,7 +246,10 @@ class Channel:
             began = self.now()
         compared: EndpointWire | None = None
         try:
-            endpoints = self.endpoints.current or await self._find(outgoing)
+            endpoints = self.endpoints.current
+            if not endpoints:
+                endpoints = await self._find(outgoing)
+                began = self.now()
             if len(endpoints) == 1:
                 wire = endpoints[0]
             else:
@@ -488,11 +495,14 @@ class Channel:
         outgoing.timeout = None if deadline is None else deadline - now
 
     async def _find(self, outgoing: Outgoing) -> tuple[EndpointWire, ...]:
+        """The endpoints, as soon as they are known; the attempt starts then, with the time that is left."""
         try:
             async with asyncio.timeout(outgoing.timeout):
-                return await self.endpoints.find()
+                endpoints = await self.endpoints.find()
         except TimeoutError:
             raise not_in_time(outgoing) from None
+        self._start_attempt(outgoing, outgoing.call_deadline)
+        return endpoints
 
     def explained(self, error: CallError, outgoing: Outgoing) -> CallError:
         error.method = outgoing.rpc.full_name
@@ -545,7 +555,10 @@ class Channel:
             began = self.now()
         underway = Underway(rules, permit, began, self._clock, self._alarms)
         try:
-            endpoints = self.endpoints.current or await self._find(outgoing)
+            endpoints = self.endpoints.current
+            if not endpoints:
+                endpoints = await self._find(outgoing)
+                underway.began = began = self.now()
             if len(endpoints) == 1:
                 wire = endpoints[0]
             else:

@@ -230,6 +230,20 @@ BUGS = {
         "pass",
         "tests.unit.test_channel:test_a_retry_goes_to_none_of_the_instances_that_copies_went_to",
     ),
+    "a slow look-up makes an endpoint look slow": Bug(
+        f"{CHANNEL}.unary",
+        "began = self.now()",
+        "self.now()",
+        "tests.unit.test_channel:test_the_time_of_the_first_look_up_is_not_held_against_the_endpoint",
+        ("safe",),
+    ),
+    "the target is told of time that the look-up took": Bug(
+        f"{CHANNEL}._find",
+        "self._start_attempt(outgoing, outgoing.call_deadline)",
+        "pass",
+        "tests.unit.test_channel:test_the_time_of_the_first_look_up_is_not_held_against_the_endpoint",
+        ("watch",),
+    ),
     "a retry goes to the endpoint that failed": Bug(
         f"{CHANNEL}._again",
         "tried.append(outgoing.wire)",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import pytest
@@ -12,6 +12,7 @@ from polywire import Contract, Message, calling, rpc
 from polywire.channel import CallDefaults, Channel, Endpoints
 from polywire.client import client_for
 from polywire.context import Call, _current
+from polywire.contract import service_of
 from polywire.contract.policies import Breaker, Hedge
 from polywire.discovery import DnsResolver, Resolver, StaticResolver
 from polywire.errors import (
@@ -22,6 +23,7 @@ from polywire.errors import (
     ResourceExhausted,
     Unavailable,
 )
+from polywire.policy.breaker import State
 from polywire.policy.retry import Retry
 from polywire.testing import ManualClock, settle
 from polywire.wire.seam import Outgoing
@@ -43,6 +45,31 @@ class Pinger(Contract, package="unit.v1"):
     @rpc(idempotent=True, timeout=10.0, attempt_timeout=1.0)
     async def patient(self, ping: Ping) -> Ping:
         raise NotImplementedError
+
+    @rpc(timeout=2.0)
+    def watch(self, ping: Ping) -> AsyncIterator[Ping]:
+        raise NotImplementedError
+
+
+class Echo:
+    """A stream that answers what it is sent."""
+
+    def __init__(self) -> None:
+        self.messages: list[Any] = []
+
+    async def send(self, message: Any) -> None:
+        self.messages.append(message)
+
+    def end_requests(self) -> None:
+        """It answers before that."""
+
+    async def receive(self) -> Any:
+        if not self.messages:
+            raise StopAsyncIteration
+        return self.messages.pop(0)
+
+    def cancel(self) -> None:
+        self.messages.clear()
 
 
 class ScriptedWire:
@@ -71,7 +98,8 @@ class ScriptedWire:
         return encoded
 
     async def stream(self, outgoing: Outgoing, *, wait_for_ready: bool = False) -> Any:
-        raise NotImplementedError
+        self.seen.append((outgoing.timeout, outgoing.attempt))
+        return Echo()
 
     async def drain(self) -> None:
         self.drained = True
@@ -385,6 +413,27 @@ async def test_calls_that_wait_for_an_endpoint_when_the_channel_is_closed_are_un
     assert str(caught.value) == "No endpoint was found: the channel was closed."
     await world.clock.advance(100.0)
     assert (names.asked, world.wires) == (1, {})
+
+
+@pytest.mark.parametrize("method", ["safe", "patient", "watch"])
+async def test_the_time_of_the_first_look_up_is_not_held_against_the_endpoint(method: str) -> None:
+    names = Silence("10.0.0.1")
+    world = World(
+        resolver=DnsResolver("orders", 80, refresh=30.0, lookup=names),
+        defaults=CallDefaults(timeout=2.0, policies=(Breaker(minimum_calls=1, slow_after=0.5, slow_rate=0.1),)),
+    )
+    if method == "watch":
+        call = asyncio.ensure_future(anext(world.client.watch(Ping(text="a"))))
+    else:
+        call = asyncio.ensure_future(getattr(world.client, method)(Ping(text="a")))
+    await settle()
+    await world.clock.advance(0.75)
+    names.gate.set()
+    assert await world.run(call) == Ping(text="a")
+    rules = world.channel._book.of(service_of(Pinger).rpcs[method])
+    assert (rules.breaker.state, rules.breaker.reason) == (State.CLOSED, "")
+    # It is told of the time that is left; an attempt of its own time begins when there is somebody to call.
+    assert world.wires["10.0.0.1:80"].seen == [(1.0 if method == "patient" else 1.25, 1)]
 
 
 class Busy(ScriptedWire):
