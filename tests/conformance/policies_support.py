@@ -30,7 +30,15 @@ from polywire import Balance, Breaker, Bulkhead, Ejection, Fallback, Hedge, Retr
 from polywire.channel import CallDefaults
 from polywire.context import Call, Calling, _current, calling_or_none
 from polywire.contract.policies import Policy
-from polywire.errors import CallError, ContractError, DeadlineExceeded, Internal, ResourceExhausted, Unavailable
+from polywire.errors import (
+    CallError,
+    ContractError,
+    DeadlineExceeded,
+    Internal,
+    InvalidArgument,
+    ResourceExhausted,
+    Unavailable,
+)
 from polywire.policy.breaker import State
 from polywire.policy.window import Tally
 from polywire.system.file import parse
@@ -698,6 +706,22 @@ class PolicySuite:
                 await running.desk.read(Ask(text="b"))
             with pytest.raises(Internal), calling(metadata={"tenant": "other"}):
                 await running.desk.read(Ask(text="a"))
+
+    async def test_a_request_that_breaks_its_contract_is_told_of_as_without_a_fallback(self) -> None:
+        wrong = Ask(text="a")
+        wrong.text = 3  # type: ignore[assignment]  # that is the point
+        told: list[str] = []
+        async with self.running(1) as running:
+            for policies in ((), (Fallback(last_good=60.0),)):
+                with pytest.raises(InvalidArgument) as caught, calling(*policies):
+                    await running.desk.read(wrong)
+                assert caught.value.method == "instances.v1.Desk/Read"
+                assert caught.value.request_id
+                told.append(caught.value.message)
+            assert told[0] == told[1]
+            with calling(Fallback(last_good=60.0, on=(InvalidArgument,), value=Answer(instance=-1))):
+                assert (await running.desk.read(wrong)).instance == -1
+            assert running.seen == 0
 
     async def test_the_last_good_answer_of_one_user_is_not_given_to_another(self) -> None:
         async with self.running(1, Fallback(last_good=60.0)) as running:

@@ -244,6 +244,12 @@ BUGS = {
         "tests.unit.test_channel:test_the_time_of_the_first_look_up_is_not_held_against_the_endpoint",
         ("watch",),
     ),
+    "a fallback fails by a request that breaks its contract": Bug(
+        "polywire.call_rules:StandIn.instead",
+        "suppress(InvalidArgument)",
+        "suppress()",
+        f"{LOCAL}.test_a_request_that_breaks_its_contract_is_told_of_as_without_a_fallback",
+    ),
     "a retry goes to the endpoint that failed": Bug(
         f"{CHANNEL}._again",
         "tried.append(outgoing.wire)",
