@@ -117,8 +117,9 @@ def wait_until_ready(server: Server, log: Path, *, patience: float = STARTING) -
     """Raises ServerError with the end of *log* where the server dies or takes longer than *patience* seconds."""
     give_up = time.monotonic() + patience
     while not server.ready():
-        reason = "its process ended" if not server.running else f"it did not answer within {patience:g} s"
-        if not server.running or time.monotonic() > give_up:
+        ended = not server.running
+        if ended or time.monotonic() > give_up:
+            reason = "its process ended" if ended else f"it did not answer within {patience:g} s"
             raise ServerError(f"{server.name} was not started: {reason}. {log} ends with:\n{tail(log)}")
         time.sleep(0.05)
 

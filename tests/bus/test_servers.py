@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from servers import SERVERS, find
-from servers.base import Server, ServerError, apt_install, ports
+from servers.base import Server, ServerError, apt_install, ports, wait_until_ready
 from servers.keeper import ROOT, ensure, running, stop
 from servers.pytest_plugin import require_server
 from servers.rabbitmq import RabbitMQ
@@ -119,6 +119,22 @@ def test_a_server_that_cannot_start_shows_the_end_of_its_log(tmp_path: Path) -> 
         broken.start(tmp_path)
     broken.stop()
     assert "no such luck" in str(raised.value)
+
+
+def test_a_server_that_dies_while_it_is_looked_at_has_died(tmp_path: Path) -> None:
+    """(It was asked twice whether it runs, and was said to have been too slow where it died in between.)"""
+    looks = iter([True, False])
+
+    class Dying(RabbitMQ):
+        def ready(self) -> bool:
+            return False
+
+        @property
+        def running(self) -> bool:
+            return next(looks)
+
+    with pytest.raises(ServerError, match=r"^rabbitmq was not started: its process ended\. "):
+        wait_until_ready(Dying(), tmp_path / "server.log")
 
 
 def test_nothing_is_installed_without_root(monkeypatch: pytest.MonkeyPatch) -> None:

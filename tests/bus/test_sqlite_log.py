@@ -27,12 +27,14 @@ from polywire.testing.buses import Worker, worker_process
 
 
 @asynccontextmanager
-async def opened(path: Path, *specs: TopicSpec, clock: Clock = SYSTEM_CLOCK) -> AsyncIterator[SqliteLog]:
+async def opened(
+    path: Path, *specs: TopicSpec, clock: Clock = SYSTEM_CLOCK, lost_limit: int = 3
+) -> AsyncIterator[SqliteLog]:
     log = SqliteLog(f"sqlite:{path / 'bus.db'}", clock=clock)
     await log.start()
     topics = specs or (TopicSpec(name="orders", partitions=4),)
     try:
-        await log.declare(topics, [GroupSpec(topic=topic.name, group="g") for topic in topics])
+        await log.declare(topics, [GroupSpec(topic=topic.name, group="g", lost_limit=lost_limit) for topic in topics])
         yield log
     finally:
         await log.close()
@@ -104,7 +106,8 @@ async def test_members_in_two_processes_share_and_a_killed_one_is_replaced_at_on
 
 @pytest.mark.parametrize("kills", [6, pytest.param(30, marks=pytest.mark.slow)])
 async def test_killed_readers_lose_no_event_and_keep_the_order_of_keys(tmp_path: Path, kills: int) -> None:
-    async with opened(tmp_path) as log:
+    # No event is to blame for these deaths, also where one of them meets several by chance.
+    async with opened(tmp_path, lost_limit=kills + 1) as log:
         logs = [tmp_path / f"reader-{n}" for n in range(kills + 2)]
         confirmed = tmp_path / "appender"
         pace = ("100000", "7", "0.002")

@@ -577,8 +577,9 @@ class PolicySuite:
                 with calling(Balance(by="weighted", weights={running.channel.endpoints.current[0].address: 50.0})):
                     await running.desk.look(Ask(text="slow"))
 
+            # Both long enough for the delays of a busy machine to be a small part of them.
             for service in running.services:
-                service.pauses["slow"] = 0.05
+                service.pauses |= {"slow": 0.3, "": 0.02}
             await running.desk.read(Ask())
             for _ in range(10):
                 await asyncio.gather(*[slow() for _ in range(8)], *[running.desk.read(Ask()) for _ in range(8)])

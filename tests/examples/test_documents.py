@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,8 @@ from benchmarks.bus import tables as bus_tables
 from benchmarks.calls import quote
 
 import polywire
+from polywire import Shedding
+from polywire.system.file import parse
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = sorted(ROOT.glob("examples/[0-9][0-9]_*.py"))
@@ -83,3 +87,51 @@ def test_every_exported_name_can_be_had_and_is_declared_for_type_checkers() -> N
         assert getattr(polywire, name) is not None
     with pytest.raises(AttributeError, match="module 'polywire' has no attribute 'nonsense'"):
         getattr(polywire, "nonsense")  # noqa: B009 - the plain form does not type-check
+
+
+def test_the_readme_leads_to_every_guide_and_every_reference() -> None:
+    text = (ROOT / "README.md").read_text()
+    pages = [*ROOT.glob("docs/guides/*.md"), *ROOT.glob("docs/reference/*.md")]
+    assert [str(page.relative_to(ROOT)) for page in pages if f"({page.relative_to(ROOT)})" not in text] == []
+
+
+PAGES = sorted([ROOT / "README.md", *ROOT.glob("docs/guides/*.md")])
+PARTS = [
+    (page.name, part) for page in PAGES for part in re.findall(r"^```toml\n(.*?)^```", page.read_text(), re.M | re.S)
+]
+
+
+@pytest.mark.parametrize(("page", "part"), PARTS, ids=[page for page, _ in PARTS])
+def test_a_part_of_a_system_file_that_a_page_shows_is_one(page: str, part: str) -> None:
+    """(Whole ones, which have a name, are run by the tests of the guides.)"""
+    said = tomllib.loads(part)
+    services = said.get("services", {})
+    named = {*services, *(fault[side] for fault in said.get("faults", ()) for side in ("caller", "target"))}
+    rest = "" if "system" in said else '[system]\nname = "shop"\n'
+    for name in sorted(named):
+        if not {"app", "address"} & {*services.get(name, {})}:
+            rest += f'[services.{name}]\napp = "shop.{name}:app"\n'
+    parse(f"{part}\n{rest}")
+
+
+def test_the_table_of_shedding_has_its_defaults() -> None:
+    usual = Shedding()
+    rows = re.findall(r"^\| (`\w+`(?:, `\w+`)*) \| ([^|]+) \|", (ROOT / "docs/guides/shedding.md").read_text(), re.M)
+    shown: dict[str, str] = {}
+    for names, values in rows:
+        shown |= zip(re.findall(r"\w+", names), values.split(", "), strict=True)
+    assert shown == {
+        one.name: str(getattr(usual, one.name)).lower() for one in dataclasses.fields(Shedding) if one.name != "given"
+    }
+
+
+def test_every_check_that_is_silenced_says_why() -> None:
+    bare = re.compile(r"#\s*(?:type:\s*ignore(?:\[[\w, -]*\])?|noqa(?::[\w, ]+)?)\s*$")
+    found = [
+        f"{path.relative_to(ROOT)}:{number}"
+        for room in ("src", "tests", "examples", "benchmarks", "servers")
+        for path in sorted((ROOT / room).rglob("*.py"))
+        for number, line in enumerate(path.read_text().splitlines(), 1)
+        if bare.search(line)
+    ]
+    assert found == []

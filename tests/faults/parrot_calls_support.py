@@ -15,7 +15,7 @@ from typing import Literal, TypeVar
 from tests.faults.parrot_service import ANSWERS, Line, Parrot, ParrotService
 from tests.faults.proxy_support import Proxy, proxied
 
-from polywire import CallDefaults, Server, calling
+from polywire import Breaker, CallDefaults, Server, calling
 from polywire.channel import Channel, Endpoints
 from polywire.client import client_for
 from polywire.discovery import StaticResolver
@@ -41,6 +41,7 @@ KINDS: tuple[Kind, ...] = ("say", "repeat", "gather", "converse")
 
 WHOLE = os.environ.get("POLYWIRE_FAULTS") == "whole"
 """`make faults`: every ending at every byte, which takes minutes."""
+EACH_CALL = CallDefaults(retry=Retry(attempts=1), policies=(Breaker(enabled=False),))
 QUICK = Limits(keepalive_interval=0.2, keepalive_timeout=0.2)
 """Peers that are gone are noticed within seconds."""
 
@@ -65,9 +66,9 @@ def endpoint_of(wire: Wire, address: str, limits: Limits) -> EndpointWire:
 
 @contextlib.asynccontextmanager
 async def client_at(wire: Wire, address: str, limits: Limits = QUICK) -> AsyncIterator[Parrot]:
-    """A client that does not try again, so that what happens to each call is seen."""
+    """A client that does not try again, nor leave any out, so that each call meets what happens to its connection."""
     endpoints = Endpoints(StaticResolver([address]), lambda at: endpoint_of(wire, at, limits))
-    channel = Channel("parrot", endpoints, defaults=CallDefaults(retry=Retry(attempts=1)))
+    channel = Channel("parrot", endpoints, defaults=EACH_CALL)
     try:
         yield client_for(Parrot, channel)
     finally:

@@ -346,7 +346,8 @@ async def test_an_unknown_key_in_the_system_file(tmp_path: Path) -> None:
     assert (status, output) == (
         1,
         "Error: polywire.toml:9: services.inventory.lisen is not a key of a service. Did you mean 'listen'? "
-        "A service has: address, allow, app, calls, instances, limits, listen, public, serves, timeouts, tls, token.",
+        "A service has: address, allow, app, calls, instances, limits, listen, public, serves, shedding, timeouts, "
+        "tls, token.",
     )
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from grpc_support import SOON, Load, RigService, generated, grpc, grpcio_client, our_server, untyped
 
+from polywire import Shedding
 from polywire.errors import BY_CODE
 from polywire.wire.grpc.health import HealthService
 from polywire.wire.grpc.reflection import reflection_services
@@ -300,7 +301,8 @@ async def test_messages_of_4_mb_both_ways() -> None:
 
 
 async def test_a_thousand_streams_on_one_connection() -> None:
-    async with our_server() as ours, grpcio_client(ours.address) as stub:
+    # All of them open at once: by default some of so many would be asked to come again a little later.
+    async with our_server(shedding=Shedding(limit=2_000)) as ours, grpcio_client(ours.address) as stub:
         calls = [stub.Chat() for _ in range(1000)]
         for number, call in enumerate(calls):
             await call.write(item("", number))

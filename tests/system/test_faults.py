@@ -506,6 +506,20 @@ async def test_a_test_switches_faults_of_its_system() -> None:
         assert (await system.client(Back, caller="another").say(Word(text="c"))).text == "c"
 
 
+@pytest.mark.parametrize("asked_for", ["before", "inside"])
+async def test_a_client_that_calls_by_the_name_of_an_app_hides_it_from_no_fault(asked_for: str) -> None:
+    once = CallDefaults(retry=Retry(attempts=1))
+    async with testing.system(front, back, defaults=once) as system:
+        if asked_for == "before":
+            system.client(Back, caller="front")
+        with system.fault("front", Back, partition=True):
+            for call in (system.client(Front).ask, system.client(Back, caller="front").say):
+                with pytest.raises(Unavailable):
+                    await call(Word())
+        for call in (system.client(Front).ask, system.client(Back, caller="front").say):
+            assert (await call(Word(text="again"))).text == "again"
+
+
 async def test_a_delay_of_a_testing_system_passes_on_its_own_clock() -> None:
     clock = ManualClock()
     async with testing.system(front, back, clock=clock) as system:

@@ -104,10 +104,10 @@ async def test_with_the_defaults_goodput_is_back_when_the_burst_is_over(tmp_path
 
 @pytest.mark.slow
 async def test_without_budgets_deadlines_and_shedding_it_stays_down(tmp_path: Path) -> None:
-    """What the test above would look like without what it is about."""
+    """What the test above would look like without what it is about, and without breakers, which keep calls away too."""
     directory = made(tmp_path, SYSTEM + NOTHING_HELPS)
     async with polywire("up", directory=directory, env={"CHAIN_DEADLINES": "off"}) as up:
         before, during, after = await goodput(up)
     assert before >= 0.95
     assert during < 0.2 * CAPACITY / BURST
-    assert max(after) < 0.5 * before
+    assert max(after) < 0.2 * before

@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import pty
 import re
 import sys
 import threading
+import tty
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -120,6 +123,66 @@ def test_in_json_the_notice_is_a_record_too() -> None:
     found = re.fullmatch(DROPPED, notice["message"])
     assert found is not None
     assert len(records) - 2 + int(found[1]) == 2_000
+
+
+def test_a_terminal_that_is_not_read_holds_nobody_up() -> None:
+    """It counts as writable while there is room for a part of a line, and would then wait for the rest of the room."""
+    reading, writing = pty.openpty()
+    try:
+        tty.setraw(writing)
+        os.set_blocking(reading, False)
+        write = LineOutput(writing, patience=0.01)
+        assert os.get_blocking(writing), "whoever shares it is not to notice anything"
+        for number in range(0, 3_000, 100):
+            write("".join(line(each) for each in range(number, number + 100)))
+        heard = drained(reading)
+        write(line(3_000))
+        heard += drained(reading)
+    finally:
+        os.close(reading)
+        os.close(writing)
+    numbers, dropped = counted(heard)
+    assert dropped > 0
+    assert len(numbers) + dropped == 3_001
+    assert numbers[-1] == 3_000
+
+
+def test_lines_of_several_threads_stay_whole() -> None:
+    with pipe() as (reading, writing):
+        write = LineOutput(writing, patience=0.2)
+        together = threading.Barrier(4)
+
+        def say(first: int) -> None:
+            together.wait()
+            for number in range(first, first + 2_000, 100):
+                write("".join(line(each) for each in range(number, number + 100)))
+
+        with ThreadPoolExecutor(4) as pool:
+            saying = [pool.submit(say, first) for first in range(0, 8_000, 2_000)]
+            heard = ""
+            while not all(one.done() for one in saying):
+                heard += drained(reading)
+        write(line(8_000))
+        heard += drained(reading)
+    numbers, dropped = counted(heard)
+    assert len(numbers) + dropped == 8_001
+    assert len(set(numbers)) == len(numbers)
+
+
+def test_what_is_said_by_a_finalizer_in_the_middle_of_a_line_comes_after_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pipe() as (reading, writing):
+        write = LineOutput(writing)
+        really = os.write
+
+        def collecting(descriptor: int, data: bytes) -> int:
+            monkeypatch.setattr(os, "write", really)
+            count = really(descriptor, data[:50])
+            write(line(2))
+            return count
+
+        monkeypatch.setattr(os, "write", collecting)
+        write(line(1))
+        assert drained(reading) == line(1) + line(2)
 
 
 def test_a_reader_that_has_gone_is_nobody_to_wait_for() -> None:

@@ -288,7 +288,8 @@ REFUSALS = {
     "a wrong key": (
         TINY + 'lisen = "127.0.0.1:1"\n',
         "Error: polywire.toml:9: services.inventory.lisen is not a key of a service. Did you mean 'listen'? "
-        "A service has: address, allow, app, calls, instances, limits, listen, public, serves, timeouts, tls, token.",
+        "A service has: address, allow, app, calls, instances, limits, listen, public, serves, shedding, timeouts, "
+        "tls, token.",
     ),
 }  # fmt: skip
 

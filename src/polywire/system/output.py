@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import select
+import threading
 import time
 
 from polywire.system.relay import OURS, wrapped
@@ -14,7 +15,9 @@ PATIENCE = 2.0
 RECOVERY = 1 / 30
 """Seconds of that patience that come back with every second, up to all of it."""
 CHUNK = 4096
-"""Bytes: a write of so much does not block where the descriptor counts as writable (PIPE_BUF of Linux, pipe(7))."""
+"""Bytes: a write of so much does not block where a pipe counts as writable (PIPE_BUF of Linux, pipe(7))."""
+PAUSE = 0.001
+"""Seconds until another attempt where a terminal counts as writable, and is not."""
 
 
 class LineOutput:
@@ -22,13 +25,14 @@ class LineOutput:
 
     It is called from event loops, which must not stand still because somebody paused a terminal: what cannot be written
     in time is dropped, and the number of those lines is said in their place as soon as there is somebody who reads.
-    Once the reader has gone, all lines are dropped, as there is nobody left to tell.
+    Once the reader has gone, all lines are dropped, as there is nobody left to tell. It may be called from any thread,
+    and from what is collected while it writes.
     """
 
     def __init__(
         self, descriptor: int = 1, *, format: LogFormat = "text", service: str = OURS, patience: float = PATIENCE
     ) -> None:
-        self._descriptor = descriptor
+        self._descriptor = _unblocked(descriptor)
         self._json = format == "json"
         self._service = service
         self._most = self._patience = patience
@@ -37,8 +41,25 @@ class LineOutput:
         self._owed = b""
         """The end of a line that was begun: it goes first, as half a line misleads."""
         self._gone = False
+        self._lock = threading.RLock()
+        self._writing = False
+        self._meanwhile: list[str] = []
+        """What was said by this very thread while it wrote: by a finalizer, for one."""
 
     def __call__(self, text: str) -> None:
+        with self._lock:
+            if self._writing:
+                self._meanwhile.append(text)
+                return
+            self._writing = True
+            try:
+                self._say(text)
+                while self._meanwhile:
+                    self._say(self._meanwhile.pop(0))
+            finally:
+                self._writing = False
+
+    def _say(self, text: str) -> None:
         if self._dropped or self._owed:
             dropped, self._dropped = self._dropped, 0
             if self._put(self._notice(dropped)):
@@ -69,7 +90,11 @@ class LineOutput:
             try:
                 written += os.write(self._descriptor, data[written : written + CHUNK])
             except BlockingIOError:
-                continue  # the terminal is non-blocking, and another process that shares it was faster
+                # Somebody who shares the terminal was faster. It must not be asked without a pause.
+                time.sleep(PAUSE)
+                self._patience -= PAUSE
+                if self._patience <= 0:
+                    return written
             except OSError:
                 self._gone = True
         return len(data)
@@ -94,3 +119,17 @@ class LineOutput:
         else:
             line = f"{stamp(int(time.time() * 1000))} WARNING {what}"
         return line.encode() + b"\n"
+
+
+def _unblocked(descriptor: int) -> int:
+    """*descriptor*, or for a terminal another one to the same, which does not block.
+
+    A terminal counts as writable as soon as there is room for a few characters, and a blocking write waits until there
+    is room for all. The descriptor itself may be shared with other programs, which would not expect a change of it.
+    """
+    try:
+        if not os.isatty(descriptor):
+            return descriptor
+        return os.open(os.ttyname(descriptor), os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    except OSError:
+        return descriptor  # there is no other way to it, as after `su`

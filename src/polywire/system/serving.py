@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import threading
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -183,9 +184,13 @@ async def run_service(
     lines = Lines(output, format=format, service=name)
     messages = MessageLog(output, format=format, service=name)
 
+    ours = threading.get_ident()
+
     def flush() -> None:
-        lines.flush()
-        messages.flush()
+        # What other threads say need not keep its place among the calls, which are the event loop's.
+        if threading.get_ident() == ours:
+            lines.flush()
+            messages.flush()
 
     def close() -> None:
         lines.close()
