@@ -731,6 +731,40 @@ class WireSuite(ErrorRules):
                 await service.until(service.ended, "chat")
                 failing.clear()
 
+    async def test_a_streamed_request_that_breaks_its_contract_ends_the_call_and_names_the_field(self) -> None:
+        service = ProbeService()
+        answered = asyncio.Event()
+
+        async def amounts() -> AsyncIterator[Amount]:
+            amount = Amount(amount=1)
+            yield amount
+            amount.amount = 1001
+            yield amount
+            await asyncio.Event().wait()
+
+        async def texts() -> AsyncIterator[Text]:
+            text = Text(text="hello")
+            yield text
+            await answered.wait()
+            text.text = 3  # type: ignore[assignment]  # that is the point
+            yield text
+            await asyncio.Event().wait()
+
+        async with self.serving(service) as served:
+            client = served.client(Probe)
+            error = await _failing(client.total(amounts()))
+            assert type(error) is InvalidArgument
+            assert "amount" in error.message
+            assert error.method == "polywire.probe.v1.Probe/Total"
+            if self.bidirectional:
+                conversation = client.chat(texts())
+                assert (await anext(conversation)).text == "HELLO"
+                answered.set()
+                error = await _failing(anext(conversation))
+                assert type(error) is InvalidArgument
+                assert "text" in error.message
+                await service.until(service.ended, "chat")
+
     async def test_a_conversation_goes_back_and_forth(self) -> None:
         if not self.bidirectional:
             return

@@ -310,7 +310,12 @@ class _LocalStream:
         self._slot = 0 if outgoing.deadline is None else wire.deadlines.add(outgoing.deadline, _Alarm(self))
 
     async def send(self, message: Message | None) -> None:
-        await self._requests.put(self._encode(message))
+        try:
+            encoded = self._encode(message)
+        except CallError as error:
+            self.fail(error)
+            raise
+        await self._requests.put(encoded)
 
     def end_requests(self) -> None:
         self._requests.end()

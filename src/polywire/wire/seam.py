@@ -107,7 +107,8 @@ class ClientStream(Protocol):
 
     async def send(self, message: Message | None) -> None:
         """Send one request message; waits while the peer holds us back. Raises the CallError that the call failed
-        with. Where the server ended the call early with success it does nothing."""
+        with; a message that breaks its contract makes it fail. Where the server ended the call early with success it
+        does nothing."""
 
     def end_requests(self) -> None:
         """No more request messages. May be called twice."""
