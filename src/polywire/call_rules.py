@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Collection, Hashable, Sequence
 from contextlib import suppress
 from hashlib import blake2b
@@ -83,6 +84,8 @@ class CallRules:
         fallback: StandIn | None,
         comparison: Comparison | None,
         balancer: Balancer[EndpointWire],
+        typical: Typical,
+        hedging_spell: Spell,
         counters: Counters,
     ) -> None:
         self.rpc = held.rpc
@@ -93,15 +96,14 @@ class CallRules:
         self.breaker = breaker
         self.places = places
         self.hedging = hedging
-        self.hedging_spell = Spell()
+        self.hedging_spell = hedging_spell
         self.fallback = fallback
         self.comparison = comparison
         self.balancer = balancer
         self.counters = counters
         self.key_of = _key_of(held.policy(Balance))
         """The key of a request, where calls of the same key go to the same endpoint."""
-        self.typical = 0.0
-        """Seconds that the calls of this method usually take; kept where there are several endpoints."""
+        self.typical = typical
 
     def pick(
         self, endpoints: Sequence[EndpointWire], now: float, dice: float, tried: Collection[EndpointWire], request: Any
@@ -133,6 +135,21 @@ class CallRules:
         return self.breaker.refusal(self.rpc.full_name, now)
 
 
+class Typical:
+    """How long the calls of one method usually take, whatever each asks for; where there are several endpoints."""
+
+    __slots__ = ("seconds",)
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def add(self, seconds: float) -> float:
+        """A call took so many *seconds*. What they usually take."""
+        usual = self.seconds
+        self.seconds = usual = usual + SMOOTHING * (seconds - usual) if usual else seconds
+        return usual
+
+
 class Comparison:
     """How the endpoints of a target do beside each other, whatever methods each of them was asked for."""
 
@@ -142,9 +159,7 @@ class Comparison:
     def answered(self, rules: CallRules, wire: EndpointWire, began: float, now: float) -> None:
         """A call of one method takes longer than that of another, and an endpoint that got more of those is not slow:
         what is compared is how long it took in proportion to the calls of its method."""
-        seconds, typical = now - began, rules.typical
-        rules.typical = typical = typical + SMOOTHING * (seconds - typical) if typical else seconds
-        self.outliers.succeeded(wire, began, now, typical)
+        self.outliers.succeeded(wire, began, now, rules.typical.add(now - began))
 
     def failed(self, rules: CallRules, wire: EndpointWire, began: float, now: float, error: BaseException) -> None:
         found = evidence(error)
@@ -221,8 +236,8 @@ class StandIn:
 class Underway:
     """What a streaming call holds, until its first answer says how the target does and its end gives the place back.
 
-    A stream may say nothing for hours and be well. So one that tries whether a breaker can close is taken for answered
-    when it has stood for half of the time that trials have.
+    A stream may say nothing for hours and be well. So one that tries whether a breaker can close, or whether an
+    endpoint can come back, is taken for answered when it has stood for half of the time that trials have.
     """
 
     __slots__ = ("_alarms", "_clock", "_permit", "_place", "_slot", "began", "rules", "wire")
@@ -245,9 +260,14 @@ class Underway:
         self._slot = 0
 
     def opened(self) -> None:
-        breaker = self.rules.breaker
+        breaker, comparison = self.rules.breaker, self.rules.comparison
+        stood = math.inf
         if breaker.state is State.HALF_OPEN:
-            self._slot = self._alarms.add(self.began + breaker.policy.trial_time / 2, self)
+            stood = breaker.policy.trial_time / 2
+        if self.wire is not None and comparison is not None and comparison.outliers.tries(self.wire, self.began):
+            stood = min(stood, comparison.outliers.trial_time / 2)
+        if stood < math.inf:
+            self._slot = self._alarms.add(self.began + stood, self)
 
     def expire(self) -> None:
         self.answered()
@@ -372,6 +392,8 @@ class RuleBook:
             if ejection is None
             else self._shared(("ejection", ejection), lambda: Comparison(ejection, self._target)),
             balancer=self._shared(("balance", balance), lambda: balancer_of(balance or Balance())),
+            typical=self._shared(("typical", rpc), Typical),
+            hedging_spell=self._shared(("hedged", rpc), Spell),
             counters=counters,
         )
 

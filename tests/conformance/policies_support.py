@@ -40,6 +40,7 @@ from polywire.errors import (
     Unavailable,
 )
 from polywire.policy.breaker import State
+from polywire.policy.levels import Levels
 from polywire.policy.window import Tally
 from polywire.system.file import parse
 
@@ -431,6 +432,23 @@ class PolicySuite:
             for stream in streams:
                 stream.cancel()  # type: ignore[attr-defined]  # of the client's streams
 
+    async def test_what_a_method_declares_without_values_is_its_own(self) -> None:
+        """So that those who watch keep nobody from sending, though all values are those of all methods."""
+        levels = Levels(
+            service=CallDefaults(policies=(Bulkhead(limit=2, queue=0),)),
+            methods={"instances.v1.Desk/watch": CallDefaults(policies=(Bulkhead(), Breaker()))},
+        )
+        async with instances(self.wire, levels=levels) as running:
+            streams = [running.desk.watch(Ask(text=str(number))) for number in range(2)]
+            for stream in streams:
+                assert (await anext(stream)).instance == 0
+            with pytest.raises(ResourceExhausted):
+                await ask(running.desk, "stream")
+            assert (await ask(running.desk, "collect")).instance == 0
+            assert breaker_of(running, "stream").name == "instances.v1.Desk/Watch"
+            for stream in streams:
+                stream.cancel()  # type: ignore[attr-defined]  # of the client's streams
+
     # ---- attempts and retries ----
 
     async def test_an_attempt_has_its_own_time_and_the_next_one_goes_elsewhere(self) -> None:
@@ -570,6 +588,52 @@ class PolicySuite:
             found = Counter([(await running.desk.read(Ask())).instance for _ in range(30)])
             assert found == {0: 10, 1: 10, 2: 10}
 
+    async def test_a_stream_that_says_nothing_and_stands_brings_its_instance_back(self) -> None:
+        ejection = Ejection(base_time=0.05, max_time=0.05)
+        async with self.running(2, Breaker(enabled=False), ejection, Balance(by="round_robin")) as running:
+            running.first.mode = "internal"
+            while len(running.first.seen) < 5:
+                await asyncio.wait([asyncio.ensure_future(ask(running.desk, "stream"))])
+            comparison = running.channel._book.of(rpc_of("watch")).comparison
+            assert comparison is not None
+            health = next(one for one in comparison.outliers.health.values() if one.out)
+            comparison.outliers.trial_time = 0.4
+            running.first.mode = "hang"
+            quiet: list[asyncio.Task[Answer]] = []
+            async with asyncio.timeout(60):
+                while not health.trial:
+                    quiet.append(asyncio.ensure_future(ask(running.desk, "stream")))
+                    await asyncio.sleep(0.01)
+            # It says nothing, and each call that is made meanwhile looks whether its time is up.
+            async with asyncio.timeout(60):
+                while health.trial:
+                    await running.desk.read(Ask())
+                    await asyncio.sleep(0.01)
+            assert not health.out
+            assert health.times <= 1
+            for call in quiet:
+                call.cancel()
+            await asyncio.wait(quiet)
+
+    async def test_a_slow_instance_is_left_out_though_each_call_asks_for_something_else(self) -> None:
+        ejection = Ejection(interval=0.05, slow_floor=0.001, base_time=60.0, max_time=60.0)
+        async with self.running(2, ejection, Balance(by="round_robin")) as running:
+            running.first.pauses["slow"] = 0.2
+            await running.desk.read(Ask())
+            comparison = running.channel._book.of(rpc_of("read")).comparison
+            assert comparison is not None
+            slow, well = comparison.outliers.health.values()
+            numbers = itertools.count(300)
+
+            async def read() -> None:
+                with calling(Bulkhead(limit=next(numbers))):
+                    await running.desk.read(Ask(text="slow"))
+
+            async with asyncio.timeout(60):
+                while not slow.out:
+                    await asyncio.gather(*[read() for _ in range(20)])
+            assert not well.out
+
     async def test_a_mix_of_slow_and_quick_methods_leaves_nobody_out(self) -> None:
         async with self.running(2, Ejection(interval=0.05, slow_floor=0.001), Balance(by="round_robin")) as running:
 
@@ -611,6 +675,20 @@ class PolicySuite:
             assert set(homes.values()) == {0, 1, 2}
             for key, home in homes.items():
                 assert (await running.desk.read(Ask(text=key))).instance == home
+
+    async def test_a_key_said_of_all_methods_means_those_whose_requests_have_it(self) -> None:
+        async with self.running(2, Balance(by="by_key", key="customer")) as running:
+            assert {(await running.desk.read(Ask())).instance for _ in range(40)} == {0, 1}
+
+    @pytest.mark.parametrize("count", [1, 2])
+    async def test_a_key_that_a_call_asks_for_has_to_be_there(self, count: int) -> None:
+        async with self.running(count) as running:
+            with calling(Balance(by="by_key", key="customer")), pytest.raises(ContractError) as caught:
+                await running.desk.read(Ask())
+            assert str(caught.value) == (
+                "instances.v1.Desk/Read: key='customer' is no field of Ask. Its fields are: text."
+            )
+            assert running.seen == 0
 
     async def test_an_instance_that_hangs_gets_hardly_any_calls(self) -> None:
         async with self.running(3) as running:

@@ -16,6 +16,8 @@ RULES = "polywire.call_rules:CallRules"
 BOOK = "polywire.call_rules:RuleBook"
 UNDERWAY = "polywire.call_rules:Underway"
 LOCAL = "tests.conformance.test_policies_on_wires:TestLocalPolicies"
+SYSTEM_FILE_FIRST = "tests.policy.test_policy_declared:test_on_one_level_the_system_file_is_nearer_than_the_contract"
+SWITCHED = "tests.faults.switched_support"
 CANCELLED_TRIAL = f"{LOCAL}.test_a_cancelled_trial_leaves_its_permit_to_the_next_call"
 CANCELLED_PLACE = f"{LOCAL}.test_a_cancelled_call_gives_its_place_to_the_next_one"
 EXACTLY = f"{LOCAL}.test_half_open_exactly_so_many_calls_come_through_and_then_it_closes"
@@ -64,6 +66,12 @@ BUGS = {
         "if breaker.state is State.HALF_OPEN:",
         "if False:",
         f"{LOCAL}.test_a_stream_that_says_nothing_and_stands_is_well",
+    ),
+    "a quiet stream keeps an instance out": Bug(
+        f"{UNDERWAY}.opened",
+        "comparison.outliers.tries(self.wire, self.began)",
+        "False",
+        f"{LOCAL}.test_a_stream_that_says_nothing_and_stands_brings_its_instance_back",
     ),
     "cancellation is failure": Bug(
         f"{RULES}.failed",
@@ -154,6 +162,70 @@ BUGS = {
         "tests.conformance.test_policies_on_wires:TestGrpcPolicies"
         ".test_the_time_in_the_queue_is_taken_off_what_the_target_is_given",
     ),
+    "who watches keeps others from sending": Bug(
+        "polywire.policy.levels:resolve",
+        "if saying:",
+        "if saying and saying[-1][1].given:",
+        f"{LOCAL}.test_what_a_method_declares_without_values_is_its_own",
+    ),
+    "a key said of all methods breaks those without it": Bug(
+        "polywire.policy.levels:resolve",
+        "found = _keyed(rpc, found, sources)",
+        "pass",
+        f"{LOCAL}.test_a_key_said_of_all_methods_means_those_whose_requests_have_it",
+    ),
+    "what is said of all methods makes up that something was done": Bug(
+        "polywire.policy.levels:_saying",
+        "if kind is Fallback and not rpc.idempotent:",
+        "if False:",
+        f"{LOCAL}.test_what_is_said_of_all_methods_answers_only_for_those_that_are_idempotent",
+    ),
+    "what a contract says of all goes before the system file": Bug(
+        "polywire.policy.levels:Levels.of",
+        """Level(name="service", said=CallDefaults(policies=rpc.of_contract)),
+        Level(name="service", said=self.service, place=self.service_place),""",
+        """Level(name="service", said=self.service, place=self.service_place),
+        Level(name="service", said=CallDefaults(policies=rpc.of_contract)),""",
+        SYSTEM_FILE_FIRST,
+    ),
+    "what a contract says of a method goes before the system file": Bug(
+        "polywire.policy.levels:Levels.of",
+        """Level(name="method", said=method),
+        Level(name="method", said=self.methods.get(name, NOTHING_SAID), place=self.method_places.get(name)),""",
+        """Level(name="method", said=self.methods.get(name, NOTHING_SAID), place=self.method_places.get(name)),
+        Level(name="method", said=method),""",
+        SYSTEM_FILE_FIRST,
+    ),
+    "those who switch faults undo what others did": Bug(
+        "polywire.system.faults:FaultFile._alone.__wrapped__",
+        "fcntl.flock(place, fcntl.LOCK_EX)",
+        "pass",
+        f"{SWITCHED}:several_switch_at_once",
+    ),
+    "faults are taken from anybody": Bug(
+        "polywire.system.faults:_trusted",
+        "owner in (0, os.geteuid())",
+        "True",
+        f"{SWITCHED}:the_file_is_of_another_user",
+    ),
+    "whose file it is nobody asks": Bug(
+        "polywire.system.faults:FaultFile.read",
+        "not _trusted(status.st_uid)",
+        "False",
+        f"{SWITCHED}:the_file_is_of_another_user",
+    ),
+    "faults of an earlier run hold again": Bug(
+        "polywire.system.faults:FaultWatch.look",
+        "if one.at >= self._began",
+        "",
+        f"{SWITCHED}:a_process_starts_later",
+    ),
+    "a wire of faults stays when they are gone": Bug(
+        "polywire.system.faults:Faults.switch",
+        "edge.around if edge.faults else edge.without",
+        "edge.around",
+        f"{SWITCHED}:a_fault_comes_and_goes",
+    ),
     "an attempt may last longer than its call": Bug(
         f"{CHANNEL}._start_attempt",
         "(deadline is None or now + limit < deadline)",
@@ -208,9 +280,15 @@ BUGS = {
     ),
     "slow methods make an endpoint look slow": Bug(
         "polywire.call_rules:Comparison.answered",
-        "self.outliers.succeeded(wire, began, now, typical)",
+        "self.outliers.succeeded(wire, began, now, rules.typical.add(now - began))",
         "self.outliers.succeeded(wire, began, now)",
         f"{LOCAL}.test_a_mix_of_slow_and_quick_methods_leaves_nobody_out",
+    ),
+    "each call that asks for something is compared with itself": Bug(
+        f"{BOOK}._made",
+        'self._shared(("typical", rpc), Typical)',
+        "Typical()",
+        f"{LOCAL}.test_a_slow_instance_is_left_out_though_each_call_asks_for_something_else",
     ),
     "a user is given the answer of another": Bug(
         "polywire.call_rules:StandIn._key",

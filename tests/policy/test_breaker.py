@@ -93,6 +93,8 @@ class Model:
     """The trials that were let through and have not ended."""
     entered: float = 0.0
     """When this era began."""
+    tried_since: float = 0.0
+    """When the first of the trials began, counted from when there was none under way."""
     times: int = 0
     open_time: float = 0.0
     closed_at: float = float("-inf")
@@ -100,11 +102,13 @@ class Model:
     def admit(self, now: float, call: int) -> bool:
         if self.state == "open" and now >= self.entered + self.open_time:
             self.enter("half_open", now)
-        elif self.state == "half_open" and now >= self.entered + self.policy.trial_time:
+        elif self.under_way and now >= self.tried_since + self.policy.trial_time:
             self.trip(now)
         if self.state == "half_open":
             if len(self.under_way) + len(self.calls) >= self.policy.trials:
                 return False
+            if not self.under_way:
+                self.tried_since = now
             self.under_way.append(call)
         return self.state != "open"
 
@@ -478,6 +482,26 @@ def test_trials_that_never_end_do_not_keep_it_half_open_for_ever() -> None:
         one.succeeded(permit, 1036.0, 31.0)
     assert state_of(one) is State.OPEN
     assert one.admit(1045.0) != REFUSED
+
+
+def test_it_closes_for_a_caller_that_seldom_calls() -> None:
+    """Each call comes later than all trials should have ended; none of them is refused."""
+    one = opened(trials=3, trial_time=30.0)
+    for at in (1005.0, 1045.0, 1085.0):
+        permit = one.admit(at)
+        assert permit != REFUSED
+        one.succeeded(permit, at + 1.0, 1.0)
+    assert state_of(one) is State.CLOSED
+
+
+def test_a_trial_that_begins_late_has_its_time_and_what_the_others_said_is_kept() -> None:
+    one = opened(trials=2, trial_time=30.0)
+    one.succeeded(one.admit(1005.0), 1006.0, 1.0)
+    assert one.admit(1034.0) != REFUSED
+    assert one.admit(1063.9) == REFUSED
+    assert one.state is State.HALF_OPEN
+    assert one.admit(1064.0) == REFUSED
+    assert state_of(one) is State.OPEN
 
 
 def test_it_opens_as_soon_as_the_trials_cannot_go_well_any_more() -> None:

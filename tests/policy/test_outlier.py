@@ -64,6 +64,12 @@ class Seen:
     times: int = 0
     interval: list[tuple[bool, float]] = field(default_factory=list)
     """Of each attempt: whether it failed, and its seconds."""
+    counted: list[tuple[bool, float, float]] = field(default_factory=list)
+    """Of each attempt that ever counted: whether it failed, when it began, and when it ended."""
+
+    def row_since(self) -> float:
+        """When the first of its last *row* failures ended."""
+        return self.counted[-self.row][2]
 
     def rate(self) -> float:
         return sum(failed for failed, _ in self.interval) / len(self.interval)
@@ -116,15 +122,24 @@ class Model:
                 one.trial_since, one.counts_from = None, math.inf
             else:
                 one.out, one.trial_since, one.row, one.interval = False, None, 0, []
+                one.counted.append((False, now - seconds, now))
             return
         if how is Evidence.NONE:
             return
         one.interval.append((how is Evidence.SICK, seconds))
+        one.counted.append((how is Evidence.SICK, now - seconds, now))
         one.row = one.row + 1 if how is Evidence.SICK else 0
-        if one.row >= self.policy.consecutive_failures:
+        if one.row >= self.policy.consecutive_failures and self.alone(one):
             self.eject(one, now)
         if now >= self.compare_at:
             self.compare(now)
+
+    def alone(self, one: Seen) -> bool:
+        since = one.row_since()
+        others = [other for other in self.seen if other is not one and not other.out]
+        meanwhile = [each for other in others for each in other.counted if each[2] >= since]
+        answered = any(not failed and began >= since for failed, began, _ in meanwhile)
+        return answered or (bool(others) and not any(failed for failed, _, _ in meanwhile))
 
     def compare(self, now: float) -> None:
         self.compare_at = now + self.policy.interval
@@ -231,6 +246,44 @@ def test_failures_in_a_row_leave_it_out_and_a_success_in_between_does_not() -> N
     assert not one.health[a].out
     fail(one, a, 0.1, 1)
     assert one.health[a].out
+
+
+@pytest.mark.parametrize("count", [2, 3, 10])
+def test_trouble_that_all_share_leaves_nobody_out(count: int) -> None:
+    one, endpoints = outliers(), pool(count)
+    one.rotation(endpoints, 0.0)
+    for endpoint in endpoints:
+        succeed(one, endpoint, 0.9)
+        one.begin(endpoint, 0.95)
+    fail(one, endpoints[0], 1.0, 1)
+    for endpoint in endpoints[1:]:
+        # Sent when all was well, answered later: that says nothing of now.
+        one.succeeded(endpoint, 0.95, 1.001)
+    dice = random.Random(count)
+    for call in range(500):
+        now = 1.01 + call / 100
+        fail(one, endpoints[call] if call < count else choose(one.rotation(endpoints, now), dice.random()), now, 1)
+    assert one.rotation(endpoints, 7.0) is endpoints
+
+
+def test_one_that_fails_on_is_left_out_once_another_is_well_again() -> None:
+    one, endpoints = outliers(), pool(3)
+    one.rotation(endpoints, 0.0)
+    for call in range(30):
+        fail(one, endpoints[call % 3], call / 100, 1)
+    assert one.rotation(endpoints, 0.3) is endpoints
+    succeed(one, endpoints[1], 0.5)
+    fail(one, endpoints[0], 0.5, 1)
+    assert names(one.rotation(endpoints, 0.6)) == "12"
+
+
+def test_one_that_gets_all_calls_is_left_out_though_nobody_knows_of_the_others() -> None:
+    one, endpoints = outliers(), pool(2)
+    one.rotation(endpoints, 0.0)
+    fail(one, endpoints[0], 0.0)
+    assert names(one.rotation(endpoints, 0.1)) == "1"
+    fail(one, endpoints[1], 0.1, 50)
+    assert names(one.rotation(endpoints, 0.2)) == "1"
 
 
 def test_an_endpoint_that_fails_more_often_than_the_others_is_left_out() -> None:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tests.policy.unhurried_support import UNHURRIED
 
 import polywire.policy
-from polywire.contract import policies
+from polywire.contract import Contract, Message, policies, rpc, service_of
 from polywire.contract.policies import (
     Balance,
     Breaker,
@@ -26,6 +26,7 @@ from polywire.contract.policies import (
     Shedding,
 )
 from polywire.errors import ContractError
+from polywire.policy.levels import CallDefaults, Levels, resolve
 
 ALL: list[type[Policy]] = [Balance, Breaker, Bulkhead, Ejection, Fallback, Hedge, Shedding]
 
@@ -142,6 +143,67 @@ def test_of_several_declarations_the_nearest_that_gives_a_value_wins(
     for found in (made, Breaker(**method).over(Breaker(**service).over(Breaker(**system)))):
         assert found == Breaker(**(system | service | method))
         assert found.given == set(system) | set(service) | set(method)
+
+
+def test_a_nearer_level_may_say_something_else_in_place_of_what_is_said_further_away() -> None:
+    by_key = Balance(by="by_key", key="customer", load=2.0)
+    for by in ("round_robin", "least_busy", "weighted"):
+        found = Balance(by=by).over(by_key)
+        assert (found.by, found.key, found.load) == (by, None, 2.0)
+    assert Balance(by="by_key").over(by_key) == by_key
+    assert Balance(load=3.0).over(by_key) == Balance(by="by_key", key="customer", load=3.0)
+
+    by_calls = Breaker(window_calls=50, trials=2)
+    assert Breaker(window=5).over(by_calls) == Breaker(window=5, trials=2)
+    assert Breaker(window=5, window_calls=30).over(by_calls).window_calls == 30
+    assert Breaker(trials=1).over(by_calls).window_calls == 50
+    assert Breaker(window_calls=50).over(Breaker(window=5)).window_calls == 50
+
+
+class Parcel(Message):
+    customer: str
+    weight: float
+
+
+def test_a_key_of_a_contract_can_be_a_key_where_its_requests_have_it() -> None:
+    class Parcels(Contract, package="declared.v1", policies=(Balance(by="by_key", key="customer"),)):
+        @rpc
+        async def send(self, parcel: Parcel) -> None:
+            raise NotImplementedError
+
+        @rpc
+        async def count(self) -> None:
+            raise NotImplementedError
+
+    class Weights(Contract, package="declared.v1", policies=(Balance(by="by_key", key="weight"),)):
+        @rpc
+        async def send(self, parcel: Parcel) -> None:
+            raise NotImplementedError
+
+    assert set(service_of(Parcels).rpcs) == {"send", "count"}
+    with pytest.raises(ContractError) as caught:
+        service_of(Weights)
+    assert str(caught.value) == (
+        f"{Weights.__qualname__}.send: key='weight' is annotated 'float', but a key is a str, an int, a UUID or an "
+        "Enum."
+    )
+
+
+def test_on_one_level_the_system_file_is_nearer_than_the_contract() -> None:
+    class Stops(Contract, package="declared.v1", policies=(Breaker(trials=1, minimum_calls=1),)):
+        @rpc(policies=(Bulkhead(limit=1, queue=1),))
+        async def stop(self) -> None:
+            raise NotImplementedError
+
+    stop = service_of(Stops).rpcs["stop"]
+    levels = Levels(
+        system=CallDefaults(policies=(Breaker(minimum_calls=3, open_time=3.0), Bulkhead(limit=3, order="lifo"))),
+        service=CallDefaults(policies=(Breaker(trials=2), Bulkhead(limit=2, queue=2))),
+        methods={stop.full_name: CallDefaults(policies=(Bulkhead(limit=4),))},
+    )
+    found = resolve(stop, levels.of(stop))
+    assert found.policy(Breaker) == Breaker(trials=2, minimum_calls=1, open_time=3.0)
+    assert found.policy(Bulkhead) == Bulkhead(limit=4, queue=1, order="lifo")
 
 
 def test_a_value_that_is_given_wins_though_it_is_the_default() -> None:

@@ -96,6 +96,13 @@ BUGS = {
         "pass",
         "tests.policy.test_breaker:test_a_window_of_calls_looks_at_the_last_ones_only",
     ),
+    "a window of calls cannot be taken back": Bug(
+        "polywire.contract.policies:Breaker._replaces",
+        'frozenset({"window_calls"}) if',
+        "frozenset() if",
+        "tests.policy.test_policy_declared:"
+        "test_a_nearer_level_may_say_something_else_in_place_of_what_is_said_further_away",
+    ),
     "the time open does not grow": Bug(
         f"{BREAKER}._open",
         "** min(self._times, 64)",
@@ -110,9 +117,21 @@ BUGS = {
     ),
     "trials that never end keep it half open": Bug(
         f"{BREAKER}._admit_trial",
-        "elif now >= self._until:",
+        "elif self._trials and now >= self._until:",
         "elif False:",
         "tests.policy.test_breaker:test_trials_that_never_end_do_not_keep_it_half_open_for_ever",
+    ),
+    "who seldom calls is kept out": Bug(
+        f"{BREAKER}._admit_trial",
+        "elif self._trials and now >= self._until:",
+        "elif now >= self._until:",
+        "tests.policy.test_breaker:test_it_closes_for_a_caller_that_seldom_calls",
+    ),
+    "a trial that begins late is taken for one that does not end": Bug(
+        f"{BREAKER}._admit_trial",
+        "if not self._trials:",
+        "if not self._results.calls:",
+        "tests.policy.test_breaker:test_a_trial_that_begins_late_has_its_time_and_what_the_others_said_is_kept",
     ),
     "what a breaker refuses is tried again": Bug(
         f"{BREAKER}.refusal",
@@ -213,6 +232,12 @@ BUGS = {
         "delay is None",
         "tests.policy.test_hedge:test_no_more_copies_are_sent_than_declared",
     ),
+    "only the first spell is ever told": Bug(
+        "polywire.policy.spell:Spell.happened",
+        "self.times = 0",
+        "pass",
+        "tests.policy.test_spell:test_a_spell_lasts_until_it_was_quiet_for_a_while",
+    ),
     # Fallback.
     "an answer is shared by those who get it": Bug(
         "polywire.policy.fallback:LastGood.find",
@@ -251,6 +276,13 @@ BUGS = {
         "hash(name)",
         "tests.policy.test_balance_kinds:test_a_key_stays_with_its_endpoint_in_every_process_and_order",
     ),
+    "a key cannot be taken back": Bug(
+        "polywire.contract.policies:Balance._replaces",
+        'frozenset({"key"}) if',
+        "frozenset() if",
+        "tests.policy.test_policy_declared:"
+        "test_a_nearer_level_may_say_something_else_in_place_of_what_is_said_further_away",
+    ),
     "the heaviest endpoint gets its calls in a row": Bug(
         "polywire.policy.balance_rotation:Weighted.pick",
         "credit[best.address] -= total",
@@ -275,6 +307,26 @@ BUGS = {
         "if health is None or began < health.since:",
         "if health is None:",
         "tests.policy.test_outlier:test_results_of_attempts_from_before_it_was_left_out_do_not_count_as_its_trial",
+    ),
+    "trouble that all share leaves some out": Bug(
+        f"{OUTLIER}._failed",
+        "and self._fails_alone(health):",
+        ":",
+        "tests.policy.test_outlier:test_trouble_that_all_share_leaves_nobody_out",
+        (10,),
+    ),
+    "an answer from before the trouble is one during it": Bug(
+        f"{OUTLIER}.succeeded",
+        "health.good_since = began",
+        "health.good_since = now",
+        "tests.policy.test_outlier:test_trouble_that_all_share_leaves_nobody_out",
+        (10,),
+    ),
+    "who is never called looks as bad as who fails": Bug(
+        f"{OUTLIER}._fails_alone",
+        "return bool(others) and all(",
+        "return False and all(",
+        "tests.policy.test_outlier:test_one_that_gets_all_calls_is_left_out_though_nobody_knows_of_the_others",
     ),
     "all are left out": Bug(
         f"{OUTLIER}._eject",

@@ -128,6 +128,29 @@ def test_what_nobody_says_is_the_default_and_what_is_switched_off_is_off() -> No
     assert held(read(on)).policy(Breaker) == Breaker(trials=2)
 
 
+def test_a_key_said_of_all_methods_holds_where_requests_have_such_a_field() -> None:
+    system = read('[calls]\nbalance = { by = "by_key", key = "product_id", load = 2 }')
+    found = held(system)
+    assert found.policy(Balance) == Balance(by="by_key", key="product_id", load=2.0)
+    assert found.sources["balance.key"].name == "system"
+    for method in ("crash", "add_up", "echo"):
+        found = held(system, method)
+        assert found.policy(Balance) == Balance(by="by_key", load=2.0)
+        assert set(found.sources) == {"balance.by", "balance.load"}
+
+
+def test_what_is_replaced_by_a_nearer_level_holds_no_longer_and_comes_from_nowhere() -> None:
+    system = read("""
+        [services.inventory.calls."tiny.v1.Inventory/check_stock"]
+        breaker = { window = 5 }
+        [calls]
+        breaker = { window_calls = 50 }
+        """)
+    found = held(system)
+    assert found.policy(Breaker) == Breaker(window=5.0)
+    assert set(found.sources) == {"breaker.window"}
+
+
 def test_a_variable_wins_over_the_file() -> None:
     environ = {
         "POLYWIRE__CALLS__BREAKER__OPEN_TIME": "7",
@@ -219,6 +242,16 @@ PLANS = {
         METHOD + "breaker = { window_calls = 50 }\n[calls]\nbreaker = { minimum_calls = 100 }\n",
         "polywire.toml:7: what is said about calls of tiny.v1.Inventory/CheckStock does not go together: "
         "Breaker(window_calls=50): so few calls never come to minimum_calls=100. Give that as well, or more calls.",
+    ),
+    "a key that is none, said of all": (
+        '[calls]\ntimeout = 5\nbalance = { by = "by_key", key = "seconds" }\n',
+        "polywire.toml:9: what is said about calls of tiny.v1.Orders/Slowly does not go together: "
+        "tiny.v1.Orders/Slowly: key='seconds' is annotated 'float', but a key is a str, an int, a UUID or an Enum.",
+    ),
+    "a key that a method does not have": (
+        METHOD + 'timeout = 1\nbalance = { by = "by_key", key = "customer" }\n',
+        "polywire.toml:9: what is said about calls of tiny.v1.Inventory/CheckStock does not go together: "
+        "tiny.v1.Inventory/CheckStock: key='customer' is no field of Query. Its fields are: product_id.",
     ),
 }
 

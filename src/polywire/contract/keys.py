@@ -18,7 +18,7 @@ _KINDS = (str, int, UUID, enum.Enum)
 
 
 def check_key(where: str, message: type[Message] | None, key: str) -> None:
-    """Raises ContractError where *key* is no field of *message* that can order messages."""
+    """Raises ContractError where *key* is no field of *message* that can be a key."""
     if message is None:
         raise ContractError(f"{where}: key={key!r} names a field, but it takes no message.")
     if key not in message.__struct_fields__:
@@ -34,6 +34,14 @@ def check_key(where: str, message: type[Message] | None, key: str) -> None:
                 f"{where}: key={key!r} is annotated {getattr(kind, '__qualname__', kind)!r}, but a key is a str, an "
                 "int, a UUID or an Enum."
             )
+
+
+def has_key(where: str, message: type[Message] | None, key: str) -> bool:
+    """Whether *message* has the field *key*. Raises ContractError where it has, and that can be no key."""
+    if message is None or key not in message.__struct_fields__:
+        return False
+    check_key(where, message, key)
+    return True
 
 
 def _is_key(kind: Any) -> bool:

@@ -125,7 +125,7 @@ class Breaker(Policy):
     window: float = 10.0
     """Seconds that are looked back at."""
     window_calls: int | None = None
-    """Look back at this many calls instead, however long ago they were."""
+    """Look back at this many calls instead, however long ago they were; the nearer of both wins."""
     minimum_calls: int = 20
     """Fewer calls than this in the window never open it."""
     failure_rate: float = 0.5
@@ -137,7 +137,7 @@ class Breaker(Policy):
     trials: int = 3
     """Once the time is up exactly so many calls are let through; how they end decides."""
     trial_time: float = 30.0
-    """Seconds after which it opens again where the trials have come to no decision."""
+    """Seconds after which it opens again where trials have not ended; while none is under way it waits for more."""
     open_time: float = 2.0
     """Seconds it stays open at first."""
     growth: float = 2.0
@@ -146,6 +146,10 @@ class Breaker(Policy):
     """Seconds it stays open at most: so long it may take until a target that is well again is called as before."""
     jitter: float = 0.2
     """The share of that time that chance may take off it, so that the callers of a target do not return together."""
+
+    def _replaces(self) -> frozenset[str]:
+        by_time = "window" in self.given and "window_calls" not in self.given
+        return frozenset({"window_calls"}) if by_time else frozenset()
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -280,6 +284,9 @@ class Balance(Policy):
     load: float = 1.25
     """Of by_key: no endpoint gets more calls under way than so many times its even share."""
 
+    def _replaces(self) -> frozenset[str]:
+        return frozenset({"key"}) if "by" in self.given and self.by != "by_key" else frozenset()
+
     def __post_init__(self) -> None:
         super().__post_init__()
         self._one_of("by", "least_busy", "round_robin", "weighted", "by_key")
@@ -301,6 +308,7 @@ class Ejection(Policy):
     """
 
     consecutive_failures: int = 5
+    """Left out after so many without a success in between, unless all that the others did meanwhile was to fail too."""
     interval: float = 1.0
     """Seconds after which the endpoints are compared."""
     minimum_calls: int = 5

@@ -403,7 +403,9 @@ def _read(
         prefix=prefix,
         priority=options.priority,
         raises=listed(package, f"{service}/{name}", dict.fromkeys((*contract.__raises__, *options.raises))),
-        policies=_fitting(where, options.policies, kind, request, response) if options.policies else (),
+        policies=_fitting(where, options.policies, contract.__policies__, kind, request, response)
+        if options.policies or contract.__policies__
+        else (),
         of_contract=contract.__policies__,
     )
 
@@ -420,15 +422,20 @@ def _checked(where: str, given: Sequence[Policy | Retry]) -> tuple[Policy | Retr
 def _fitting(
     where: str,
     policies: tuple[Policy | Retry, ...],
+    of_contract: tuple[Policy | Retry, ...],
     kind: Kind,
     request: type[Message] | None,
     response: type[Message] | None,
 ) -> tuple[Policy | Retry, ...]:
-    """The *policies* of one method, which have to fit what it takes and gives."""
-    from polywire.contract.keys import check_key
+    """The *policies* of one method, which have to fit what it takes and gives; those *of_contract* where they can."""
+    from polywire.contract.keys import check_key, has_key
     from polywire.contract.policies import NOTHING as NO_VALUE
     from polywire.contract.policies import Balance, Fallback, answers
 
+    single = None if kind in (Kind.CLIENT_STREAM, Kind.BIDIRECTIONAL) else request
+    for one in of_contract:
+        if isinstance(one, Balance) and one.key is not None:
+            has_key(where, single, one.key)
     for one in policies:
         if isinstance(one, Fallback) and kind in (Kind.SERVER_STREAM, Kind.BIDIRECTIONAL):
             raise ContractError(f"{where} has a Fallback, but answers by a stream, which nothing can stand in for.")
@@ -436,7 +443,7 @@ def _fitting(
             kind_answered = "None" if response is None else response.__qualname__
             raise ContractError(f"{where} falls back on {one.value!r}, but answers {kind_answered}.")
         if isinstance(one, Balance) and one.key is not None:
-            check_key(where, None if kind in (Kind.CLIENT_STREAM, Kind.BIDIRECTIONAL) else request, one.key)
+            check_key(where, single, one.key)
     return policies
 
 

@@ -46,7 +46,8 @@ class CircuitBreaker:
     `admit` gives a permit, a number that is not 0, for each call that may be made. Whoever has one hands it back once,
     by `succeeded`, `failed` or `release`. Permits of a state that is over are worth nothing: what they bring back is
     ignored, and so is one that is handed back twice. While half open exactly `trials` calls count, and no more than
-    that are under way; one that is released (cancelled, or its error says nothing) makes room for another.
+    that are under way; one that is released (cancelled, or its error says nothing) makes room for another. Where calls
+    come seldom, what the trials so far said is kept until there are enough of them.
 
     It opens at a call that failed or was slow, never at one that went well. It has no timer: the time is looked at when
     a call comes. All times are *now*, on any monotonic scale in seconds.
@@ -81,7 +82,7 @@ class CircuitBreaker:
         self._results = Tally(0, 0, 0)
         """Of the trials that have ended."""
         self._until = 0.0
-        """When it is no longer open, or when the trials must have come to a decision."""
+        """When it is no longer open, or when the trials under way must have ended."""
         self._open_time = 0.0
         self._times = 0
         """How often it opened soon after it closed."""
@@ -182,18 +183,20 @@ class CircuitBreaker:
             if now < self._until:
                 return REFUSED
             self._half_open(now)
-        elif now >= self._until:
+        elif self._trials and now >= self._until:
             self._open(now, f"its trials came to no decision within {self.policy.trial_time:g} s")
             return REFUSED
         if len(self._trials) + self._results.calls >= self.policy.trials:
             return REFUSED
+        if not self._trials:
+            # However long it took until somebody came: only trials that do not end are a bad sign.
+            self._until = now + self.policy.trial_time
         permit = next(self._permits)
         self._trials.add(permit)
         return permit
 
     def _half_open(self, now: float) -> None:
         self._results = Tally(0, 0, 0)
-        self._until = now + self.policy.trial_time
         self._change(State.HALF_OPEN, f"it was open for {self._open_time:.3g} s", now)
 
     def _trial_ended(self, permit: int, now: float, *, failed: bool, slow: bool) -> None:

@@ -7,8 +7,10 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar, cast
 
 from polywire.contract import Kind, Rpc
+from polywire.contract.keys import check_key, has_key
 from polywire.contract.policies import Balance, Breaker, Bulkhead, Ejection, Fallback, Hedge, Policy, checked_policies
 from polywire.contract.retry import FOR_CALLS, Backoff, Retry
+from polywire.errors import ContractError
 
 P = TypeVar("P", bound=Policy)
 
@@ -52,6 +54,14 @@ class CallDefaults:
 
 
 NOTHING_SAID = CallDefaults()
+
+
+class Misfit(ContractError):
+    """What is said about calls does not fit a method; *place* are the keys where it stands in the system file."""
+
+    def __init__(self, message: str, place: tuple[str, ...] | None) -> None:
+        super().__init__(message)
+        self.place = place
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,6 +136,8 @@ class Held:
     """What applies; a policy that is switched off somewhere is there with `enabled=False`."""
     sources: Mapping[str, Level]
     """Who said each value, by its name: `timeout`, `retry.attempts`, `breaker.open_time`. Others are defaults."""
+    declared: Mapping[type[Policy], Level]
+    """The nearest level that declares a policy of that kind, even without any values."""
 
     def policy(self, kind: type[P]) -> P | None:
         """The policy of that *kind*, None where it is off or never declared."""
@@ -133,10 +145,8 @@ class Held:
         return cast(P, found) if found is not None and found.enabled else None
 
     def nearest(self, kind: type[Policy]) -> str:
-        """The name of the nearest level that said something about *kind*, `default` where none did."""
-        order = ("system", "service", "method", "call")
-        names = {level.name for name, level in self.sources.items() if name.startswith(f"{label(kind)}.")}
-        return max(names, key=order.index, default="default")
+        """The name of the nearest level that declares a policy of that *kind*, `default` where none does."""
+        return self.declared[kind].name if kind in self.declared else "default"
 
 
 def label(kind: type[Any]) -> str:
@@ -147,7 +157,7 @@ def label(kind: type[Any]) -> str:
 def resolve(rpc: Rpc, levels: Sequence[Level]) -> Held:
     """What holds for *rpc* after what *levels* say, the furthest first; the nearer one wins, value by value.
 
-    Raises ContractError where values that are fine by themselves do not go together.
+    Raises ContractError where values that are fine by themselves do not go together, or do not fit the method.
     """
     sources: dict[str, Level] = {}
     streams = rpc.kind in (Kind.SERVER_STREAM, Kind.BIDIRECTIONAL)
@@ -171,10 +181,16 @@ def resolve(rpc: Rpc, levels: Sequence[Level]) -> Held:
             retry = one.over(retry)
             sources.update((f"retry.{name}", level) for name in RETRY if getattr(one, name) is not None)
     policies = {}
+    declared = {}
     for kind in ORDER:
-        found = _fold(kind, _saying(rpc, kind, levels), None if _unbounded(rpc, kind) else DEFAULTS.get(kind), sources)
+        saying = _saying(rpc, kind, levels)
+        found = _fold(kind, saying, None if _unbounded(rpc, kind) else DEFAULTS.get(kind), sources)
+        if isinstance(found, Balance):
+            found = _keyed(rpc, found, sources)
         if found is not None:
             policies[kind] = found
+        if saying:
+            declared[kind] = saying[-1][0]
     return Held(
         rpc=rpc,
         timeout=timeout,
@@ -183,6 +199,7 @@ def resolve(rpc: Rpc, levels: Sequence[Level]) -> Held:
         wait_for_ready=wait_for_ready,
         policies=policies,
         sources=sources,
+        declared=declared,
     )
 
 
@@ -219,11 +236,35 @@ def _unbounded(rpc: Rpc, kind: type[Policy]) -> bool:
     return kind is Bulkhead and rpc.streams_responses
 
 
+def _keyed(rpc: Rpc, balance: Balance, sources: dict[str, Level]) -> Balance:
+    """*balance*, without its key where who speaks of many methods names a field that requests of *rpc* do not have.
+
+    Raises Misfit where that field can be no key, or who names it speaks of this method or call.
+    """
+    level = sources.get("balance.key")
+    if balance.key is None or level is None or not balance.enabled:
+        return balance
+    request = None if rpc.streams_requests else rpc.request
+    try:
+        if level.near:
+            check_key(rpc.full_name, request, balance.key)
+            return balance
+        if has_key(rpc.full_name, request, balance.key):
+            return balance
+    except ContractError as error:
+        raise Misfit(str(error), None if level.place is None else (*level.place, "balance", "key")) from error
+    del sources["balance.key"]
+    return Balance(**{name: getattr(balance, name) for name in balance.given - {"key"}})
+
+
 def _fold(
     kind: type[P], saying: Sequence[tuple[Level, Policy]], usual: Policy | None, sources: dict[str, Level]
 ) -> P | None:
     held = cast("P | None", usual)
     for level, one in saying:
+        before = frozenset[str]() if held is None else held.given
         held = cast(P, one) if held is None else cast(P, one).over(held)
+        for name in before - held.given:
+            sources.pop(f"{label(kind)}.{name}", None)  # something else was given in its place
         sources.update((f"{label(kind)}.{name}", level) for name in one.given)
     return held

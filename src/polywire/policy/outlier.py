@@ -36,8 +36,11 @@ class Health(Generic[E]):
         "calls",
         "consecutive",
         "endpoint",
+        "failed_at",
         "failures",
+        "good_since",
         "out",
+        "row_since",
         "seconds",
         "shares",
         "since",
@@ -50,6 +53,12 @@ class Health(Generic[E]):
         self.endpoint = endpoint
         self.consecutive = 0
         """Failures without a success in between."""
+        self.row_since = -math.inf
+        """When the first of them ended."""
+        self.failed_at = -math.inf
+        """When the last of them ended."""
+        self.good_since = -math.inf
+        """When the youngest of the attempts that were answered began."""
         self.times = 0
         """How often it was left out lately."""
         self.out = False
@@ -88,12 +97,14 @@ class Outliers(Generic[E]):
     For each attempt: choose among `rotation`, then `begin`, and at its end `succeeded` or `ended`, each with the time
     when the attempt began. What began before its endpoint was left out, or before its trial, does not count any more.
     An endpoint whose time is over is in the rotation for a single attempt, and back for good when that was answered.
+    Trouble that all endpoints share leaves none of them out: it has to be one that does worse than the others.
     All times are on one monotonic scale in seconds.
     """
 
     def __init__(self, policy: Ejection, *, listen: Callable[[Ejected[E]], None] | None = None) -> None:
         """*listen* is told what is left out and what comes back, and must not raise."""
         self.policy = policy
+        self.trial_time = TRIAL_TIME
         self.health: dict[E, Health[E]] = {}
         self._endpoints: Sequence[E] = ()
         self._left: Sequence[E] = ()
@@ -128,12 +139,19 @@ class Outliers(Generic[E]):
                 health.trial = True
                 health.since = now
 
+    def tries(self, endpoint: E, began: float) -> bool:
+        """Whether the attempt that *began* then tries if *endpoint* can come back."""
+        health = self.health.get(endpoint)
+        return health is not None and health.trial and began >= health.since
+
     def succeeded(self, endpoint: E, began: float, now: float, usual: float = 1.0) -> None:
         """The attempt that *began* then was answered. *usual*: seconds that calls of its kind take, where some take
         longer than others; an endpoint is not slow because it got more of those."""
         health = self.health.get(endpoint)
         if health is None or began < health.since:
             return
+        if began > health.good_since:
+            health.good_since = began
         seconds = now - began
         share = seconds / usual if usual > 0 else 1.0
         if health.out:
@@ -160,10 +178,13 @@ class Outliers(Generic[E]):
             self._failed(health, now)
 
     def _failed(self, health: Health[E], now: float) -> None:
+        if not health.consecutive:
+            health.row_since = now
         health.consecutive += 1
+        health.failed_at = now
         health.calls += 1
         health.failures += 1
-        if health.consecutive >= self.policy.consecutive_failures:
+        if health.consecutive >= self.policy.consecutive_failures and self._fails_alone(health):
             self._eject(health, now, f"{health.consecutive} calls in a row failed")
         if now >= self._compare_at:
             self._compare(now)
@@ -192,6 +213,13 @@ class Outliers(Generic[E]):
         for health in seen:
             if health.calls >= self.policy.minimum_calls:
                 health.clear()
+
+    def _fails_alone(self, health: Health[E]) -> bool:
+        """Whether its failures in a row are its own: meanwhile others were answered, or at least did not fail too."""
+        others = [other for other in self.health.values() if other is not health and not other.out]
+        if any(other.good_since >= health.row_since for other in others):
+            return True
+        return bool(others) and all(other.failed_at < health.row_since for other in others)
 
     def _is_outlier(self, health: Health[E], others: Sequence[Health[E]]) -> str:
         """Why *health* is, compared with *others*; empty where it is not."""
@@ -238,8 +266,8 @@ class Outliers(Generic[E]):
     def _in_rotation(self, health: Health[E], now: float) -> bool:
         if not health.out:
             return True
-        if health.trial and now - health.since >= TRIAL_TIME:
-            self._keep_out(health, now, f"the call that tried it did not end within {TRIAL_TIME:g} s")
+        if health.trial and now - health.since >= self.trial_time:
+            self._keep_out(health, now, f"the call that tried it did not end within {self.trial_time:g} s")
         return not health.trial and now >= health.until
 
     def _trial_failed(self, health: Health[E], now: float, found: Evidence) -> None:

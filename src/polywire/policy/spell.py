@@ -13,11 +13,13 @@ class Spell:
 
     def __init__(self) -> None:
         self.times = 0
-        """How often it happened in this spell; 0 outside of one."""
+        """How often it happened in this spell; 0 before the first one, and once somebody saw it ended."""
         self._last = 0.0
 
     def happened(self, now: float) -> bool:
-        """It happened. True where a spell begins by that."""
+        """It happened. True where a spell begins by that, be it that the last one has ended meanwhile."""
+        if now - self._last >= QUIET:
+            self.times = 0
         self._last = now
         self.times += 1
         return self.times == 1

@@ -9,7 +9,7 @@ from polywire.clock import SYSTEM_CLOCK, Clock
 from polywire.contract import Contract, service_of
 from polywire.errors import ContractError, SetupError
 from polywire.policy.faults import WrongFault
-from polywire.policy.levels import resolve, spellings
+from polywire.policy.levels import Misfit, resolve, spellings
 from polywire.system.app import App, Key
 from polywire.system.assembly import Assembly, assemble, is_contract
 from polywire.system.bus_plan import check_bus
@@ -205,8 +205,9 @@ def _check_policies(system: SystemFile, name: str, contract: type[Contract]) -> 
         try:
             resolve(rpc, levels.of(rpc))
         except ContractError as error:
+            stands = error.place if isinstance(error, Misfit) else None
             raise system.settings.error(
-                levels.method_places[twice[0]] if twice else ("services", name),
+                stands or (levels.method_places[twice[0]] if twice else ("services", name)),
                 f"what is said about calls of {rpc.full_name} does not go together: {error}",
             ) from error
 
