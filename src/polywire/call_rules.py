@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Collection, Hashable, Sequence
+from contextlib import suppress
 from hashlib import blake2b
 from typing import Any, TypeVar
 
@@ -25,7 +26,7 @@ from polywire.contract.policies import (
     answers,
     checked_policies,
 )
-from polywire.errors import ContractError, Unavailable
+from polywire.errors import ContractError, InvalidArgument, Unavailable
 from polywire.policy.balance import Balancer
 from polywire.policy.balance_kinds import balancer_of
 from polywire.policy.breaker import Change, CircuitBreaker, State
@@ -201,7 +202,11 @@ class StandIn:
 
     def instead(self, outgoing: Outgoing, request: Message | None, error: BaseException, now: float) -> Any:
         """An answer, an awaitable of one, or NOTHING where *error* stands."""
-        key = self._key(outgoing, request) if self._remembers else None
+        key = None
+        if self._remembers:
+            # A request that breaks its contract has no key, and was never answered.
+            with suppress(InvalidArgument):
+                key = self._key(outgoing, request)
         return self._state.instead(key, request, error, now)
 
     def used(self, answer: Any, error: BaseException, now: float) -> None:

@@ -25,12 +25,18 @@ from polywire.policy.levels import Levels
 from polywire.policy.retry import RetryBudget, is_retryable
 from polywire.telemetry.counters import Counters
 from polywire.wire.request_id import new_request_id
-from polywire.wire.seam import IDEMPOTENCY_KEY, PRIORITY, ClientStream, EndpointWire, Outgoing, not_in_time
+from polywire.wire.seam import (
+    IDEMPOTENCY_KEY,
+    NO_PRIORITY,
+    PRIORITIES,
+    PRIORITY,
+    ClientStream,
+    EndpointWire,
+    Outgoing,
+    not_in_time,
+)
 
 log = logging.getLogger("polywire.client")
-
-
-BACKGROUND = Priority.BACKGROUND
 
 
 def _as_it_is(wire: EndpointWire) -> EndpointWire:
@@ -48,7 +54,8 @@ class Endpoints:
         self._open_wire = open_wire
         self._clock = clock
         self._resolving: asyncio.Task[None] | None = None
-        self._leaving: set[asyncio.Task[None]] = set()
+        self._leaving: dict[asyncio.Task[None], EndpointWire] = {}
+        self._closed = False
         self._timer: Timer | None = None
         self._reason = ""
         self._asked = 0.0
@@ -56,8 +63,12 @@ class Endpoints:
 
     async def find(self) -> tuple[EndpointWire, ...]:
         """The endpoints; waits for the first answer of the resolver. Raises Unavailable where it has none."""
-        if not self.current:
-            await asyncio.shield(self._resolve())
+        if not self.current and not self._closed:
+            resolving = self._resolve()
+            # Waited for from outside: it goes on where this caller is cancelled, and is cancelled itself by `close`.
+            await asyncio.wait([resolving])
+            if not resolving.cancelled():
+                resolving.result()
         if not self.current:
             raise Unavailable(f"No endpoint was found: {self._reason}.", reached="no")
         return self.current
@@ -69,7 +80,9 @@ class Endpoints:
 
     def look_again(self) -> None:
         """An endpoint failed: ask the resolver now, in the background, but not more than once a second."""
-        if self._resolver.refresh is not None and self._clock.monotonic() >= self._asked + 1.0:
+        if self._resolver.refresh is None or self._closed:
+            return
+        if self._clock.monotonic() >= self._asked + 1.0:
             self._resolve()
 
     def _resolve(self) -> asyncio.Task[None]:
@@ -96,17 +109,21 @@ class Endpoints:
         )
         for gone in known.values():
             task = asyncio.get_running_loop().create_task(gone.drain())
-            self._leaving.add(task)
-            task.add_done_callback(self._leaving.discard)
+            self._leaving[task] = gone
+            task.add_done_callback(self._leaving.pop)
 
     async def close(self) -> None:
+        """Close all wires, those that were being drained too. Calls under way fail with Unavailable."""
+        self._closed = True
+        self._reason = "the channel was closed"
         if self._timer is not None:
             self._timer.cancel()
+        wires = [*self._leaving.values(), *self.current]
         tasks = [task for task in (self._resolving, *self._leaving) if task is not None]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        for wire in self.current:
+        for wire in wires:
             await wire.close()
 
 
@@ -165,12 +182,16 @@ class Channel:
         outgoing = self._outgoing(rules, asked, started)
         wait_for_ready = _waits(rules, asked)
         code = "ok"
+        began = started
         try:
-            endpoints = self.endpoints.current or await self._find(outgoing)
+            endpoints = self.endpoints.current
+            if not endpoints:
+                endpoints = await self._find(outgoing)
+                began = self.now()  # how long the look-up took says nothing of the endpoint
             encoded = endpoints[0].encode(rpc, request)
             try:
                 if rules.hedging is None:
-                    answer = await self._attempt(rules, outgoing, request, encoded, wait_for_ready, (), started)
+                    answer = await self._attempt(rules, outgoing, request, encoded, wait_for_ready, (), began)
                 else:
                     answer = await self._send(rules, outgoing, request, encoded, wait_for_ready, ())
             except CallError as error:
@@ -225,7 +246,10 @@ class Channel:
             began = self.now()
         compared: EndpointWire | None = None
         try:
-            endpoints = self.endpoints.current or await self._find(outgoing)
+            endpoints = self.endpoints.current
+            if not endpoints:
+                endpoints = await self._find(outgoing)
+                began = self.now()
             if len(endpoints) == 1:
                 wire = endpoints[0]
             else:
@@ -248,7 +272,17 @@ class Channel:
         Raises Unavailable where the breaker is open and the call does not wait for its target to be ready, and what
         `entered` does.
         """
-        permit = permit or await self._permit(rules, outgoing, wait_for_ready)
+        breaker, places = rules.breaker, rules.places
+        permit = await self._placed(rules, outgoing, permit or await self._permit(rules, outgoing, wait_for_ready))
+        # The calls that it waited for may have opened the breaker, and others may have closed it again.
+        while not breaker.holds(permit) and not (permit := breaker.admit(self.now())):
+            places.leave(self.now(), places.typical)
+            permit = await self._placed(rules, outgoing, await self._permit(rules, outgoing, wait_for_ready))
+        self._start_attempt(outgoing, outgoing.call_deadline)
+        return permit
+
+    async def _placed(self, rules: CallRules, outgoing: Outgoing, permit: int) -> int:
+        """Back with a place for the call that has *permit*, which is given back where it gets none."""
         try:
             await entered(
                 rules.places,
@@ -263,7 +297,6 @@ class Channel:
                 # There is no room for it here: neither we nor those above need send it again.
                 error.retry_after = DO_NOT_RETRY
             raise
-        self._start_attempt(outgoing, outgoing.call_deadline)
         return permit
 
     async def _permit(self, rules: CallRules, outgoing: Outgoing, wait_for_ready: bool) -> int:
@@ -307,6 +340,7 @@ class Channel:
             return answer
         finally:
             outgoing.attempt += len(sent) - 1
+            outgoing.copied_to = [other.wire for other in sent[1:] if other.wire is not None]
 
     def _copy_sent(self, rules: CallRules) -> None:
         rules.counters.hedges += 1
@@ -329,6 +363,7 @@ class Channel:
         while True:
             if outgoing.wire is not None:
                 tried.append(outgoing.wire)
+            tried.extend(outgoing.copied_to)
             reached = reached or not isinstance(error, Unavailable) or error.reached != "no"
             if not await self._may_retry(rules, outgoing, error, asked):
                 if reached and isinstance(error, Unavailable):
@@ -347,16 +382,19 @@ class Channel:
         repeatable = rpc.idempotent or (asked is not None and asked.idempotency_key is not None)
         if not is_retryable(error, repeatable=repeatable):
             return False
+        if retry.attempts == 1:
+            # There is nothing to multiply: retrying is switched off here, and left to whoever called us.
+            return False
+        if outgoing.attempt >= retry.attempts:
+            # Whoever called us must not multiply these attempts by its own, however much time is left.
+            error.retry_after = DO_NOT_RETRY
+            return False
         now = self.now()
         delay = max(retry.delay(outgoing.attempt, self._clock.random()), error.retry_after or 0.0)
         deadline = outgoing.call_deadline
         if deadline is not None and now + delay >= deadline:
             return False
-        if retry.attempts == 1:
-            # There is nothing to multiply: retrying is switched off here, and left to whoever called us.
-            return False
-        if outgoing.attempt >= retry.attempts or not self.budget.take(now):
-            # Whoever called us must not multiply these attempts by its own.
+        if not self.budget.take(now):
             error.retry_after = DO_NOT_RETRY
             return False
         await self._clock.sleep(delay)
@@ -375,9 +413,14 @@ class Channel:
     ) -> Any:
         """What the caller gets instead of *error*, NOTHING where that stands."""
         assert rules.fallback is not None  # noqa: S101 - whoever calls this has looked
-        answer = rules.fallback.instead(outgoing, request, error, self.now())
-        if isawaitable(answer):
-            answer = await answer
+        # What was asked of the call does not hold for those that the function makes, this fallback least of all.
+        token = _calling.set(None)
+        try:
+            answer = rules.fallback.instead(outgoing, request, error, self.now())
+            if isawaitable(answer):
+                answer = await answer
+        finally:
+            _calling.reset(token)
         if answer is not NOTHING:
             rules.fallback.used(answer, error, self.now())
             if asked is not None:
@@ -395,10 +438,13 @@ class Channel:
             asked.fallback = False
             if asked.idempotency_key is not None:
                 metadata = (*metadata, (IDEMPOTENCY_KEY, asked.idempotency_key))
-            if asked.priority is not None:
-                metadata = (*metadata, (PRIORITY, asked.priority))
         deadline = None if timeout is None else now + timeout
         parent = _current.get()
+        priority = NO_PRIORITY if parent is None else parent.priority
+        if asked is not None and asked.priority is not None:
+            priority = min(priority, PRIORITIES[asked.priority])
+        if priority < NO_PRIORITY:
+            metadata = (*metadata, (PRIORITY, Priority(priority).name.lower()))
         if parent is None:
             outgoing = Outgoing(rpc, deadline, timeout, new_request_id(), metadata)
         else:
@@ -424,8 +470,6 @@ class Channel:
         if parent.deadline is not None and (deadline is None or parent.deadline < deadline):
             deadline = parent.deadline
             timeout = deadline - now
-        if parent.priority == BACKGROUND:
-            metadata = (*metadata, (PRIORITY, "background"))
         outgoing = Outgoing(rpc, deadline, timeout, parent.request_id or new_request_id(), metadata)
         if deadline is not None and deadline <= now:
             raise self.explained(
@@ -451,11 +495,14 @@ class Channel:
         outgoing.timeout = None if deadline is None else deadline - now
 
     async def _find(self, outgoing: Outgoing) -> tuple[EndpointWire, ...]:
+        """The endpoints, as soon as they are known; the attempt starts then, with the time that is left."""
         try:
             async with asyncio.timeout(outgoing.timeout):
-                return await self.endpoints.find()
+                endpoints = await self.endpoints.find()
         except TimeoutError:
             raise not_in_time(outgoing) from None
+        self._start_attempt(outgoing, outgoing.call_deadline)
+        return endpoints
 
     def explained(self, error: CallError, outgoing: Outgoing) -> CallError:
         error.method = outgoing.rpc.full_name
@@ -508,7 +555,10 @@ class Channel:
             began = self.now()
         underway = Underway(rules, permit, began, self._clock, self._alarms)
         try:
-            endpoints = self.endpoints.current or await self._find(outgoing)
+            endpoints = self.endpoints.current
+            if not endpoints:
+                endpoints = await self._find(outgoing)
+                underway.began = began = self.now()
             if len(endpoints) == 1:
                 wire = endpoints[0]
             else:
@@ -529,13 +579,16 @@ class Channel:
         asked = _calling.get()
         rules = self._rules_of(rpc, asked)
         outgoing = self._outgoing(rules, asked, started)
+        sent = Requests(requests)
         try:
-            answer = await self._collect(rules, outgoing, asked, requests)
+            answer = await self._collect(rules, outgoing, asked, sent)
             code = "ok"
             if rules.fallback is not None:
                 rules.fallback.succeeded(outgoing, None, answer, self.now())
             return answer
         except CallError as error:
+            if error is sent.error:
+                raise
             code = error.code
             self.explained(error, outgoing)
             answer = NOTHING if rules.fallback is None else await self._instead(rules, outgoing, None, error, asked)
@@ -546,24 +599,22 @@ class Channel:
             self.tell(outgoing)
             rules.counters.count(code, self.now() - started)
 
-    async def _collect(
-        self, rules: CallRules, outgoing: Outgoing, asked: Calling | None, requests: AsyncIterator[Message]
-    ) -> Any:
+    async def _collect(self, rules: CallRules, outgoing: Outgoing, asked: Calling | None, requests: Requests) -> Any:
         stream, underway = await self._opened(rules, outgoing, asked)
         try:
             answer = await self._send_and_receive(rules.rpc, stream, requests)
             underway.ended(None)
             return answer
-        except CallError as error:
-            underway.ended(error)
-            raise
-        except BaseException:
-            underway.given_up()
-            stream.cancel()
+        except BaseException as error:
+            if isinstance(error, CallError) and error is not requests.error:
+                underway.ended(error)
+            else:
+                underway.given_up()
+                stream.cancel()
             raise
 
-    async def _send_and_receive(self, rpc: Rpc, stream: ClientStream, requests: AsyncIterator[Message]) -> Any:
-        sending = asyncio.get_running_loop().create_task(send_all(stream, requests))
+    async def _send_and_receive(self, rpc: Rpc, stream: ClientStream, requests: Requests) -> Any:
+        sending = asyncio.get_running_loop().create_task(requests.send_all(stream))
         try:
             answer = await _only_answer(rpc, stream, sending)
         finally:
@@ -595,14 +646,27 @@ def _waits(rules: CallRules, asked: Calling | None) -> bool:
     return rules.wait_for_ready
 
 
-async def send_all(stream: ClientStream, requests: AsyncIterator[Message]) -> None:
-    try:
-        async for request in requests:
-            await stream.send(request)
-    except CallError:
-        # The call is over; `receive` says how.
-        return
-    stream.end_requests()
+class Requests:
+    """The requests of a streaming call, as their own iterator has them."""
+
+    def __init__(self, iterator: AsyncIterator[Message]) -> None:
+        self._iterator = iterator
+        self.error: BaseException | None = None
+        """What the iterator raised, for the caller as it is: whatever it is, it says nothing of the call's target."""
+
+    async def send_all(self, stream: ClientStream) -> None:
+        """Send them, until the call is over. Raises what their iterator does."""
+        try:
+            async for request in self._iterator:
+                try:
+                    await stream.send(request)
+                except CallError:
+                    # The call is over; `receive` says how.
+                    return
+        except BaseException as error:
+            self.error = error
+            raise
+        stream.end_requests()
 
 
 async def _only_answer(rpc: Rpc, stream: ClientStream, sending: asyncio.Task[None]) -> Any:

@@ -9,7 +9,7 @@ from typing import Any, TypeVar, cast
 from polywire.bus.sending.enqueue import sender_of
 from polywire.bus.sending.sender import Sender
 from polywire.call_rules import Underway
-from polywire.channel import Channel, send_all
+from polywire.channel import Channel, Requests
 from polywire.contract import Contract, Kind, Message, Rpc, Service, Task, service_of
 from polywire.errors import CallError, SetupError
 from polywire.interceptor import Intercepted, Interceptor, around
@@ -34,6 +34,7 @@ class ResponseStream(AsyncIterator[Any]):
         self._underway: Underway | None = None
         self._waiting = True
         """For the first answer."""
+        self._requests: Requests | None = None
         self._sending: asyncio.Task[None] | None = None
         self._started = 0.0
         self._over = False
@@ -48,30 +49,42 @@ class ResponseStream(AsyncIterator[Any]):
             if self._stream is None:
                 await self._open()
             assert self._stream is not None  # noqa: S101 - _open sets it or raises
-            if self._sending is not None and self._sending.done():
-                self._sending.result()
-            answer = await self._stream.receive()
-            if self._waiting:
-                self._first_answer()
-            return answer
+            if not self._requests_failed():
+                answer = await self._stream.receive()
+                if self._waiting:
+                    self._first_answer()
+                return answer
         except StopAsyncIteration:
-            self._finish("ok")
-            raise
+            if not self._requests_failed():
+                self._finish("ok")
+                raise
         except CallError as error:
-            if self._outgoing is not None:
-                self._channel.explained(error, self._outgoing)
-            self._finish(error.code, error)
-            raise
+            if not self._requests_failed():
+                if self._outgoing is not None:
+                    self._channel.explained(error, self._outgoing)
+                self._finish(error.code, error)
+                raise
         except BaseException:
             self.cancel()
             raise
+        # Here, where it is nobody's context: that the call was given up for it is no news.
+        self.cancel()
+        assert self._sending is not None  # noqa: S101 - the requests failed as they were sent
+        return self._sending.result()
+
+    def _requests_failed(self) -> bool:
+        """The requests' own iterator raised something, which is what the caller wants to know."""
+        requests, sending = self._requests, self._sending
+        if self._over or requests is None or sending is None:
+            return False
+        return sending.done() and requests.error is not None
 
     async def _open(self) -> None:
         self._started = self._channel.now()
         self._outgoing, self._stream, self._underway = await self._channel.open(self._rpc)
         if self._rpc.streams_requests:
-            requests = cast("AsyncIterator[Message]", self._request)
-            self._sending = asyncio.get_running_loop().create_task(self._pump(self._stream, requests))
+            self._requests = Requests(cast("AsyncIterator[Message]", self._request))
+            self._sending = asyncio.get_running_loop().create_task(self._pump(self._stream, self._requests))
         else:
             await self._stream.send(cast("Message | None", self._request))
             self._stream.end_requests()
@@ -82,9 +95,9 @@ class ResponseStream(AsyncIterator[Any]):
             self._underway.answered()
 
     @staticmethod
-    async def _pump(stream: ClientStream, requests: AsyncIterator[Message]) -> None:
+    async def _pump(stream: ClientStream, requests: Requests) -> None:
         try:
-            await send_all(stream, requests)
+            await requests.send_all(stream)
         except BaseException:
             # The requests' own iterator failed: wake whoever reads answers, who then finds this exception.
             stream.cancel()

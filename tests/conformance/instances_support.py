@@ -61,6 +61,11 @@ class Desk(Contract, package="instances.v1"):
         """All texts, joined."""
         raise NotImplementedError
 
+    @rpc
+    def talk(self, asks: AsyncIterator[Ask]) -> AsyncIterator[Answer]:
+        """An answer to each."""
+        raise NotImplementedError
+
 
 @dataclass
 class DeskService(Desk):
@@ -102,6 +107,11 @@ class DeskService(Desk):
         texts = [ask.text async for ask in asks]
         await self._turn(" ".join(texts))
         return Answer(instance=self.number, text=" ".join(texts))
+
+    async def talk(self, asks: AsyncIterator[Ask]) -> AsyncIterator[Answer]:
+        async for ask in asks:
+            await self._turn(ask.text)
+            yield Answer(instance=self.number, text=ask.text)
 
     async def _turn(self, text: str) -> None:
         self.seen.append(text)

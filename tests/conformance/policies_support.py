@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 
 import pytest
 from tests.conformance.instances_support import (
+    PATIENCE,
     Answer,
     Ask,
     Desk,
@@ -27,11 +28,20 @@ from tests.conformance.instances_support import (
 
 from polywire import Balance, Breaker, Bulkhead, Ejection, Fallback, Hedge, Retry, calling
 from polywire.channel import CallDefaults
-from polywire.context import Call, _current
+from polywire.context import Call, Calling, _current, calling_or_none
 from polywire.contract.policies import Policy
-from polywire.errors import CallError, ContractError, DeadlineExceeded, Internal, ResourceExhausted, Unavailable
+from polywire.errors import (
+    CallError,
+    ContractError,
+    DeadlineExceeded,
+    Internal,
+    InvalidArgument,
+    ResourceExhausted,
+    Unavailable,
+)
 from polywire.policy.breaker import State
 from polywire.policy.levels import Levels
+from polywire.policy.window import Tally
 from polywire.system.file import parse
 
 QUICK = Breaker(minimum_calls=4, trials=2, open_time=0.05, jitter=0.0, growth=1.0)
@@ -39,6 +49,7 @@ SHORT = 0.3
 """Seconds of a deadline that is to pass."""
 STEADY = Ejection(enabled=False)
 KINDS = ("unary", "stream", "collect")
+FAILURES = (Unavailable("mine", reached="no"), ValueError("mine"))
 
 
 async def ask(desk: Desk, kind: str, text: str = "") -> Answer:
@@ -53,6 +64,11 @@ async def ask(desk: Desk, kind: str, text: str = "") -> Answer:
 
 async def once(text: str) -> AsyncIterator[Ask]:
     yield Ask(text=text)
+
+
+async def failing(text: str, failure: Exception) -> AsyncIterator[Ask]:
+    yield Ask(text=text)
+    raise failure
 
 
 def breaker_of(running: Running, kind: str) -> Any:
@@ -220,6 +236,25 @@ class PolicySuite:
             running.first.mode = "answer"
             assert (await ask(running.desk, kind)).instance == 0
 
+    @pytest.mark.parametrize("failure", FAILURES, ids=["of a call", "of the program"])
+    async def test_what_the_requests_own_iterator_raises_is_counted_nowhere(self, failure: Exception) -> None:
+        never = Fallback(on=(CallError,), value=Answer(instance=-1))
+        async with self.running(1, Breaker(minimum_calls=1), Bulkhead(limit=1)) as running:
+            held = breaker_of(running, "collect")
+            for _ in range(3):
+                with pytest.raises(type(failure)) as caught, calling(never, timeout=PATIENCE):
+                    await running.desk.gather(failing("one", failure))
+                assert caught.value is failure
+            with pytest.raises(type(failure)) as caught:
+                _ = [answer async for answer in running.desk.talk(failing("one", failure))]
+            assert caught.value is failure
+            assert getattr(failure, "method", None) is None
+            assert (held.state, held._window.tally(running.channel.now())) == (State.CLOSED, Tally(0, 0, 0))
+            assert places_of(running, "collect").running == 0
+            counters = running.channel.counters["instances.v1.Desk/Gather"]
+            assert (counters.codes, counters.fallbacks) == ({"ok": 0, "cancelled": 3}, 0)
+            assert running.channel.counters["instances.v1.Desk/Talk"].codes == {"ok": 0, "cancelled": 1}
+
     async def test_a_failure_from_before_it_opened_does_not_count_once_it_has_closed(self) -> None:
         async with self.running(1, QUICK) as running:
             running.first.mode = "fail late"
@@ -303,6 +338,47 @@ class PolicySuite:
             running.first.gate.set()
             await first
             assert running.first.seen == ["first"]
+
+    async def test_calls_that_wait_for_a_place_do_not_go_past_a_breaker_that_opens_meanwhile(self, kind: str) -> None:
+        sharp = Breaker(minimum_calls=1, open_time=60.0, jitter=0.0)
+        async with self.running(1) as running:
+            running.first.mode = "fail late"
+            with calling(sharp, Bulkhead(limit=20, queue=80)):
+                calls = [asyncio.ensure_future(ask(running.desk, kind, str(number))) for number in range(100)]
+                await until(lambda: running.seen == 20)
+                running.first.gate.set()
+                results = await asyncio.gather(*calls, return_exceptions=True)
+            refused = [result for result in results if isinstance(result, Unavailable)]
+            assert [type(result) for result in results].count(Internal) == 20
+            assert (len(refused), {error.reached for error in refused}) == (80, {"no"})
+            assert running.seen == 20
+            # Whoever was refused has left its place.
+            running.first.mode = "wait"
+            running.first.gate.clear()
+            with calling(Breaker(enabled=False), Bulkhead(limit=20, queue=80)):
+                calls = [asyncio.ensure_future(ask(running.desk, kind, str(number))) for number in range(20)]
+                await until(lambda: running.seen == 40)
+                running.first.gate.set()
+                assert await outcomes(calls) == ["ok"] * 20
+
+    async def test_a_call_that_waits_for_its_target_gets_a_permit_anew_where_the_breaker_opened_in_the_queue(
+        self,
+    ) -> None:
+        at_once = Breaker(minimum_calls=1, trials=2, open_time=0.05, jitter=0.0)
+        async with self.running(1, at_once, Bulkhead(limit=1, queue=8)) as running:
+            running.first.mode = "fail late"
+            failing = asyncio.ensure_future(running.desk.read(Ask(text="failing")))
+            await until(lambda: running.seen == 1)
+            with calling(wait_for_ready=True):
+                patient = [asyncio.ensure_future(running.desk.read(Ask(text=f"patient{n}"))) for n in range(4)]
+            await until(lambda: places_of(running, "unary").waiting == 4)
+            running.first.gate.set()
+            running.first.mode = "answer"
+            assert await outcomes([failing]) == ["internal"]
+            assert await outcomes(patient) == ["ok"] * 4
+            held = breaker_of(running, "unary")
+            assert [change.new.value for change in held.changes] == ["open", "half_open", "closed"]
+            assert places_of(running, "unary").running == 0
 
     async def test_the_time_in_the_queue_is_taken_off_what_the_target_is_given(self) -> None:
         async with self.running(1, Bulkhead(limit=1, queue=8)) as running:
@@ -667,6 +743,39 @@ class PolicySuite:
                 answer = await running.desk.read(Ask(text="who"))
             assert answer == Answer(instance=-1, text="who internal instances.v1.Desk/Read")
 
+    @pytest.mark.parametrize("kind", ["unary", "collect"])
+    async def test_nothing_that_was_asked_of_a_call_holds_for_those_that_its_fallback_makes(self, kind: str) -> None:
+        asked: list[str] = []
+        noted: list[Calling | None] = []
+
+        async def instead(_ask: Ask | None, error: CallError) -> Answer:
+            asked.append(error.code)
+            noted.append(calling_or_none())
+            return await running.desk.look(Ask(text="instead"))
+
+        def at_once(_ask: Ask | None, _error: CallError) -> Answer:
+            noted.append(calling_or_none())
+            return Answer(instance=-1)
+
+        async with self.running(1) as running:
+            running.first.mode = "internal"
+            for function in (instead, at_once):
+                with calling(
+                    Fallback(function=function), timeout=20.0, metadata={"tenant": "a"}, idempotency_key="k"
+                ) as block:
+                    if function is instead:
+                        with pytest.raises(Internal) as caught:
+                            await ask(running.desk, kind)
+                        assert caught.value.method == "instances.v1.Desk/Look"
+                    else:
+                        assert (await ask(running.desk, kind)).instance == -1
+                    assert calling_or_none() is block
+            assert (asked, noted) == (["internal"], [None, None])
+            assert running.first.seen == ["", "instead", ""]
+            left = running.first.left[1]
+            assert left is not None
+            assert left > 20.0
+
     async def test_the_last_good_answer_to_the_same_question_is_given_again(self) -> None:
         async with self.running(1, Fallback(last_good=60.0)) as running:
             good = await running.desk.read(Ask(text="a"))
@@ -676,6 +785,22 @@ class PolicySuite:
                 await running.desk.read(Ask(text="b"))
             with pytest.raises(Internal), calling(metadata={"tenant": "other"}):
                 await running.desk.read(Ask(text="a"))
+
+    async def test_a_request_that_breaks_its_contract_is_told_of_as_without_a_fallback(self) -> None:
+        wrong = Ask(text="a")
+        wrong.text = 3  # type: ignore[assignment]  # that is the point
+        told: list[str] = []
+        async with self.running(1) as running:
+            for policies in ((), (Fallback(last_good=60.0),)):
+                with pytest.raises(InvalidArgument) as caught, calling(*policies):
+                    await running.desk.read(wrong)
+                assert caught.value.method == "instances.v1.Desk/Read"
+                assert caught.value.request_id
+                told.append(caught.value.message)
+            assert told[0] == told[1]
+            with calling(Fallback(last_good=60.0, on=(InvalidArgument,), value=Answer(instance=-1))):
+                assert (await running.desk.read(wrong)).instance == -1
+            assert running.seen == 0
 
     async def test_the_last_good_answer_of_one_user_is_not_given_to_another(self) -> None:
         async with self.running(1, Fallback(last_good=60.0)) as running:

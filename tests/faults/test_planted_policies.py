@@ -9,6 +9,8 @@ from collections.abc import Iterator
 import pytest
 from tests.faults.planting_support import Bug, find
 
+from polywire.errors import Unavailable
+
 CHANNEL = "polywire.channel:Channel"
 RULES = "polywire.call_rules:CallRules"
 BOOK = "polywire.call_rules:RuleBook"
@@ -19,6 +21,7 @@ SWITCHED = "tests.faults.switched_support"
 CANCELLED_TRIAL = f"{LOCAL}.test_a_cancelled_trial_leaves_its_permit_to_the_next_call"
 CANCELLED_PLACE = f"{LOCAL}.test_a_cancelled_call_gives_its_place_to_the_next_one"
 EXACTLY = f"{LOCAL}.test_half_open_exactly_so_many_calls_come_through_and_then_it_closes"
+OWN_ITERATOR = f"{LOCAL}.test_what_the_requests_own_iterator_raises_is_counted_nowhere"
 IMPATIENCE = 5.0
 """Seconds after which a test that waits for what a bug keeps from happening counts as failed."""
 IS_CANCELLED = 'type(error).__name__ == "CancelledError"'
@@ -41,7 +44,7 @@ BUGS = {
         f"{UNDERWAY}.given_up", "self.rules.breaker.release(permit)", "pass", CANCELLED_TRIAL, ("stream",)
     ),
     "a permit leaks with a call that is cancelled in the queue": Bug(
-        f"{CHANNEL}._turn",
+        f"{CHANNEL}._placed",
         "rules.breaker.release(permit)",
         "pass",
         f"{LOCAL}.test_a_trial_that_is_cancelled_while_it_waits_for_a_place_leaves_its_permit",
@@ -76,6 +79,45 @@ BUGS = {
         'self.breaker.failed(permit, error if isinstance(error, Exception) else Unavailable("", reached="no"),',
         f"{LOCAL}.test_cancelled_calls_never_open_a_breaker",
         ("unary",),
+    ),
+    "an error of the requests' own iterator is held against the target": Bug(
+        f"{CHANNEL}._collect", "error is not requests.error", "True", OWN_ITERATOR, (Unavailable("mine", reached="no"),)
+    ),
+    "a fallback answers for an error of the requests' own iterator": Bug(
+        f"{CHANNEL}.collect", "error is sent.error", "False", OWN_ITERATOR, (Unavailable("mine", reached="no"),)
+    ),
+    "an error of the requests' own iterator is lost in a conversation": Bug(
+        "polywire.client:ResponseStream._requests_failed",
+        "requests.error is not None",
+        "False",
+        OWN_ITERATOR,
+        (ValueError("mine"),),
+    ),
+    "what is asked of a call is asked of those that its fallback makes": Bug(
+        f"{CHANNEL}._instead",
+        "_calling.set(None)",
+        "_calling.set(_calling.get())",
+        f"{LOCAL}.test_nothing_that_was_asked_of_a_call_holds_for_those_that_its_fallback_makes",
+        ("unary",),
+    ),
+    "retries that are used up near the deadline are multiplied": Bug(
+        f"{CHANNEL}._may_retry",
+        "if outgoing.attempt >= retry.attempts:",
+        "if outgoing.attempt >= retry.attempts and outgoing.call_deadline - self.now() > 1:",
+        "tests.unit.test_channel:test_retries_that_are_used_up_near_the_deadline_are_not_multiplied_either",
+    ),
+    "who waits for an endpoint is cancelled with the look-up": Bug(
+        "polywire.channel:Endpoints.find",
+        "if not resolving.cancelled():",
+        "if True:",
+        "tests.unit.test_channel"
+        ":test_calls_that_wait_for_an_endpoint_when_the_channel_is_closed_are_unavailable_and_not_cancelled",
+    ),
+    "wires that are being drained are left open": Bug(
+        "polywire.channel:Endpoints.close",
+        "*self._leaving.values(), ",
+        "",
+        "tests.unit.test_channel:test_wires_that_are_still_being_drained_are_closed_with_the_channel",
     ),
     "a stale result is counted": Bug(
         f"{RULES}.failed",
@@ -196,8 +238,36 @@ BUGS = {
         "deadline is None",
         "tests.unit.test_channel:test_a_call_never_outlives_the_call_that_it_is_part_of",
     ),
-    "the queue does not know the deadline": Bug(
+    "what waited in the queue goes past an open breaker": Bug(
         f"{CHANNEL}._turn",
+        "not breaker.holds(permit)",
+        "False",
+        f"{LOCAL}.test_calls_that_wait_for_a_place_do_not_go_past_a_breaker_that_opens_meanwhile",
+        ("unary",),
+    ),
+    "who is refused after its wait keeps its place": Bug(
+        f"{CHANNEL}._turn",
+        "places.leave(self.now(), places.typical)",
+        "pass",
+        f"{LOCAL}.test_calls_that_wait_for_a_place_do_not_go_past_a_breaker_that_opens_meanwhile",
+        ("unary",),
+    ),
+    "a priority rises on its way": Bug(
+        f"{CHANNEL}._outgoing",
+        "min(priority, PRIORITIES[asked.priority])",
+        "PRIORITIES[asked.priority]",
+        "tests.wire.test_shedding_wires:test_what_a_call_may_claim_travels_and_never_rises_on_its_way",
+        ("grpc",),
+    ),
+    "a priority does not travel on": Bug(
+        f"{CHANNEL}._outgoing",
+        "NO_PRIORITY if parent is None else parent.priority",
+        "NO_PRIORITY",
+        "tests.wire.test_shedding_wires:test_what_a_call_may_claim_travels_and_never_rises_on_its_way",
+        ("http",),
+    ),
+    "the queue does not know the deadline": Bug(
+        f"{CHANNEL}._placed",
         "deadline=outgoing.call_deadline,",
         "deadline=None,",
         f"{LOCAL}.test_a_call_that_would_miss_its_deadline_in_the_queue_does_not_reach_the_target",
@@ -231,6 +301,32 @@ BUGS = {
         "tuple(outgoing.metadata)",
         "None",
         f"{LOCAL}.test_the_last_good_answer_to_the_same_question_is_given_again",
+    ),
+    "a retry goes to an endpoint that a copy went to": Bug(
+        f"{CHANNEL}._again",
+        "tried.extend(outgoing.copied_to)",
+        "pass",
+        "tests.unit.test_channel:test_a_retry_goes_to_none_of_the_instances_that_copies_went_to",
+    ),
+    "a slow look-up makes an endpoint look slow": Bug(
+        f"{CHANNEL}.unary",
+        "began = self.now()",
+        "self.now()",
+        "tests.unit.test_channel:test_the_time_of_the_first_look_up_is_not_held_against_the_endpoint",
+        ("safe",),
+    ),
+    "the target is told of time that the look-up took": Bug(
+        f"{CHANNEL}._find",
+        "self._start_attempt(outgoing, outgoing.call_deadline)",
+        "pass",
+        "tests.unit.test_channel:test_the_time_of_the_first_look_up_is_not_held_against_the_endpoint",
+        ("watch",),
+    ),
+    "a fallback fails by a request that breaks its contract": Bug(
+        "polywire.call_rules:StandIn.instead",
+        "suppress(InvalidArgument)",
+        "suppress()",
+        f"{LOCAL}.test_a_request_that_breaks_its_contract_is_told_of_as_without_a_fallback",
     ),
     "a retry goes to the endpoint that failed": Bug(
         f"{CHANNEL}._again",

@@ -50,6 +50,26 @@ def state_of(one: CircuitBreaker) -> State:
     return one.state
 
 
+def test_a_permit_holds_until_the_state_that_gave_it_is_over() -> None:
+    held = breaker()
+    early = held.admit(1000.0)
+    assert held.holds(early)
+    assert not held.holds(REFUSED)
+    for _ in range(4):
+        held.failed(held.admit(1000.0), DOWN, 1000.0, 0.1)
+    assert not held.holds(early)
+    assert not held.holds(REFUSED)
+    trial, other = held.admit(1005.0), held.admit(1005.0)
+    assert held.holds(trial)
+    held.release(trial)
+    assert not held.holds(trial)
+    for permit in (other, held.admit(1005.0)):
+        held.succeeded(permit, 1005.0, 0.1)
+    assert state_of(held) is State.CLOSED
+    assert not any(map(held.holds, (early, trial, other)))
+    assert held.holds(held.admit(1005.0))
+
+
 # ---- the model: every call there ever was, and the rules as they are written down ----
 
 

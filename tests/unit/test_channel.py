@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import pytest
@@ -12,7 +12,8 @@ from polywire import Contract, Message, calling, rpc
 from polywire.channel import CallDefaults, Channel, Endpoints
 from polywire.client import client_for
 from polywire.context import Call, _current
-from polywire.contract.policies import Breaker
+from polywire.contract import service_of
+from polywire.contract.policies import Breaker, Hedge
 from polywire.discovery import DnsResolver, Resolver, StaticResolver
 from polywire.errors import (
     DO_NOT_RETRY,
@@ -22,6 +23,7 @@ from polywire.errors import (
     ResourceExhausted,
     Unavailable,
 )
+from polywire.policy.breaker import State
 from polywire.policy.retry import Retry
 from polywire.testing import ManualClock, settle
 from polywire.wire.seam import Outgoing
@@ -43,6 +45,31 @@ class Pinger(Contract, package="unit.v1"):
     @rpc(idempotent=True, timeout=10.0, attempt_timeout=1.0)
     async def patient(self, ping: Ping) -> Ping:
         raise NotImplementedError
+
+    @rpc(timeout=2.0)
+    def watch(self, ping: Ping) -> AsyncIterator[Ping]:
+        raise NotImplementedError
+
+
+class Echo:
+    """A stream that answers what it is sent."""
+
+    def __init__(self) -> None:
+        self.messages: list[Any] = []
+
+    async def send(self, message: Any) -> None:
+        self.messages.append(message)
+
+    def end_requests(self) -> None:
+        """It answers before that."""
+
+    async def receive(self) -> Any:
+        if not self.messages:
+            raise StopAsyncIteration
+        return self.messages.pop(0)
+
+    def cancel(self) -> None:
+        self.messages.clear()
 
 
 class ScriptedWire:
@@ -71,7 +98,8 @@ class ScriptedWire:
         return encoded
 
     async def stream(self, outgoing: Outgoing, *, wait_for_ready: bool = False) -> Any:
-        raise NotImplementedError
+        self.seen.append((outgoing.timeout, outgoing.attempt))
+        return Echo()
 
     async def drain(self) -> None:
         self.drained = True
@@ -155,6 +183,37 @@ async def test_another_instance_is_tried_when_one_is_down() -> None:
         assert len(first.seen) <= 1
 
 
+class InTurn(ScriptedWire):
+    """One of several wires that share a script: an error or None each, after so many seconds."""
+
+    def __init__(self, address: str, clock: ManualClock, turns: list[tuple[float, CallError | None]]) -> None:
+        super().__init__(address)
+        self.clock = clock
+        self.turns = turns
+
+    async def unary(self, outgoing: Outgoing, encoded: Any, *, wait_for_ready: bool = False) -> Any:
+        self.seen.append((outgoing.timeout, outgoing.attempt))
+        seconds, error = self.turns.pop(0)
+        await self.clock.sleep(seconds)
+        if error is not None:
+            raise error
+        return encoded
+
+
+async def test_a_retry_goes_to_none_of_the_instances_that_copies_went_to() -> None:
+    for _ in range(20):
+        world = World([], [], [], defaults=CallDefaults(policies=(Hedge(after=0.1, copies=1),)))
+        turns: list[tuple[float, CallError | None]] = [
+            (0.5, Unavailable("down", reached="no")),
+            (0.0, Unavailable("down", reached="no")),
+            (0.0, None),
+        ]
+        wires = {name: InTurn(name, world.clock, turns) for name in ("host:0", "host:1", "host:2")}
+        world.channel.endpoints._open_wire = wires.__getitem__
+        assert await world.run(world.client.safe(Ping(text="a"))) == Ping(text="a")
+        assert [len(wire.seen) for wire in wires.values()] == [1, 1, 1]
+
+
 async def test_pushback_is_waited_for() -> None:
     world = World([ResourceExhausted("slow down", retry_after=1.5)])
     start = world.clock.monotonic()
@@ -229,6 +288,31 @@ async def test_an_error_that_used_its_retries_up_is_not_retried_by_those_above()
     assert above.calls == 1
 
 
+async def test_retries_that_are_used_up_near_the_deadline_are_not_multiplied_either() -> None:
+    below = World(
+        [ResourceExhausted("slow down", retry_after=1.5) for _ in range(9)],
+        defaults=CallDefaults(retry=Retry(attempts=2)),
+    )
+    with pytest.raises(ResourceExhausted) as caught:
+        await below.run(below.client.safe(Ping()))
+    # A third attempt would come after the deadline, which is 2 seconds after the start.
+    assert (below.calls, caught.value.attempts, caught.value.retry_after) == (2, 2, DO_NOT_RETRY)
+    above = World([caught.value])
+    with pytest.raises(ResourceExhausted):
+        await above.run(above.client.safe(Ping()))
+    assert above.calls == 1
+
+
+async def test_a_retry_that_the_deadline_forbids_costs_nothing_of_the_budget_and_is_left_to_those_above() -> None:
+    below = World([ResourceExhausted("slow down", retry_after=2.5) for _ in range(20)])
+    taken = below.channel.budget._retries
+    for _ in range(20):
+        with pytest.raises(ResourceExhausted) as caught:
+            await below.run(below.client.safe(Ping()))
+        assert caught.value.retry_after == 2.5
+    assert (below.calls, sum(taken)) == (20, 0)
+
+
 async def test_where_retrying_is_switched_off_it_is_left_to_those_above() -> None:
     below = World([Unavailable("down", reached="no")], defaults=CallDefaults(retry=Retry(attempts=1)))
     with pytest.raises(Unavailable) as caught:
@@ -294,6 +378,88 @@ async def test_endpoints_follow_what_dns_says_and_those_that_left_are_drained() 
     assert not world.wires["10.0.0.2:80"].drained
     await world.channel.close()
     assert world.wires["10.0.0.3:80"].closed
+
+
+class Silence(Names):
+    """A name server that does not answer before it is told to."""
+
+    def __init__(self, *addresses: str) -> None:
+        super().__init__(*addresses)
+        self.gate = asyncio.Event()
+
+    async def __call__(self, host: str, port: int) -> Sequence[str]:
+        self.asked += 1
+        await self.gate.wait()
+        return [f"{address}:{port}" for address in self.addresses]
+
+
+async def test_calls_that_wait_for_an_endpoint_when_the_channel_is_closed_are_unavailable_and_not_cancelled() -> None:
+    names = Silence("10.0.0.1")
+    world = World(resolver=DnsResolver("orders", 80, refresh=30.0, lookup=names))
+    with calling(Retry(attempts=1)):
+        calls = [asyncio.create_task(world.client.safe(Ping())) for _ in range(2)]
+    given_up = asyncio.create_task(world.client.safe(Ping()))
+    await settle()
+    given_up.cancel()
+    await asyncio.wait([given_up])
+    assert given_up.cancelled()
+    assert not any(call.done() for call in calls)
+    await world.channel.close()
+    for error in await asyncio.gather(*calls, return_exceptions=True):
+        assert type(error) is Unavailable
+        assert (error.message, error.reached) == ("No endpoint was found: the channel was closed.", "no")
+    with pytest.raises(Unavailable) as caught:
+        await world.run(world.client.safe(Ping()))
+    assert str(caught.value) == "No endpoint was found: the channel was closed."
+    await world.clock.advance(100.0)
+    assert (names.asked, world.wires) == (1, {})
+
+
+@pytest.mark.parametrize("method", ["safe", "patient", "watch"])
+async def test_the_time_of_the_first_look_up_is_not_held_against_the_endpoint(method: str) -> None:
+    names = Silence("10.0.0.1")
+    world = World(
+        resolver=DnsResolver("orders", 80, refresh=30.0, lookup=names),
+        defaults=CallDefaults(timeout=2.0, policies=(Breaker(minimum_calls=1, slow_after=0.5, slow_rate=0.1),)),
+    )
+    if method == "watch":
+        call = asyncio.ensure_future(anext(world.client.watch(Ping(text="a"))))
+    else:
+        call = asyncio.ensure_future(getattr(world.client, method)(Ping(text="a")))
+    await settle()
+    await world.clock.advance(0.75)
+    names.gate.set()
+    assert await world.run(call) == Ping(text="a")
+    rules = world.channel._book.of(service_of(Pinger).rpcs[method])
+    assert (rules.breaker.state, rules.breaker.reason) == (State.CLOSED, "")
+    # It is told of the time that is left; an attempt of its own time begins when there is somebody to call.
+    assert world.wires["10.0.0.1:80"].seen == [(1.0 if method == "patient" else 1.25, 1)]
+
+
+class Busy(ScriptedWire):
+    """A wire with calls that do not end."""
+
+    async def drain(self) -> None:
+        await asyncio.Event().wait()
+
+
+async def test_wires_that_are_still_being_drained_are_closed_with_the_channel() -> None:
+    names = Names("10.0.0.1", "10.0.0.2")
+    clock = ManualClock()
+    wires: dict[str, Busy] = {}
+    endpoints = Endpoints(
+        DnsResolver("orders", 80, refresh=30.0, lookup=names),
+        lambda name: wires.setdefault(name, Busy(name)),
+        clock=clock,
+    )
+    await endpoints.find()
+    names.addresses = ("10.0.0.2",)
+    await clock.advance(31.0)
+    assert [wire.address for wire in endpoints.current] == ["10.0.0.2:80"]
+    assert not wires["10.0.0.1:80"].closed
+    await endpoints.close()
+    assert [wire.closed for wire in wires.values()] == [True, True]
+    await endpoints.close()
 
 
 async def test_a_name_server_that_is_down_does_not_take_known_endpoints_along() -> None:

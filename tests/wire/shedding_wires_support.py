@@ -168,9 +168,11 @@ class Site:
 
 
 @asynccontextmanager
-async def site(wire: str, shedding: Shedding | None, **options: Any) -> AsyncIterator[Site]:
+async def site(
+    wire: str, shedding: Shedding | None, *, service: PlacesService | None = None, **options: Any
+) -> AsyncIterator[Site]:
     """*shedding* over *wire*; every place is there for calls of the usual priority unless it says otherwise."""
-    service = PlacesService()
+    service = service or PlacesService()
     if wire == "local":
         services = Services([service], shedding=shedding, **options)
         found = Site(wire, service, services, "")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import aclosing
+from contextlib import ExitStack, aclosing
 from typing import Any
 
 import pytest
@@ -24,11 +24,11 @@ from shedding_wires_support import (
     words,
 )
 
-from polywire import calling
+from polywire import Priority, calling
 from polywire.channel import CallDefaults, Channel, Endpoints
 from polywire.client import client_for
 from polywire.connecting import channel_to
-from polywire.context import Call
+from polywire.context import Call, current
 from polywire.contract import Retry
 from polywire.contract.policies import Shedding
 from polywire.discovery import StaticResolver
@@ -368,6 +368,60 @@ async def test_what_is_done_for_a_call_of_the_background_is_of_the_background_to
         await asyncio.gather(*held)
         await channel.close()
         await services.finish(0.0)
+
+
+class Chain(PlacesService):
+    """Each handler notes what its call may claim, and the first one calls another, as one that matters."""
+
+    behind: Places
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[int] = []
+
+    async def hold(self, word: Word) -> Word:
+        self.seen.append(current().priority)
+        if word.text == "first":
+            with calling(priority="normal"):
+                await self.behind.pay(Word(text="second"))
+        elif word.text == "silent first":
+            await self.behind.pay(Word(text="second"))
+        return word
+
+
+@pytest.mark.parametrize("wire", WIRES)
+async def test_what_a_call_may_claim_travels_and_never_rises_on_its_way(wire: str) -> None:
+    async with site(wire, None, service=(chain := Chain())) as found:
+        client = chain.behind = found.client()
+
+        async def seen(call: Callable[[Word], Coroutine[Any, Any, Word]], text: str) -> list[int]:
+            chain.seen.clear()
+            await call(Word(text=text))
+            return list(chain.seen)
+
+        assert await seen(client.pay, "silent first") == [Priority.CRITICAL, Priority.CRITICAL]
+        assert await seen(client.hold, "first") == [Priority.CRITICAL, Priority.NORMAL]
+        assert await seen(client.sweep, "first") == [Priority.BACKGROUND, Priority.BACKGROUND]
+        with calling(priority="background"):
+            assert await seen(client.hold, "first") == [Priority.BACKGROUND, Priority.BACKGROUND]
+        with calling(priority="normal"):
+            assert await seen(client.pay, "silent first") == [Priority.NORMAL, Priority.NORMAL]
+
+
+@pytest.mark.parametrize("wire", WIRES)
+@pytest.mark.parametrize(
+    "lines",
+    [("background", "normal"), ("normal", "background"), ("normal, background",), ("loud,background", "critical")],
+    ids=str,
+)
+async def test_of_a_priority_that_is_said_twice_the_lowest_counts(wire: str, lines: tuple[str, ...]) -> None:
+    async with site(wire, None, service=(chain := Chain())) as found:
+        client = found.client()
+        with ExitStack() as said:
+            for line in lines:
+                said.enter_context(calling(metadata={"polywire-priority": line}))
+            await client.pay(Word(text="last"))
+        assert chain.seen == [Priority.BACKGROUND]
 
 
 def test_there_are_two_ways_to_stand_back() -> None:

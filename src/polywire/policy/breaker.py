@@ -92,6 +92,10 @@ class CircuitBreaker:
         """A permit for a call, or REFUSED."""
         return self.shared or self._admit_trial(now)
 
+    def holds(self, permit: int) -> bool:
+        """Whether *permit* is still worth something: the state that gave it is not over."""
+        return permit in self._trials or (permit != REFUSED and permit == self.shared)
+
     def succeeded(self, permit: int, now: float, seconds: float) -> None:
         """The call of *permit* was answered after *seconds*."""
         if permit == self.shared:

@@ -690,17 +690,80 @@ class WireSuite(ErrorRules):
                 assert (await served.client(Probe).total(amounts())).amount == 1000
 
     async def test_an_exception_among_the_requests_reaches_the_caller_as_it_is(self) -> None:
-        async def amounts() -> AsyncIterator[Amount]:
+        async def amounts(failure: Exception) -> AsyncIterator[Amount]:
             yield Amount(amount=1)
-            raise ZeroDivisionError("mine")
+            raise failure
 
         async with self.serving(ProbeService()) as served:
-            try:
-                await served.client(Probe).total(amounts())
-            except ZeroDivisionError as error:
-                assert str(error) == "mine"
-            else:
-                raise AssertionError("the exception was lost")
+            # An error of another call is the requests' own as well, and none of this call.
+            for failure in (ZeroDivisionError("mine"), Unavailable("mine", reached="no")):
+                try:
+                    async with asyncio.timeout(SOON):
+                        await served.client(Probe).total(amounts(failure))
+                except (ZeroDivisionError, Unavailable) as error:
+                    assert error is failure
+                else:
+                    raise AssertionError("the exception was lost")
+
+    async def test_an_exception_among_the_requests_of_a_conversation_reaches_its_reader_as_it_is(self) -> None:
+        if not self.bidirectional:
+            return
+        service = ProbeService()
+        failing = asyncio.Event()
+
+        async def texts(failure: Exception) -> AsyncIterator[Text]:
+            yield Text(text="hello")
+            await failing.wait()
+            raise failure
+
+        async with self.serving(service) as served, asyncio.timeout(SOON):
+            for failure in (ZeroDivisionError("mine"), Unavailable("mine", reached="no")):
+                service.ended.clear()
+                conversation = served.client(Probe).chat(texts(failure))
+                assert (await anext(conversation)).text == "HELLO"
+                asyncio.get_running_loop().call_soon(failing.set)  # while the reader waits
+                try:
+                    await anext(conversation)
+                except (ZeroDivisionError, Unavailable) as error:
+                    assert error is failure
+                else:
+                    raise AssertionError("the exception was lost")
+                await service.until(service.ended, "chat")
+                failing.clear()
+
+    async def test_a_streamed_request_that_breaks_its_contract_ends_the_call_and_names_the_field(self) -> None:
+        service = ProbeService()
+        answered = asyncio.Event()
+
+        async def amounts() -> AsyncIterator[Amount]:
+            amount = Amount(amount=1)
+            yield amount
+            amount.amount = 1001
+            yield amount
+            await asyncio.Event().wait()
+
+        async def texts() -> AsyncIterator[Text]:
+            text = Text(text="hello")
+            yield text
+            await answered.wait()
+            text.text = 3  # type: ignore[assignment]  # that is the point
+            yield text
+            await asyncio.Event().wait()
+
+        async with self.serving(service) as served:
+            client = served.client(Probe)
+            error = await _failing(client.total(amounts()))
+            assert type(error) is InvalidArgument
+            assert "amount" in error.message
+            assert error.method == "polywire.probe.v1.Probe/Total"
+            if self.bidirectional:
+                conversation = client.chat(texts())
+                assert (await anext(conversation)).text == "HELLO"
+                answered.set()
+                error = await _failing(anext(conversation))
+                assert type(error) is InvalidArgument
+                assert "text" in error.message
+                await service.until(service.ended, "chat")
 
     async def test_a_conversation_goes_back_and_forth(self) -> None:
         if not self.bidirectional:

@@ -189,7 +189,8 @@ class LocalWire:
         call.peer_certificate = self._certificate
         call.principal = outgoing.principal
         if outgoing.metadata:
-            call.priority = priority_from(str(metadata.get(PRIORITY, "")).encode())
+            for value in metadata.get_all(PRIORITY):
+                call.priority = priority_from(str(value).encode(), call.priority)
         call.traceparent = outgoing.traceparent
         call.tracestate = outgoing.tracestate
         call.baggage = outgoing.baggage
@@ -309,7 +310,12 @@ class _LocalStream:
         self._slot = 0 if outgoing.deadline is None else wire.deadlines.add(outgoing.deadline, _Alarm(self))
 
     async def send(self, message: Message | None) -> None:
-        await self._requests.put(self._encode(message))
+        try:
+            encoded = self._encode(message)
+        except CallError as error:
+            self.fail(error)
+            raise
+        await self._requests.put(encoded)
 
     def end_requests(self) -> None:
         self._requests.end()

@@ -42,7 +42,8 @@ PRIORITY = "polywire-priority"
 """Of a call that its caller takes back behind others: `background` or `normal`."""
 NO_PRIORITY = int(Priority.CRITICAL)
 """Of a call whose caller does not take it back."""
-_PRIORITIES = {b"background": int(Priority.BACKGROUND), b"normal": int(Priority.NORMAL)}
+PRIORITIES = {"background": int(Priority.BACKGROUND), "normal": int(Priority.NORMAL)}
+"""What a caller may take its call back to."""
 
 MAX_REQUEST_ID = 128
 
@@ -76,6 +77,8 @@ class Outgoing:
     """Seconds that one attempt may take of the time of the call."""
     wire: EndpointWire | None = None
     """Set by the channel: the endpoint that the attempt goes to."""
+    copied_to: Sequence[EndpointWire] = ()
+    """Set by the channel: those that copies of the attempt went to."""
 
     def __init__(
         self,
@@ -104,7 +107,8 @@ class ClientStream(Protocol):
 
     async def send(self, message: Message | None) -> None:
         """Send one request message; waits while the peer holds us back. Raises the CallError that the call failed
-        with. Where the server ended the call early with success it does nothing."""
+        with; a message that breaks its contract makes it fail. Where the server ended the call early with success it
+        does nothing."""
 
     def end_requests(self) -> None:
         """No more request messages. May be called twice."""
@@ -332,9 +336,14 @@ def decode_binary(value: bytes) -> bytes:
         raise ValueError("not base64") from error
 
 
-def priority_from(value: bytes) -> int:
-    """What a header says about how much a call matters to its caller; what is not known changes nothing."""
-    return _PRIORITIES.get(value, NO_PRIORITY)
+def priority_from(value: bytes, known: int = NO_PRIORITY) -> int:
+    """How much a call matters to its caller by what a header says; what is not known changes nothing.
+
+    *known* is what the headers before it said: where it is repeated, be it in one line, the lowest counts.
+    """
+    for part in value.split(b","):
+        known = min(known, PRIORITIES.get(part.strip().decode("latin-1"), NO_PRIORITY))
+    return known
 
 
 def request_id_from(value: bytes | None) -> str:

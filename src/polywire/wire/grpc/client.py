@@ -198,7 +198,11 @@ class GrpcStream:
     async def send(self, message: Message | None) -> None:
         answers = self._answers
         if not answers.over:
-            frame = self._framed(self._encode(message))
+            try:
+                frame = self._framed(self._encode(message))
+            except CallError as error:
+                answers.give_up(error)
+                raise
             stream = answers.stream
             stream.send_data(frame)
             if stream.writable:

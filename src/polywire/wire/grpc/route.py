@@ -169,7 +169,7 @@ def apply_field(target: Any, name: bytes, value: bytes) -> bool:
     elif name == PRINCIPAL_FIELD:
         target.principal = _text(value)
     elif name == PRIORITY_FIELD:
-        target.priority = priority_from(value)
+        target.priority = priority_from(value, target.priority)
         return False  # as other metadata it is the handler's to see
     elif name == PREVIOUS:
         target.attempt = 1 + min(int(value), _MAX_ATTEMPTS) if value.isdigit() and len(value) < 10 else 1

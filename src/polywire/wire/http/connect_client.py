@@ -343,8 +343,13 @@ class ConnectStream:
     async def send(self, message: Message | None) -> None:
         answers = self._answers
         if not answers.over:
+            try:
+                frame = self._frame(message)
+            except CallError as error:
+                answers.give_up(error)
+                raise
             stream = answers.stream
-            stream.send_data(self._frame(message))
+            stream.send_data(frame)
             if stream.writable:
                 return
             with suppress(StreamClosed):  # the receiver is told as well, and says what it means

@@ -67,8 +67,11 @@ class Inbound:
             self.baggage = self._joined(b"baggage", MAX_BAGGAGE)
         principal = get(_PRINCIPAL)
         self.principal = None if principal is None else principal.decode("latin-1")
-        priority = get(_PRIORITY)
-        self.priority = NO_PRIORITY if priority is None else priority_from(priority)
+        self.priority = NO_PRIORITY
+        if _PRIORITY in named:
+            for name, value in fields:
+                if name == _PRIORITY:
+                    self.priority = priority_from(value, self.priority)
         attempts = get(_ATTEMPTS)
         self.previous = int(attempts) if attempts is not None and attempts.isdigit() and len(attempts) < 4 else 0
         self._metadata: Callable[[], Metadata] = partial(metadata_from_fields, fields)
