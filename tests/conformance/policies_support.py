@@ -645,11 +645,11 @@ class PolicySuite:
             for service in running.services:
                 service.pauses |= {"slow": 0.3, "": 0.02}
             await running.desk.read(Ask())
+            comparison = running.channel._book.of(rpc_of("read")).comparison
+            assert comparison is not None
             for _ in range(10):
                 await asyncio.gather(*[slow() for _ in range(8)], *[running.desk.read(Ask()) for _ in range(8)])
-            outliers = running.channel._book.of(rpc_of("read")).comparison
-            assert outliers is not None
-            assert not any(health.out for health in outliers.outliers.health.values())
+                assert not any(health.out for health in comparison.outliers.health.values())
 
     @pytest.mark.parametrize(
         ("policy", "expected"),

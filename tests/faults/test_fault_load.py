@@ -115,7 +115,8 @@ async def loaded(wire: Wire) -> None:
     outcomes = load.outcomes
     assert outcomes.calls + load.cancelled >= CALLS
     assert outcomes.codes["ok"] > CALLS / 4
-    assert set(outcomes.codes) == {"ok", "unavailable", "deadline_exceeded"}
+    # Whether a connection stands still for longer than a call has time is up to chance.
+    assert {"ok", "unavailable"} <= set(outcomes.codes) <= {"ok", "unavailable", "deadline_exceeded"}
     assert load.cancelled > CALLS / 100
     assert opened > 20
     assert not outcomes.unreached & stage.service.seen

@@ -315,8 +315,8 @@ BUGS = {
     ),
     "callers above retry as well": Bug(
         f"{CHANNEL}._may_retry",
-        "error.retry_after = DO_NOT_RETRY",
-        "pass",
+        "error.retry_after = DO_NOT_RETRY\n        return False\n    now",
+        "return False\n    now",
         "tests.unit.test_channel:test_two_retries_are_three_attempts_and_the_last_error_forbids_more",
     ),
     "the budget of retries is not kept": Bug(
@@ -581,7 +581,7 @@ BUGS = {
         f"{BROKEN_OFF}:goodbyes_are_not_waited_for",
     ),
     "lines that were dropped are not counted": Bug(
-        "polywire.system.output:LineOutput.__call__",
+        "polywire.system.output:LineOutput._say",
         'self._dropped += text.count("\\n")',
         "pass",
         "tests.system.test_output:test_what_nobody_reads_is_dropped_in_whole_lines_and_counted",

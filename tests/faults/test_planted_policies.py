@@ -209,7 +209,7 @@ BUGS = {
         f"{SWITCHED}:the_file_is_of_another_user",
     ),
     "whose file it is nobody asks": Bug(
-        "polywire.system.faults:FaultFile.read",
+        "polywire.system.faults:FaultFile._text",
         "not _trusted(status.st_uid)",
         "False",
         f"{SWITCHED}:the_file_is_of_another_user",

@@ -252,19 +252,19 @@ async def test_streams_share_a_narrow_link(wire: str) -> None:
 async def test_nothing_is_around_a_wire_while_no_fault_is_on_its_edge(wire: str) -> None:
     async with trouble(wire) as found:
         await found.client.hold(Word(text="x"))
-        before = found.channel.endpoints.current
+        (before,) = found.channel.endpoints.current
         found.on(delay=0.001)
         (around,) = found.channel.endpoints.current
         assert isinstance(around, FaultyWire)
-        assert around.inner is before[0]
+        assert around.inner is before
         found.on(error="internal")
-        assert found.channel.endpoints.current == (around,)
+        assert found.channel.endpoints.current[0] is around
         found.off()
-        assert found.channel.endpoints.current == before
+        assert found.channel.endpoints.current[0] is before
         found._faults.switch(
             [Fault(target="inventory", delay=1000.0), Fault(caller="gateway", target="places", delay=9)]
         )
-        assert found.channel.endpoints.current == before
+        assert found.channel.endpoints.current[0] is before
         assert (await found.client.hold(Word(text="x"))).text == "x"
 
 
