@@ -20,6 +20,8 @@ from http1_support import OK, Recorder, Seen, ask, connect, everything, serving,
 from tests.process_support import output_of
 
 from polywire.errors import SetupError
+from polywire.net.http1 import Http1ServerProtocol
+from polywire.net.http1.server import QUIET
 from polywire.net.listener import Listener
 from polywire.net.stream import Limits
 
@@ -302,6 +304,24 @@ async def test_a_connection_that_was_just_made_may_bring_its_first_request_while
         await draining
         for one in (writer, second_writer):
             one.close()
+
+
+async def test_a_request_that_waits_to_be_read_is_answered_however_quiet_its_connection_was() -> None:
+    """A loop that is behind runs its timers, and whoever drains, before it reads what has arrived meanwhile."""
+    async with serving(Recorder(), limits=Limits(header_timeout=0.2)) as (listener, address):
+        reader, writer = await connect(address)
+        writer.write(GET)
+        await reader.readuntil(b"GET / ")
+        (member,) = listener._members
+        assert isinstance(member, Http1ServerProtocol)
+        now = asyncio.get_running_loop().time
+        await until(lambda: not member._fresh and now() - member._since > 2 * QUIET)
+        writer.write(GET)
+        await listener.drain(10)
+        answer = await everything(reader)
+        assert b"\r\nconnection: close\r\n" in answer
+        assert answer.endswith(b"\r\n\r\nGET / ")
+        writer.close()
 
 
 async def test_what_is_not_finished_at_the_end_of_the_grace_is_cut_off() -> None:

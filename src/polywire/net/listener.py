@@ -13,6 +13,7 @@ from typing import Any, Protocol, cast
 from polywire.net.address import Address, parse_addresses
 from polywire.net.binding import BACKLOG, bound, open_listening
 from polywire.net.http1 import Dateline, HeadReader, Http1ServerProtocol
+from polywire.net.http1.server import QUIET
 from polywire.net.http2_protocol import Http2ServerProtocol
 from polywire.net.sharing import Accepting, SharedPort, Turn
 from polywire.net.stream import Application, Limits
@@ -20,7 +21,7 @@ from polywire.net.tls import ServerTls
 
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 _DRAIN_TICK = 0.1
-"""Seconds between sweeps while draining: how long a connection that was just active may still bring a request."""
+"""Seconds between sweeps while draining."""
 
 
 _LAST_WORDS = 0.2
@@ -64,7 +65,7 @@ class Listener:
         """These look at the clock themselves."""
         self._reader = HeadReader(self._limits)
         self._date = Dateline()
-        self._sweep: asyncio.TimerHandle | None = None
+        self._sweep: asyncio.Handle | None = None
         self._draining = False
         self._closed = False
         self._leaving: set[asyncio.Task[None]] = set()
@@ -227,6 +228,19 @@ class Listener:
         self._sweep = asyncio.get_running_loop().call_later(self._interval(), self._tick)
 
     def _tick(self) -> None:
+        """Sweep once what has arrived by now was read.
+
+        Where the loop is behind, timers come before that, and connections would look quiet whose requests wait to be
+        read. What is called soon may come before it too; what that calls soon does not.
+        """
+        loop = asyncio.get_running_loop()
+
+        def read_first() -> None:
+            self._sweep = loop.call_soon(self._look_after_all)
+
+        self._sweep = loop.call_soon(read_first)
+
+    def _look_after_all(self) -> None:
         # One timer for all connections: an idle one costs nothing between two sweeps.
         self._date.refresh()
         now = asyncio.get_running_loop().time()
@@ -245,7 +259,8 @@ class Listener:
         for protocol in list(self._http2):
             self._leave(protocol)
         if self._sweep is not None:
-            self._schedule_sweep()
+            self._sweep.cancel()
+            self._tick()
         try:
             await self._wait_until_empty(grace)
         finally:
@@ -354,16 +369,14 @@ class Sniffer(asyncio.Protocol):
         if self._fresh:
             self._fresh = False
             self._since = now
-        elif self._draining and not self._buffer:
+        elif self._draining and not self._buffer and now - self._since >= QUIET:
             self._transport.close()
         elif now - self._since >= limit:
             self._transport.abort()
 
     def drain(self) -> None:
-        """Close at once if nothing came since the last tick, otherwise give the first request a moment to come."""
+        """Give the first request a moment to come."""
         self._draining = True
-        if not self._fresh and not self._buffer:
-            self._transport.close()
 
     def close(self) -> None:
         self._transport.abort()

@@ -18,6 +18,8 @@ MAX_REQUEST_LINE = 8192
 """Bytes; 414 beyond (RFC 9112 section 3 asks for 8000 at least)."""
 LINGER = 2.0
 """Seconds that a connection closed by us still swallows what the peer sends, so that it can read our last words."""
+QUIET = 0.25
+"""Seconds without a byte after which a connection that is to end is closed: sooner, a request may be on its way."""
 
 _QUEUE = 64 * 1024
 """Bytes of requests sent ahead that are held while one is answered, before reading pauses."""
@@ -413,23 +415,17 @@ class Http1ServerProtocol(Endpoint):
     def drain(self) -> None:
         """Finish the request under way, or just arriving, then close.
 
-        A connection that was quiet since the last tick is closed now. One that was active a moment ago may have
-        the next request on its way already; it gets another tick to come, and is answered `connection: close`.
+        A connection that has been `QUIET` is closed by the next tick. One that was active a moment ago may have the
+        next request on its way already: that is answered `connection: close`.
         """
         self._draining = True
         stream = self.current
         if stream is not None and stream.state == NOTHING:
             self._announce_end()
-        elif not self._fresh:
-            self._close_if_idle()
 
     def _announce_end(self) -> None:
         self._keep = False
         self.common = self._date.line + CLOSE
-
-    def _close_if_idle(self) -> None:
-        if self._phase == _IDLE and not self._buffer:
-            self._close()
 
     def close(self) -> None:
         """Close now, whatever is under way."""
@@ -455,9 +451,9 @@ class Http1ServerProtocol(Endpoint):
             self._fresh = False
             self._since = now
             return
-        if self._draining:
-            self._close_if_idle()
         elapsed = now - self._since
+        if self._draining and elapsed >= QUIET and self.idle and not self._buffer:
+            self._close()
         phase = self._phase
         if self.write_paused or phase == _CLOSED:
             if elapsed >= self._limits.body_timeout:
