@@ -86,6 +86,16 @@ class Worker:
         self._errors.join(1.0)
         raise StackFailed(f"ended with {self._popen.wait()} instead of {event!r}: {self._last_error}")
 
+    def end(self) -> None:
+        """As a worker does when it is told to: it gives back what it has not begun."""
+        self._popen.terminate()
+        try:
+            status = self._popen.wait(GIVE_UP)
+        except subprocess.TimeoutExpired:
+            raise StackFailed("did not end when it was told to") from None
+        if status:
+            raise StackFailed(f"ended with {status}: {self._last_error}")
+
     def stop(self) -> None:
         self._popen.kill()
         self._popen.wait()
@@ -168,13 +178,19 @@ def flow(machine: Machine, stack: str, seconds: float) -> Row:
         machine.forget(place)
 
 
-def through(stack: str, seconds: float, behind: int = 0, **place: Any) -> Row:
-    """Where it has to take *behind* messages at most that are older, it is measured once it has some."""
+def through(stack: str, seconds: float, behind: int = 0, *, again: bool = False, **place: Any) -> Row:
+    """Where it has to take *behind* messages at most that are older, it is measured once it has some.
+
+    *again*: whether the place will be used once more. Whoever comes after a worker that was killed pays for that.
+    """
     with worker(stack, "send", **place, seconds=seconds) as sender:
         sent = sender.told("sent")
     options = {"count": behind, "settle": SETTLE} if behind else {"count": sent["total"]}
     with worker(stack, "receive", **place, **options, seconds=seconds) as handler:
-        return side("send", sent) | side("receive", handler.told("handled"))
+        handled = handler.told("handled")
+        if again:
+            handler.end()
+    return side("send", sent) | side("receive", handled)
 
 
 def work(machine: Machine, stack: str, seconds: float) -> Row:
@@ -216,33 +232,27 @@ def syncs(folder: Path) -> list[Row]:
 
 
 def growth(machine: Machine, stack: str, shape: str, count: int, rounds: int, seconds: float) -> Row:
-    """The same beside *count* messages and in an empty place, alternating."""
-    full = machine.place(STACKS[stack]) | {"shape": shape}
+    """The same beside *count* messages and in an empty place, alternating; both places have the same past."""
+    empty, full = (machine.place(STACKS[stack]) | {"shape": shape} for _ in range(2))
+    # Whoever holds the one key of the hot shape is another consumer, which is not free either: both have one.
+    pile_up(stack, 1 if shape == "hot" else 0, **empty)
     pile_up(stack, count, **full)
+    behind = count // rounds if shape == "plain" else 0
     found: dict[str, list[Row]] = {"full": [], "empty": []}
     try:
-        with held_up(stack, **full):
-            for _ in range(rounds):
-                found["empty"].append(beside_nothing(machine, stack, shape, seconds))
-                found["full"].append(through(stack, seconds, count // rounds if shape == "plain" else 0, **full))
+        with held_up(stack, **empty), held_up(stack, **full):
+            for number in range(rounds):
+                # Neither of them is always the one that comes after the other.
+                for name in ("empty", "full") if number % 2 else ("full", "empty"):
+                    place, older = (full, behind) if name == "full" else (empty, 0)
+                    found[name].append(through(stack, seconds, older, again=True, **place))
     finally:
+        machine.forget(empty)
         machine.forget(full)
     row: Row = {"stack": stack, "server": STACKS[stack].server, "shape": shape, "count": count}
     for name, rows in found.items():
         row |= {f"{name}_{key}": value for key, value in medians(rows).items()}
     return row
-
-
-def beside_nothing(machine: Machine, stack: str, shape: str, seconds: float) -> Row:
-    empty = machine.place(STACKS[stack]) | {"shape": shape}
-    try:
-        if shape == "hot":
-            # Whoever holds the one key is another consumer, which is not free either: it is here, too.
-            pile_up(stack, 1, **empty)
-        with held_up(stack, **empty):
-            return through(stack, seconds, **empty)
-    finally:
-        machine.forget(empty)
 
 
 @contextmanager
@@ -325,7 +335,8 @@ def grown(machine: Machine, stacks: list[str], options: argparse.Namespace) -> l
     for stack, shape in cases:
         if stack in stacks:
             try:
-                row = growth(machine, stack, shape, options.backlog, options.rounds, options.seconds)
+                # Two figures are compared that are nearly the same, and each is uncertain by a tenth.
+                row = growth(machine, stack, shape, options.backlog, 2 * options.rounds, options.seconds)
             except StackFailed as error:
                 print(f"backlog   {stack:28} {shape} FAILED: {error}", flush=True)
                 continue

@@ -7,6 +7,7 @@ import asyncio
 import itertools
 import json
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable
@@ -129,10 +130,12 @@ class Meter:
 
 
 async def receive(stack: Stack, place: Place, meter: Meter, pause: float) -> None:
-    """Until this process is killed, as a worker lives."""
+    """Until this process is told to end, as a worker lives, or is killed."""
+    told = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, told.set)
     tell("ready")
     async with stack.receive(place, meter.handled, pause):
-        await asyncio.Event().wait()
+        await told.wait()
 
 
 # ---- what needs both ends --------------------------------------------------------------------------------------------

@@ -88,7 +88,7 @@ class World:
             assert found == list(range(1, len(found) + 1))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(messages, st.integers(1, 6), st.integers(1, 3))
 def test_of_a_log_every_event_ends_done_or_dead_in_the_order_of_its_key(
     sent: list[tuple[str | None, Fate]], concurrency: int, partitions: int
@@ -110,7 +110,7 @@ def test_of_a_log_every_event_ends_done_or_dead_in_the_order_of_its_key(
     asyncio.run(run())
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(messages, moves)
 def test_of_a_log_nothing_is_lost_and_no_order_broken_while_members_come_and_go(
     sent: list[tuple[str | None, Fate]], moves: list[tuple[float, str]]
@@ -154,7 +154,7 @@ def test_of_a_log_nothing_is_lost_and_no_order_broken_while_members_come_and_go(
     asyncio.run(run())
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(messages, st.integers(1, 6), st.booleans())
 def test_of_a_queue_every_message_ends_done_or_dead_in_the_order_of_its_key(
     sent: list[tuple[str | None, Fate]], concurrency: int, keyed: bool
@@ -179,7 +179,7 @@ def test_of_a_queue_every_message_ends_done_or_dead_in_the_order_of_its_key(
     asyncio.run(run())
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     st.lists(st.tuples(st.sampled_from(["a", "b", None]), st.integers(0, 4)), min_size=1, max_size=20),
     st.integers(1, 5),

@@ -5,11 +5,14 @@ from __future__ import annotations
 import logging
 import sys
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
+from confluent_kafka import KafkaError, KafkaException
 
 from polywire.bus.backend.kafka import KafkaLog
 from polywire.bus.backend.kafka_address import Log, parse
+from polywire.bus.backend.kafka_cluster import Cluster
 from polywire.bus.backend.opening import open_events, open_tasks
 from polywire.errors import BackendUnreachable, SetupError
 
@@ -37,6 +40,20 @@ def test_user_and_password_are_for_sasl_and_the_password_is_never_shown() -> Non
     assert SECRET not in f"{address} {address!r}"
     assert str(address) == "kafkas://us%40er:***@a?sasl=SCRAM-SHA-512"
     assert address.without_secrets(f"wrong: {SECRET}/!") == "wrong: ***!"
+
+
+def test_a_transaction_that_cannot_be_ended_is_told_without_the_password(caplog: pytest.LogCaptureFixture) -> None:
+    class Unreachable:
+        def abort_transaction(self, timeout: float) -> None:
+            raise KafkaException(KafkaError(KafkaError._TIMED_OUT, f"nobody answered {SECRET}"))
+
+    cluster = Cluster(parse(f"kafka://user:{SECRET}@127.0.0.1:1"))
+    cluster._abort(cast("Any", Unreachable()), "mails")
+    told = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert told == [
+        "A transaction of the group 'mails' at 'kafka://user:***@127.0.0.1:1' was not ended, and ends by its time, in "
+        "10 s: Kafka says 'nobody answered ***'."
+    ]
 
 
 def test_what_the_url_does_not_name_is_taken_from_the_environment(

@@ -28,6 +28,8 @@ from polywire.errors import DeliveryError
 
 MOST_DEAD = 1_000_000
 LOST_LIMIT = 3
+PARTITIONS = 12
+"""Of each topic: as many for each of two, three or four workers, who are to get the same share of the work."""
 
 
 class Stage:
@@ -52,7 +54,7 @@ class Stage:
             await self._log.start()
             topics = [place.name for place in self.places if place.log]
             groups = [GroupSpec(topic=name, group=group_of(name), lost_limit=LOST_LIMIT) for name in topics]
-            await self._log.declare([TopicSpec(name=name, partitions=6) for name in topics], groups)
+            await self._log.declare([TopicSpec(name=name, partitions=PARTITIONS) for name in topics], groups)
 
     @property
     def queues(self) -> list[QueueSpec]:

@@ -27,7 +27,7 @@ from confluent_kafka.admin._config import ConfigResource
 from confluent_kafka.admin._listoffsets import OffsetSpec
 from confluent_kafka.cimpl import NewTopic
 
-from polywire.bus.backend.kafka_address import Address, Log
+from polywire.bus.backend.kafka_address import LOGGER, Address, Log
 from polywire.bus.backend.kafka_marks import Mark, read
 from polywire.bus.backend.kafka_messages import Message
 from polywire.errors import BackendUnreachable
@@ -212,10 +212,21 @@ class Cluster:
                 outsider.close()
             producer.commit_transaction(ASKING)
         except BaseException:
-            # Until it ends, the group cannot be asked for these offsets; if it cannot be ended, its time runs out.
-            with contextlib.suppress(KafkaException):
-                producer.abort_transaction(ASKING)
+            self._abort(producer, group)
             raise
+
+    def _abort(self, producer: Producer, group: str) -> None:
+        """End a transaction. Until it ends, its group cannot be asked for the offsets in it."""
+        try:
+            producer.abort_transaction(ASKING)
+        except KafkaException as error:
+            LOGGER.warning(
+                "A transaction of the group %r at '%s' was not ended, and ends by its time, in %g s: Kafka says %r.",
+                group,
+                self._address,
+                ASKING,
+                self._address.without_secrets(error.args[0].str()),
+            )
 
     async def members(self, group: str) -> tuple[int, str]:
         """How many the group has, and the kind of its protocol, `classic` or `consumer`."""

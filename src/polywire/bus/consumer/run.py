@@ -19,7 +19,7 @@ from polywire.bus.core.queue import Ack, Bury, Outcome, Release, RetryAfter
 from polywire.clock import SYSTEM_CLOCK, Clock
 from polywire.context import NO_METADATA, Call, _current
 from polywire.errors import AlreadyDone, BatchFailed, Reject, RetryLater, SetupError
-from polywire.policy.deadline import Deadlines
+from polywire.policy.deadline import Deadlines, Slot
 from polywire.threads import Threads
 from polywire.wire.request_id import new_request_id
 
@@ -105,7 +105,7 @@ class Work:
         self.said = ""
         """How it ended, by the name that it has in logs."""
         self.started = 0.0
-        self.slot = 0
+        self.slot: Slot = set()
 
     def expire(self) -> None:
         """Its time is over."""
@@ -127,13 +127,13 @@ class Work:
         call, deadlines = self.call, self.runs.deadlines
         if call is None or call.deadline is None or self.ended is not None:
             return
-        deadlines.discard(self.slot, self)
+        self.slot.discard(self)
         call.deadline += seconds
         self.slot = deadlines.add(call.deadline, self)
 
     def hold(self) -> None:
         """Let its time stand still until `begin`."""
-        self.runs.deadlines.discard(self.slot, self)
+        self.slot.discard(self)
 
     def begin(self) -> None:
         """Let its time begin now."""
@@ -279,7 +279,7 @@ class Runs:
         return call
 
     def _leave(self, work: Work, call: Call) -> None:
-        self.deadlines.discard(work.slot, work)
+        work.slot.discard(work)
         # The task's context holds the call: without this, every run is left to the garbage collector.
         work.call = None
         call.message = None

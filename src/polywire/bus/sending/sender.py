@@ -336,7 +336,7 @@ class Sender:
                 raise
             return [_unconfirmed(target, envelope, timeout) for envelope in envelopes]
         finally:
-            self._deadlines.discard(slot, confirmation)
+            slot.discard(confirmation)
 
     def _deadline(self) -> float:
         """When the caller stops waiting, on the monotonic clock."""
