@@ -164,18 +164,21 @@ def medians(rows: list[dict[str, Any]], load_of: float, shedding: bool) -> dict[
 def table(rows: list[dict[str, Any]]) -> str:
     loads = sorted({row["load"] for row in rows})
     lines = [
-        "| load | shedding | sent / s | goodput / s | turned away / s | late / s | p50 / p99 ms | told no, p99 ms |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| load | shedding | sent / s | goodput / s | its least round | turned away / s | late / s | p50 / p99 ms | "
+        "told no, p99 ms |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for shedding in (True, False):
         for load_of in loads:
             m = medians(rows, load_of, shedding)
+            # A service that is lost in one round of three has a good median.
+            least = min(row["goodput"] for row in rows if (row["load"], row["shedding"]) == (load_of, shedding))
             p50, p99, told = (
                 f"{m[key]:.0f}" if m[key] is not None else "" for key in ("p50_ms", "p99_ms", "shed_p99_ms")
             )
             lines.append(
                 f"| {load_of:g} | {'on' if shedding else 'off'} | {m['rate']:.0f} | {m['goodput']:.0f} | "
-                f"{m['shed']:.0f} | {m['late']:.0f} | {p50} / {p99} | {told} |"
+                f"{least:.0f} | {m['shed']:.0f} | {m['late']:.0f} | {p50} / {p99} | {told} |"
             )
     lines += ["", *(verdict(rows, loads, shedding) for shedding in (True, False))]
     return "\n".join(lines)
@@ -203,8 +206,15 @@ def save(rows: list[dict[str, Any]], seconds: float, bound: str) -> None:
         "seconds": seconds,
     }
     (RESULTS / "overload.json").write_text(json.dumps({"about": about, "rows": rows}, indent=1) + "\n")
-    text = f"Measured by `python benchmarks/overload.py --bound {bound} --save`: {json.dumps(about)}\n\n{table(rows)}\n"
-    (RESULTS / "overload.md").write_text(text)
+    write_document()
+
+
+def write_document() -> None:
+    """The tables of what is stored."""
+    found = json.loads((RESULTS / "overload.json").read_text())
+    about = found["about"]
+    text = f"Measured by `python benchmarks/overload.py --bound {about['bound']} --save`: {json.dumps(about)}\n\n"
+    (RESULTS / "overload.md").write_text(f"{text}{table(found['rows'])}\n")
 
 
 def main() -> None:

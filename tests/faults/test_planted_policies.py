@@ -12,6 +12,7 @@ from tests.faults.planting_support import Bug, find
 from polywire.errors import Unavailable
 
 CHANNEL = "polywire.channel:Channel"
+PRIORITY = "polywire.channel:_with_priority"
 RULES = "polywire.call_rules:CallRules"
 BOOK = "polywire.call_rules:RuleBook"
 UNDERWAY = "polywire.call_rules:Underway"
@@ -29,6 +30,35 @@ IS_CANCELLED = 'type(error).__name__ == "CancelledError"'
 BUGS = {
     "half open lets all through": Bug(
         f"{CHANNEL}._attempt", "breaker.admit(began)", "breaker.admit(began) or 1", EXACTLY, ("unary",)
+    ),
+    "a first attempt goes past a breaker that is not closed": Bug(
+        f"{CHANNEL}.unary", "if not permit or rules.hedging", "if rules.hedging", EXACTLY, ("unary",)
+    ),
+    "a first attempt that fails keeps its place": Bug(
+        f"{CHANNEL}.unary",
+        "rules.failed(permit, compared, began, self.now(), error)",
+        "pass",
+        CANCELLED_PLACE,
+        ("unary",),
+    ),
+    "a first attempt that is answered keeps its place": Bug(
+        f"{CHANNEL}.unary",
+        "places.leave(ended, ended - began)",
+        "pass",
+        f"{LOCAL}.test_no_more_calls_than_the_limit_are_under_way_and_those_over_the_queue_are_refused",
+        ("unary",),
+    ),
+    "the answer to a first attempt does not count for the breaker": Bug(
+        f"{CHANNEL}.unary",
+        "breaker.succeeded(permit, ended, ended - began)",
+        "pass",
+        f"{LOCAL}.test_good_calls_count_against_those_that_failed",
+    ),
+    "the answer to a first attempt does not bring its endpoint back": Bug(
+        f"{CHANNEL}.unary",
+        "rules.answered(compared, began, ended)",
+        "pass",
+        f"{LOCAL}.test_one_that_is_well_again_comes_back_with_a_single_call",
     ),
     "half open lets all streams through": Bug(
         f"{CHANNEL}._open_once", "rules.breaker.admit(began)", "(rules.breaker.admit(began) or 1)", EXACTLY, ("stream",)
@@ -253,14 +283,14 @@ BUGS = {
         ("unary",),
     ),
     "a priority rises on its way": Bug(
-        f"{CHANNEL}._outgoing",
+        PRIORITY,
         "min(priority, PRIORITIES[asked.priority])",
         "PRIORITIES[asked.priority]",
         "tests.wire.test_shedding_wires:test_what_a_call_may_claim_travels_and_never_rises_on_its_way",
         ("grpc",),
     ),
     "a priority does not travel on": Bug(
-        f"{CHANNEL}._outgoing",
+        PRIORITY,
         "NO_PRIORITY if parent is None else parent.priority",
         "NO_PRIORITY",
         "tests.wire.test_shedding_wires:test_what_a_call_may_claim_travels_and_never_rises_on_its_way",
@@ -310,8 +340,8 @@ BUGS = {
     ),
     "a slow look-up makes an endpoint look slow": Bug(
         f"{CHANNEL}.unary",
-        "began = self.now()",
-        "self.now()",
+        "began = self.now()  #",
+        "self.now()  #",
         "tests.unit.test_channel:test_the_time_of_the_first_look_up_is_not_held_against_the_endpoint",
         ("safe",),
     ),

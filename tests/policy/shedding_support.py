@@ -22,6 +22,8 @@ class Admission(Protocol):
 
     def admit(self, priority: int) -> bool: ...
 
+    def read(self, waited: float) -> None: ...
+
     def answered(self, now: float, seconds: float) -> None: ...
 
     def cut_short(self, now: float, seconds: float) -> None: ...
@@ -133,6 +135,8 @@ def simulate_turns(
     number = 0
     due = dice.expovariate(rate(0.0))
     while now < seconds:
+        if due <= now:
+            admission.read(lag)
         while due <= now:
             number += 1
             whose = priority(dice)

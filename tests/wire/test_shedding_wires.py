@@ -6,7 +6,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import ExitStack, aclosing
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from shedding_wires_support import (
@@ -44,6 +44,7 @@ from polywire.errors import (
 )
 from polywire.net.http2_protocol import open_http2
 from polywire.net.stream import Field, Head, Headers, StreamClosed
+from polywire.policy.shedding import Backlog
 from polywire.services import Services
 from polywire.testing import ManualClock, settle
 from polywire.testing.wires import Tokens
@@ -724,11 +725,19 @@ async def test_the_end_of_a_call_at_its_deadline_says_that_it_would_have_taken_l
 
 
 @pytest.mark.parametrize(
-    ("timeout", "after", "expected"),
-    [(1.5, 1.4, "cut short"), (0.25, 0.23, "cut short"), (1.5, 1.2, "given up"), (None, 1.4, "given up")],
+    ("timeout", "unread", "after", "expected"),
+    [
+        (1.5, 0.0, 1.4, "cut short"),
+        (0.25, 0.0, 0.23, "cut short"),
+        (1.5, 0.0, 1.2, "given up"),
+        (None, 0.0, 1.4, "given up"),
+        # It waited in a socket: its caller's time is up when half of what we know of is left.
+        (1.5, 0.75, 0.75, "cut short"),
+        (1.5, 0.75, 0.5, "given up"),
+    ],
 )
 async def test_a_caller_who_cancels_just_before_the_deadline_stops_at_it(
-    timeout: float | None, after: float, expected: str
+    timeout: float | None, unread: float, after: float, expected: str
 ) -> None:
     """Its clock began sooner, so that it often gets there first; other cancels may be for any reason."""
     clock = ManualClock()
@@ -738,14 +747,55 @@ async def test_a_caller_who_cancels_just_before_the_deadline_stops_at_it(
     handler = services.handlers["/places.v1.Places/hold"]
     call = Call("places.v1.Places/Hold", None if timeout is None else clock.monotonic() + timeout, clock=clock)
     assert services.take_place(handler, call) is None
+    assert call._arrived is not None
+    call._arrived -= unread  # as `Backlog` has it
     task = asyncio.create_task(services.unary(handler, call, lambda _: Word(text="x"), b"", lambda word: word))
     call._task = task
     await clock.advance(after)
     services.cancel(call)
     with pytest.raises(Cancelled):
         await task
-    assert ends.seen[0] == (expected, after)
+    assert ends.seen[0] == (expected, unread + after)
     await found.empty()
+
+
+@pytest.mark.parametrize(("unread", "expected"), [(1.4, ("cut short", 1.4)), (1.2, ("left", 0.0))])
+async def test_a_caller_who_had_gone_when_the_call_was_read_stopped_at_its_deadline_if_that_was_near(
+    unread: float, expected: tuple[str, float]
+) -> None:
+    """Both the call and its end were read at once, after a turn of the loop that took as long as the call may."""
+    clock = ManualClock()
+    services = Services([PlacesService()], shedding=fixed(3), clock=clock)
+    found = Site("local", PlacesService(), services, "")
+    ends = Ends(found)
+    call = Call("places.v1.Places/Hold", clock.monotonic() + 1.5, clock=clock)
+    assert services.take_place(services.handlers["/places.v1.Places/hold"], call) is None
+    assert call._arrived is not None
+    call._arrived -= unread
+    services.cancel(call)
+    assert ends.seen[0] == expected
+    await found.empty()
+
+
+async def test_the_first_call_after_a_busy_turn_has_waited_for_it_though_no_other_is_under_way() -> None:
+    clock = ManualClock()
+    services = Services([PlacesService()], shedding=fixed(3), clock=clock)
+    used = 0.0
+    services._backlog = Backlog(lambda: used)
+    limiter = services.limiter
+    assert limiter is not None
+    handler = services.handlers["/places.v1.Places/hold"]
+    for busy in (0.0, 0.5, 0.0):
+        used += busy
+        await clock.advance(0.6)
+        call = Call("places.v1.Places/Hold", None, clock=clock)
+        assert services.take_place(handler, call) is None
+        assert limiter.in_flight == 1
+        assert clock.monotonic() - cast("float", call._arrived) == pytest.approx(busy)
+        assert limiter._unread == pytest.approx(0.5 if used else 0.0)
+        services._backlog.turned = True  # as when its task begins
+        services.cancel(call)
+        assert limiter.in_flight == 0
 
 
 async def test_a_call_whose_time_ran_out_before_it_could_be_started_counts_as_cut_short() -> None:

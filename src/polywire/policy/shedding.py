@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from collections import deque
 from collections.abc import Callable
 
 from polywire.contract.policies import Shedding
@@ -23,11 +24,22 @@ NEAR = 25
 STEP = 0.7
 """The limit comes down to this share of itself at once."""
 BLIND_STEP = 0.35
-"""The same where even quick calls are cut short by their deadlines, so that no single step can be judged."""
+"""The same where even quick calls are cut short by their deadlines, so that no step can be judged, or where it is
+a long way."""
 HELPED = 0.92
-"""That helped where calls take at most this share of what they took before."""
+"""That helped where calls take at most this share of what they took before,"""
+FASTER = 0.8
+"""or, where the loop is what they wait for, where as many as are under way at once end in this share of the time."""
+UNREAD = 0.25
+"""They wait for the loop where they waited to be read for this share of what they take."""
+FAR = 4.0
+"""Where they do, and take so many times what would be slow, the limit comes down by `BLIND_STEP`."""
 SURE = 2
 """Windows in a row that must show that it did not."""
+KNOWN = 4.0
+"""Seconds for which it is known, after a step that helped, that calls at the edge of slow wait for each other."""
+EDGE = 1.5
+"""They are at the edge while they take at most so many times what is slow."""
 STUCK = 5
 """Windows at the minimum after which what calls take there is what they take."""
 PATIENT = 2.0
@@ -42,8 +54,6 @@ PROBE_SOON = 2.0
 
 SHORT = 0.001
 """Seconds: what waited no longer to be read did not wait."""
-BUSY = 4
-"""Calls under way up to which nobody asks how long others had to wait to be read."""
 
 
 class Backlog:
@@ -63,17 +73,12 @@ class Backlog:
         self.turned = True
         self._cpu = cpu
         self._read_at = math.inf
-        """When the last turn was, if it is known how much of the processor had been used then."""
+        """When the last turn was that took longer, and how much of the processor had been used then."""
         self._used = 0.0
 
-    def turn(self, now: float, in_flight: int) -> float:
-        """The first call of a turn is read, while *in_flight* are under way."""
+    def turn(self, now: float) -> float:
+        """The first call of a turn is read."""
         self.turned = False
-        if in_flight <= BUSY:
-            # Looking costs more than the rest of the book-keeping.
-            self._read_at = math.inf
-            self.seconds = 0.0
-            return 0.0
         if 0.0 <= now - self._read_at < SHORT:
             self.seconds = 0.0
             return 0.0
@@ -96,15 +101,19 @@ class Limiter:
     what calls take because others are before them becomes less in proportion when there are fewer. So the limit walks
     down in steps for as long as each step helps. A step that does not help is taken back: what calls take then is what
     they take, whether that is work or the wait for somebody else. The same is done now and then while the limit holds
-    calls back, so that no wrong finding stays.
+    calls back, so that no wrong finding stays. For a while after a walk that helped, what it has shown is used: the
+    limit then follows what calls take in small moves, as steps that are long enough to judge cost goodput.
 
     A window is judged by its quick calls, those at the tenth percentile: a queue that stands makes every call wait
     (the insight of CoDel: Nichols and Jacobson, "Controlling Queue Delay", 2012), and a dependency that some methods
     wait for does not.
 
-    Each call that `admit` took ends by one of `answered`, `cut_short` and `left`. All times are on one monotonic scale
-    in seconds. *seconds* count from when the call arrived, so that waiting for the loop is part of them. A stream tells
-    nothing of that: how long it lasts is up to whoever listens.
+    Where calls wait for a busy event loop, which reads many at once and works them off in one go, a step is judged by
+    how many end in a second instead: `read` is told how long they waited to be read.
+
+    Each call that `admit` took ends by one of `answered`, `cut_short`, `given_up` and `left`. All times are on one
+    monotonic scale in seconds. *seconds* count from when the call arrived, so that waiting for the loop is part of
+    them. A stream tells nothing of that: how long it lasts is up to whoever listens.
     """
 
     # What every call touches. Among so many attributes the others would make it slower.
@@ -112,12 +121,12 @@ class Limiter:
         "__dict__",
         "_began",
         "_ended",
-        "_enough",
         "_low",
         "_peak",
         "_rooms",
         "_samples",
         "_tried",
+        "_until",
         "in_flight",
         "policy",
     )
@@ -136,8 +145,13 @@ class Limiter:
         self._rooms = (0, 0, 0)
         self._set_limit(policy.limit)
         self._stream_rooms = _shared_out(policy, policy.streams)
-        self._walk: tuple[float, float] | None = None
-        """While the limit comes down: what it was before the last step, and what calls took then."""
+        self._walk: tuple[float, float, float] | None = None
+        """While the limit comes down: what it was before the last step, what calls took then, and their turnover."""
+        self._turnover = math.inf
+        """Seconds in which as many calls ended as were under way at once at most, by the last window: what a call takes
+        on average where the limit keeps it at that (J. Little, "A Proof for the Queuing Formula L = λW", 1961)."""
+        self._unread = self._unread_before = 0.0
+        """Seconds that calls waited to be read, at most, in this window and in the one before."""
         self._walking = False
         self._walked_from = 0.0
         self._probing = False
@@ -149,18 +163,23 @@ class Limiter:
         self._leave_be_for = PROBE
         """After a walk to the minimum in vain: until when, and for how long, calls that are cut short mean nothing."""
         self._in_vain = 0
+        self._sure_of = 0.0
+        """The limit at which the last walk ended well,"""
+        self._sure_until = -math.inf
+        """and until when that is used."""
         self._at_minimum = 0
         self._brushed = 0
         """Windows since calls became slow in which some were turned away."""
         self._began = -math.inf
-        """When the window did; while it has not, infinity."""
+        """When the window did; while it has not, infinity, and what is counted says nothing."""
+        self._until = -math.inf
+        """When it may end, or may begin."""
         self._drain_to = math.inf
         """After the limit came down: the calls under way as of which it holds,"""
         self._drain_by = math.inf
         """and when it is taken to hold, though calls of a higher priority keep their number up."""
         self._held_since = -math.inf
-        self._samples: list[float] = []
-        self._enough = policy.window_calls - 1
+        self._samples: deque[float] = deque(maxlen=SAMPLES)
         self._ended = 0
         self._cut = 0.0
         self._cut_seconds = 0.0
@@ -201,25 +220,21 @@ class Limiter:
         """A stream that was taken in is over."""
         self.streams -= 1
 
+    def read(self, waited: float) -> None:
+        """Calls are read that *waited* for it, in seconds."""
+        if waited > self._unread:
+            self._unread = waited
+
     def answered(self, now: float, seconds: float) -> None:
         """A call ended by itself after *seconds*, with an answer or an error of its own."""
         in_flight = self.in_flight
         self.in_flight = in_flight - 1
         if in_flight < self._low:
             self._low = in_flight
-        if now < self._began:
-            self._wait_until_it_holds(now, seconds)
-            return
-        ended = self._ended
-        self._ended = ended + 1
-        if ended < SAMPLES:
-            self._samples.append(seconds)
-        else:
-            self._samples[ended % SAMPLES] = seconds
-        # A window in which nobody came would not tell whether anybody is held back: a busy loop works off what it took
-        # in before it takes in more.
-        if ended >= self._enough and self._tried and now >= self._began + self.policy.window:
-            self._window_ends(now)
+        self._ended += 1
+        self._samples.append(seconds)
+        if now >= self._until:
+            self._window_may_end(now, seconds)
 
     def cut_short(self, now: float, seconds: float) -> None:
         """A call was ended after *seconds* by its deadline: it would have taken longer than that."""
@@ -255,6 +270,14 @@ class Limiter:
 
     # ---- windows ----
 
+    def _window_may_end(self, now: float, seconds: float) -> None:
+        if now < self._began:
+            self._wait_until_it_holds(now, seconds)
+        elif self._ended >= self.policy.window_calls and self._tried:
+            # A window in which nobody came would not tell whether anybody is held back: a busy loop works off what it
+            # took in before it takes in more.
+            self._window_ends(now)
+
     def _wait_until_it_holds(self, now: float, seconds: float) -> None:
         """Begin the window once a call has ended that came when no more calls than now were before it."""
         if self._held_since == math.inf and (self.in_flight <= self._drain_to or now >= self._drain_by):
@@ -263,7 +286,9 @@ class Limiter:
             self._new_window(now)
 
     def _new_window(self, now: float) -> None:
+        self._unread_before, self._unread = self._unread, 0.0
         self._began = now
+        self._until = now + self.policy.window
         self._samples.clear()
         self._ended = self._tried = self._refused = 0
         self._cut = self._cut_seconds = 0.0
@@ -274,10 +299,12 @@ class Limiter:
         if not self.usual or took < self.usual:
             self.usual += (LEARNING if self.usual else 1.0) * (took - self.usual)
         before, walking = self._limit, self._walking
+        self._turnover = self._peak * (now - self._began) / self._ended
         if self.policy.adaptive:
             self._adapt(now, took)
         if self._limit < before or self._walking > walking:
             self._began = self._held_since = math.inf
+            self._until = -math.inf
             self._drain_to = self._peak * (self._limit / before if self._refused else 1.0)
             self._drain_by = now + 1.0 + 4.0 * took
         else:
@@ -288,7 +315,7 @@ class Limiter:
     def _adapt(self, now: float, took: float) -> None:
         """Move the limit after a window in which quick calls took *took* seconds."""
         pinned = self._refused > 0 and (self._low >= STEP * self._peak - 1 or self._refused >= HELD_BACK * self._tried)
-        slow = took > max(self.policy.slow_floor, self.policy.tolerance * self.usual)
+        slow = took > self._slow_from()
         # As calls that come in bursts: at each of them the limit is in the way, and between them it is not.
         pinned = self._is_brushed(slow=slow) or pinned
         if self._is_cut(took):
@@ -299,7 +326,8 @@ class Limiter:
             # The limit is not what holds calls back, and too far away to tell what would: bring it near.
             self._set_limit(min(self._limit, max(NEAR, 2.0 * self._peak)))
         elif slow or (pinned and now >= self._probe_at and took > self.policy.slow_floor):
-            self._set_out(now, probing=now >= self._probe_at)
+            if not self._eased(now, took):
+                self._set_out(now, probing=now >= self._probe_at)
         elif self._refused or self._peak >= self._limit / 2:
             self._grow(took)
             if not pinned or self._probe_at == math.inf:
@@ -360,7 +388,7 @@ class Limiter:
             self._stop()
         elif self._walk is None:
             self._step_down(took)
-        elif took > HELPED * self._walk[1]:
+        elif not self._has_helped(took, *self._walk[1:]):
             self._in_vain += 1
             if self._in_vain >= SURE:
                 self._take_back(now, took, self._walk[0])
@@ -370,14 +398,50 @@ class Limiter:
             if slow or (self._probing and took > self.policy.slow_floor):
                 self._step_down(took)
             else:
-                self._stop()
+                self._walk_ended_well(now, *self._walk[:2])
+
+    def _walk_ended_well(self, now: float, limit: float, took: float) -> None:
+        """The last step, from *limit*, at which calls took *took*, was enough, and may have been more than that."""
+        self._sure_of = self._limit
+        self._sure_until = now + KNOWN
+        if took < math.inf:
+            edge = self._slow_from()
+            self._set_limit(max(self._limit, limit * edge / max(took, edge)))
+        self._stop()
+
+    def _eased(self, now: float, took: float) -> bool:
+        """Bring the limit down a little where the last walk has shown that this helps, to what it has shown at most."""
+        edge = self._slow_from()
+        # By the root of what would be right for a queue alone: quick calls differ from window to window by chance.
+        limit = self._limit * math.sqrt(edge / took)
+        if now >= min(self._sure_until, self._probe_at) or took > EDGE * edge or limit < self._sure_of:
+            return False
+        self._set_limit(limit)
+        return True
+
+    def _slow_from(self) -> float:
+        """Seconds; calls that take longer are slow."""
+        return max(self.policy.slow_floor, self.policy.tolerance * self.usual)
+
+    def _has_helped(self, took: float, before: float, turnover: float) -> bool:
+        """Whether the last step has, as of which calls took *before*, and had that *turnover*.
+
+        Which calls are the quick ones is up to chance where a busy loop works them off in one go. How many it works off
+        in a second is not; where the loop is not what they wait for, it is the other way round.
+        """
+        return took <= HELPED * before or (self._waits_for_loop(took) and self._turnover <= FASTER * turnover)
+
+    def _waits_for_loop(self, took: float) -> bool:
+        return max(self._unread, self._unread_before) > UNREAD * took
 
     def _step_down(self, took: float) -> None:
         """Take one step, unless the limit is at its minimum. *took*: infinity where that cannot be said."""
         self._in_vain = 0
         if self._limit > self.policy.minimum:
-            self._walk = (self._limit, took)
-            self._set_limit(self._limit * (STEP if took < math.inf else BLIND_STEP))
+            self._walk = (self._limit, took, self._turnover)
+            far = took > FAR * self._slow_from()
+            blind = took == math.inf or (far and self._waits_for_loop(took))
+            self._set_limit(self._limit * (BLIND_STEP if blind else STEP))
             return
         self._stop()
         self._at_minimum += 1
