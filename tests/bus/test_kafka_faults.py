@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import os
 import random
@@ -212,9 +213,14 @@ class WorkerProcess:
         await self._reading
 
 
-async def append_unkeyed(log: KafkaLog, topic: str, confirmed: dict[str, str]) -> None:
-    """Events that a worker is done with, retries once, or buries; until cancelled."""
-    for number in range(sys.maxsize):
+async def append_unkeyed(log: KafkaLog, topic: str, confirmed: dict[str, str], ending: asyncio.Event) -> None:
+    """Events that a worker is done with, retries once, or buries.
+
+    It ends by itself: one that is cancelled leaves an event of which nobody knows whether it was appended.
+    """
+    for number in itertools.count():
+        if ending.is_set():
+            return
         sent = event(("plain", "retry", "bury")[number % 3])
         assert await log.append(topic, [sent]) == [None]
         confirmed[sent.id] = sent.body.decode()
@@ -238,26 +244,40 @@ async def test_killed_workers_lose_no_event_and_keep_the_order_of_keys(kafka_url
         told, confirmed, dice = Told(), dict[str, str](), random.Random(4)
         workers = [await WorkerProcess.start(url, topic, told) for _ in range(2)]
         appending = Appending(log, topic, pause=0.01)
-        unkeyed = asyncio.ensure_future(append_unkeyed(log, topic, confirmed))
+        ending = asyncio.Event()
+        unkeyed = asyncio.ensure_future(append_unkeyed(log, topic, confirmed, ending))
         for _ in range(4):
             await more(lambda: told.count, 50)
             place = dice.randrange(2)
             await workers[place].kill()
             workers[place] = await WorkerProcess.start(url, topic, told)
         await appending.end()
-        unkeyed.cancel()
-        await asyncio.wait([unkeyed])
+        ending.set()
+        await unkeyed
         done = {each for each, text in confirmed.items() if text != "bury"}
         await until(lambda: told.seen_all(appending.count) and done <= set(told.done), "all is handled")
+        # Workers say nothing of what they bury: it is looked up before they leave.
+        await until_dead(log, topic, confirmed.keys() - done)
         for worker in workers:
             await worker.end()
         check_order(told.seen, appending.confirmed)
-        dead = {letter.envelope.id for letter in await log.dead(topic, of_topic(topic), limit=10_000)}
-        assert dead == {each for each, text in confirmed.items() if text == "bury"}
+        dead = await dead_of(log, topic)
+        assert dead == confirmed.keys() - done
         assert not dead & set(told.done)
 
         stats = await log.stats(topic, of_topic(topic))
         assert (stats.lag, stats.members) == (0, 0)
+
+
+async def dead_of(log: KafkaLog, topic: str) -> set[str]:
+    return {letter.envelope.id for letter in await log.dead(topic, of_topic(topic), limit=10_000)}
+
+
+async def until_dead(log: KafkaLog, topic: str, expected: set[str]) -> None:
+    give_up = time.monotonic() + SOON
+    while missing := expected - await dead_of(log, topic):
+        assert time.monotonic() < give_up, missing
+        await asyncio.sleep(0.05)
 
 
 @pytest.mark.parametrize("protocol", ["consumer", "classic&session_timeout=2"])
