@@ -43,11 +43,13 @@ types:
 	MYPYPATH=src $(VENV)/bin/mypy examples/shop
 	$(VENV)/bin/pyright --pythonpath $(VENV)/bin/python
 
-# The rooms that need neither other processes nor other people's servers. (Those of breaking changes compare with buf,
-# and take a minute: `make test` runs them.)
+# The rooms that need neither other processes nor other people's servers. (`make test` runs the others: breaking changes
+# compare with buf, and what is tried out on every wire with every policy or fault waits a lot.)
 quick:
-	$(VENV)/bin/python -m pytest -q -m 'not slow' --ignore-glob='tests/contract/test_breaking*' tests/unit tests/policy tests/conformance tests/telemetry tests/contract \
-		tests/wire tests/system/test_app.py tests/system/test_system_file.py tests/examples/test_shop_services.py
+	$(VENV)/bin/python -m pytest -q -n 2 -m 'not slow' --ignore-glob='tests/contract/test_breaking*' \
+		--ignore=tests/conformance/test_policies_on_wires.py --ignore=tests/wire/test_faults_wires.py tests/unit \
+		tests/policy tests/conformance tests/telemetry tests/contract tests/wire tests/system/test_app.py \
+		tests/system/test_system_file.py tests/examples/test_shop_services.py
 
 bench: $(VENV)/ready-bench
 	$(VENV)/bin/python -m benchmarks.calls.run $(ARGS)

@@ -31,7 +31,7 @@ from polywire.policy.balance import Balancer
 from polywire.policy.balance_kinds import balancer_of
 from polywire.policy.breaker import Change, CircuitBreaker, State
 from polywire.policy.bulkhead import Compartment
-from polywire.policy.deadline import Deadlines
+from polywire.policy.deadline import Deadlines, Slot
 from polywire.policy.evidence import Evidence, evidence
 from polywire.policy.fallback import Fallbacks, LastGood
 from polywire.policy.hedge import Hedging
@@ -89,8 +89,9 @@ class CallRules:
         counters: Counters,
     ) -> None:
         self.rpc = held.rpc
-        self.timeout = held.timeout
-        self.attempt_timeout = held.attempt_timeout
+        # As floats: adding to the time, which is one, is twice as quick then.
+        self.timeout = None if held.timeout is None else float(held.timeout)
+        self.attempt_timeout = None if held.attempt_timeout is None else float(held.attempt_timeout)
         self.retry = held.retry
         self.wait_for_ready = held.wait_for_ready
         self.breaker = breaker
@@ -257,7 +258,7 @@ class Underway:
         self._place = True
         self._clock = clock
         self._alarms = alarms
-        self._slot = 0
+        self._slot: Slot | None = None
 
     def opened(self) -> None:
         breaker, comparison = self.rules.breaker, self.rules.comparison
@@ -315,9 +316,9 @@ class Underway:
                 comparison.outliers.ended(self.wire, self.began, now, found)
 
     def _stop_alarm(self) -> None:
-        if self._slot:
-            self._alarms.discard(self._slot, self)
-            self._slot = 0
+        if self._slot is not None:
+            self._slot.discard(self)
+            self._slot = None
 
 
 class RuleBook:

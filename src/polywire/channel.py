@@ -127,6 +127,9 @@ class Endpoints:
             await wire.close()
 
 
+# As a name of its own a method of an imported object is looked up once, and not for every call.
+_asked_of_call, _call_under_way = _calling.get, _current.get
+
 READY_AGAIN = 0.05
 """Seconds after which a call that waits until its target is ready asks an open breaker again."""
 
@@ -176,24 +179,42 @@ class Channel:
 
     async def unary(self, rpc: Rpc, request: Message | None) -> Any:
         """One request, one answer, and whatever retries are allowed in between."""
-        started = self.now()
-        asked = _calling.get()
-        rules = self._rules_of(rpc, asked)
+        # The hot path: of the first attempt, what `_attempt` does in steps is written out here, as each step would cost
+        # as much as what it does.
+        started = began = self.now()
+        asked = _asked_of_call()
+        rules = (self._rules.get(rpc) or self._book.of(rpc)) if asked is None else self._rules_of(rpc, asked)
         outgoing = self._outgoing(rules, asked, started)
-        wait_for_ready = _waits(rules, asked)
+        wait_for_ready = rules.wait_for_ready if asked is None else _waits(rules, asked)
         code = "ok"
-        began = started
+        ended = 0.0
         try:
             endpoints = self.endpoints.current
             if not endpoints:
                 endpoints = await self._find(outgoing)
                 began = self.now()  # how long the look-up took says nothing of the endpoint
-            encoded = endpoints[0].encode(rpc, request)
+            wire = endpoints[0]
+            encoded = wire.encode(rpc, request)
+            breaker, places = rules.breaker, rules.places
+            permit = breaker.shared
             try:
-                if rules.hedging is None:
-                    answer = await self._attempt(rules, outgoing, request, encoded, wait_for_ready, (), began)
-                else:
+                if not permit or rules.hedging is not None or not places.enter():
                     answer = await self._send(rules, outgoing, request, encoded, wait_for_ready, ())
+                else:
+                    compared: EndpointWire | None = None
+                    try:
+                        if len(endpoints) > 1:
+                            wire = compared = rules.pick(endpoints, began, self._clock.random(), (), request)
+                        outgoing.wire = wire
+                        answer = await wire.unary(outgoing, encoded, wait_for_ready=wait_for_ready)
+                    except BaseException as error:
+                        rules.failed(permit, compared, began, self.now(), error)
+                        raise
+                    ended = self.now()
+                    places.leave(ended, ended - began)
+                    breaker.succeeded(permit, ended, ended - began)
+                    if compared is not None:
+                        rules.answered(compared, began, ended)
             except CallError as error:
                 answer = await self._again(rules, outgoing, request, encoded, wait_for_ready, asked, error)
             if rules.fallback is not None:
@@ -212,7 +233,7 @@ class Channel:
         finally:
             if asked is not None:
                 self._tell_caller(asked, outgoing)
-            rules.counters.count(code, self.now() - started)
+            rules.counters.count(code, (ended or self.now()) - started)
 
     async def _send(
         self,
@@ -439,12 +460,9 @@ class Channel:
             if asked.idempotency_key is not None:
                 metadata = (*metadata, (IDEMPOTENCY_KEY, asked.idempotency_key))
         deadline = None if timeout is None else now + timeout
-        parent = _current.get()
-        priority = NO_PRIORITY if parent is None else parent.priority
-        if asked is not None and asked.priority is not None:
-            priority = min(priority, PRIORITIES[asked.priority])
-        if priority < NO_PRIORITY:
-            metadata = (*metadata, (PRIORITY, Priority(priority).name.lower()))
+        parent = _call_under_way()
+        if parent is not None or asked is not None:
+            metadata = _with_priority(metadata, parent, asked)
         if parent is None:
             outgoing = Outgoing(rpc, deadline, timeout, new_request_id(), metadata)
         else:
@@ -519,7 +537,7 @@ class Channel:
 
         Whoever has it says when its first answer is there, and when it is over.
         """
-        asked = _calling.get()
+        asked = _asked_of_call()
         rules = self._rules_of(rpc, asked)
         outgoing = self._outgoing(rules, asked, self.now())
         try:
@@ -576,7 +594,7 @@ class Channel:
         """A stream of requests, one answer."""
         started = self.now()
         code = "cancelled"
-        asked = _calling.get()
+        asked = _asked_of_call()
         rules = self._rules_of(rpc, asked)
         outgoing = self._outgoing(rules, asked, started)
         sent = Requests(requests)
@@ -623,7 +641,7 @@ class Channel:
         return answer
 
     def tell(self, outgoing: Outgoing) -> None:
-        asked = _calling.get()
+        asked = _asked_of_call()
         if asked is not None:
             self._tell_caller(asked, outgoing)
 
@@ -637,6 +655,16 @@ class Channel:
     async def close(self) -> None:
         self._alarms.close()
         await self.endpoints.close()
+
+
+def _with_priority(
+    metadata: tuple[tuple[str, MetadataValue], ...], parent: Call | None, asked: Calling | None
+) -> tuple[tuple[str, MetadataValue], ...]:
+    """Tell how urgent a call is where it is less so than most: no more than the call under way, and than was asked."""
+    priority = NO_PRIORITY if parent is None else parent.priority
+    if asked is not None and asked.priority is not None:
+        priority = min(priority, PRIORITIES[asked.priority])
+    return metadata if priority == NO_PRIORITY else (*metadata, (PRIORITY, Priority(priority).name.lower()))
 
 
 def _waits(rules: CallRules, asked: Calling | None) -> bool:

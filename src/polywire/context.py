@@ -90,25 +90,26 @@ class MessageUnderWay(Protocol):
 class Call:
     """What a handler may know about the call it is answering, and say beside its answer. `current()` returns it."""
 
-    # One is made for every call, so what most calls lack is a default of the class and costs nothing to set.
-    attempt: int = 1
+    # One is made for every call. What hardly a call has nor asks for is a default of the class, which costs nothing to
+    # set; to read, it costs more than what the instance has.
+    attempt: int
     """1 for the first attempt of the caller, counted up by its retries."""
     credentials: str | None = None
     """The raw `authorization` of the request, for the authenticator; never logged."""
     peer_certificate: dict[str, Any] | None = None
     """The verified certificate that the other end of this hop showed, as `ssl.SSLSocket.getpeercert` has it."""
-    caller: str | None = None
+    caller: str | None
     """The service proven by token or certificate on this hop, or None."""
-    principal: str | None = None
+    principal: str | None
     """The user acted for, believed only from an authenticated caller."""
-    traceparent: str | None = None
+    traceparent: str | None
     tracestate: str | None = None
     baggage: str | None = None
-    priority: int = 2
+    priority: int
     """The `Priority` that its caller lets it have at most; 0 where it is of the background, also by its method."""
-    response_metadata: list[tuple[str, MetadataValue]] | None = None
-    trailing_metadata: list[tuple[str, MetadataValue]] | None = None
-    ended_by: str | None = None
+    response_metadata: list[tuple[str, MetadataValue]] | None
+    trailing_metadata: list[tuple[str, MetadataValue]] | None
+    ended_by: str | None
     """Why the handler was cancelled: `deadline`, `caller`, `idle` or `shutdown`; None while it may go on."""
     message: MessageUnderWay | None = None
     """The task or event that is handled; None in calls."""
@@ -140,6 +141,10 @@ class Call:
         self.wire = wire
         """`local`, `grpc`, `connect` or `rest`; `tasks` or `events` for a message."""
         self.clock = clock
+        self.attempt = 1
+        self.priority = 2
+        self.caller = self.principal = self.traceparent = self.ended_by = None
+        self.response_metadata = self.trailing_metadata = None
 
     @property
     def metadata(self) -> Metadata:

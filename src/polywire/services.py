@@ -28,12 +28,14 @@ from polywire.errors import (
     Unimplemented,
 )
 from polywire.interceptor import Intercepted, Interceptor, around
-from polywire.policy.deadline import Deadlines
+from polywire.policy.deadline import Deadlines, Slot
 from polywire.policy.shedding import Backlog, Limiter
 from polywire.telemetry.counters import Counters
 from polywire.wire.seam import Handler
 
 log = logging.getLogger("polywire.server")
+
+_set_current = _current.set  # as a name of its own it is looked up once, and not for every call
 
 MAX_MESSAGE_BYTES = 4 * 1024 * 1024
 """Of one message, after decompression; gRPC's customary limit."""
@@ -176,11 +178,18 @@ class Services:
             return limiter.refusal(call.method)
         backlog = self._backlog
         now = self._now()
-        call._arrived = now - (backlog.turn(now, limiter.in_flight) if backlog.turned else backlog.seconds)
+        if backlog.turned:
+            limiter.read(backlog.turn(now))
+        call._arrived = now - backlog.seconds
         return None
 
-    def _leave(self, handler: Handler, call: Call, arrived: float, now: float, code: str, ran: bool) -> None:
-        """Give back the place that *call* has had since *arrived*. *code*: what it ended with, if its handler *ran*."""
+    def _leave(
+        self, handler: Handler, call: Call, arrived: float, started: float, now: float, code: str, ran: bool
+    ) -> None:
+        """Give back the place that *call* has had since *arrived*; its task *started* later.
+
+        *code*: what it ended with, if its handler *ran*.
+        """
         call._arrived = None
         limiter = handler.limiter
         assert limiter is not None  # noqa: S101 - who gave it the place
@@ -188,12 +197,12 @@ class Services:
             limiter.stream_ended()
             self._opened(handler, call)
         elif not ran:
-            # One whose time ran out while it waited to be started tells as much as one that was stopped.
-            late = call.deadline is not None and arrived < call.deadline <= now
+            # One whose time ran out while it waited to be read and to be started tells as much as one that was stopped.
+            late = call.deadline is not None and arrived < call.deadline and _out_of_time(call, arrived, started, now)
             limiter.cut_short(now, now - arrived) if late else limiter.left()
         elif call.ended_by is None and code != "cancelled":
             limiter.answered(now, now - arrived)
-        elif call.ended_by == "deadline" or (call.ended_by == "caller" and _out_of_time(call, arrived, now)):
+        elif call.ended_by == "deadline" or (call.ended_by == "caller" and _out_of_time(call, arrived, started, now)):
             limiter.cut_short(now, now - arrived)
         elif call.ended_by == "caller":
             limiter.given_up(now, now - arrived)
@@ -222,11 +231,11 @@ class Services:
         self._backlog.turned = True
         if call._task is None:
             call._task = asyncio.current_task()
-        _current.set(call)
+        _set_current(call)
         self._running.add(call)
         code = "ok"
         ran = False
-        slot = 0
+        slot: Slot | None = None
         try:
             deadline = call.deadline
             if deadline is not None:
@@ -252,8 +261,8 @@ class Services:
                 raise
             raise failure from None
         finally:
-            if slot:
-                self.deadlines.discard(slot, call)
+            if slot is not None:
+                slot.discard(call)
             self._end(handler, call, code, started, ran)
 
     async def collect(
@@ -300,9 +309,9 @@ class Services:
         """Admission, translation and accounts around *body*, as `unary` has them written out."""
         started = self._begin(call)
         code = "ok"
-        slot = 0
+        slot: Slot | None = None
         opening = _Opening(self, handler, call)
-        opens = self.deadlines.add(started + STREAM_OPENS, opening) if call._opening else 0
+        opens = self.deadlines.add(started + STREAM_OPENS, opening) if call._opening else None
         try:
             if call.deadline is not None:
                 if call.deadline <= started:
@@ -321,10 +330,10 @@ class Services:
                 raise
             raise failure from None
         finally:
-            if slot:
-                self.deadlines.discard(slot, call)
-            if opens:
-                self.deadlines.discard(opens, opening)
+            if slot is not None:
+                slot.discard(call)
+            if opens is not None:
+                opens.discard(opening)
             self._end(handler, call, code, started)
 
     def _begin(self, call: Call) -> float:
@@ -332,7 +341,7 @@ class Services:
             # On Python 3.12 and newer a call's task starts before whoever started it could say which it is.
             call._task = asyncio.current_task()
         self._backlog.turned = True
-        _current.set(call)
+        _set_current(call)
         self._running.add(call)
         return self._now()
 
@@ -350,7 +359,7 @@ class Services:
                     call._arrived = None
                     handler.limiter.answered(now, now - arrived)
                 else:
-                    self._leave(handler, call, arrived, now, code, ran)
+                    self._leave(handler, call, arrived, started, now, code, ran)
             self._account(call, code, now - started)
 
     def _admit(self, handler: Handler, call: Call) -> None:
@@ -443,8 +452,9 @@ class Services:
         return Cancelled(f"{call.method} was cancelled by its caller.")
 
     def _account(self, call: Call, code: str, duration: float) -> None:
-        counters = self.counters.get(call.method)
-        if counters is None:
+        try:
+            counters = self.counters[call.method]
+        except KeyError:
             counters = self.counters[call.method] = Counters()
         counters.count(code, duration)
         if self._access_log is not None:
@@ -459,7 +469,8 @@ class Services:
     def cancel(self, call: Call) -> None:
         if call not in self._running and call._arrived is not None:
             # Its task was not started yet, and now never will be.
-            self._leave(self._handlers[f"/{call.method}"], call, call._arrived, self._now(), "cancelled", ran=False)
+            now = self._now()
+            self._leave(self._handlers[f"/{call.method}"], call, call._arrived, now, now, "cancelled", ran=False)
         call.end("caller")
 
     def end_streams(self) -> None:
@@ -485,9 +496,14 @@ class Services:
         self.deadlines.close()
 
 
-def _out_of_time(call: Call, arrived: float, now: float) -> bool:
-    """Whether *call* had as good as no time left: its caller stops at the same deadline, and may be a little sooner."""
-    return call.deadline is not None and now - arrived >= OUT_OF_TIME * (call.deadline - arrived)
+def _out_of_time(call: Call, arrived: float, started: float, now: float) -> bool:
+    """Whether *call* had as good as no time left: its caller stops at the same deadline, and may be a little sooner.
+
+    Its deadline counts from when it was read, and its caller's from when it was sent: where it waited to be read,
+    theirs comes first. So what it has taken since it *arrived* is compared with the time that it was given, which is
+    no less than it had when its task *started*.
+    """
+    return call.deadline is not None and now - arrived >= OUT_OF_TIME * (call.deadline - started)
 
 
 def _missing(rpc: Rpc) -> Callable[..., Any]:
@@ -558,19 +574,19 @@ class _IdleWatch:
         self._timeout = timeout
         self._now = call.clock.monotonic
         self._last = 0.0
-        self._slot = 0
+        self._slot: Slot | None = None
 
     def start(self) -> None:
         self._last = self._now()
         self._slot = self._deadlines.add(self._last + self._timeout, self)
 
     def touch(self) -> None:
-        if self._slot:
+        if self._slot is not None:
             self._last = self._now()
 
     def stop(self) -> None:
-        if self._slot:
-            self._deadlines.discard(self._slot, self)
+        if self._slot is not None:
+            self._slot.discard(self)
 
     def expire(self) -> None:
         due = self._last + self._timeout

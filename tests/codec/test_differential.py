@@ -304,7 +304,7 @@ def everything(inner: st.SearchStrategy[Everything | None]) -> st.SearchStrategy
 
 messages = everything(st.none() | everything(st.none()))
 UNHURRIED = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.large_base_example]
-thorough = settings(max_examples=60, deadline=None, suppress_health_check=UNHURRIED)
+thorough = settings(max_examples=60, suppress_health_check=UNHURRIED)
 proto, plain, protojson = (codec_for(Everything, name) for name in ("proto", "json", "protojson"))
 
 
@@ -382,7 +382,7 @@ def test_a_copy_is_equal_and_shares_nothing_that_can_change(message: Everything)
 def test_no_bytes_whatever_cause_anything_but_invalid_argument(name: Format) -> None:
     codec = codec_for(Everything, name)
 
-    @settings(max_examples=100, deadline=None, suppress_health_check=UNHURRIED)
+    @settings(max_examples=100, suppress_health_check=UNHURRIED)
     @given(mutated(codec.encode))
     def never_anything_else(data: bytes) -> None:
         try:

@@ -303,6 +303,15 @@ class PolicySuite:
                 f"{name} closed: 2 calls were let through to try it, and went well",
             ]
 
+    async def test_good_calls_count_against_those_that_failed(self) -> None:
+        async with self.running(1, Breaker(minimum_calls=4, failure_rate=0.5)) as running:
+            for mode, count, ended in (("answer", 10, "ok"), ("internal", 9, "internal"), ("answer", 1, "ok")):
+                running.first.mode = mode
+                assert await outcomes([asyncio.ensure_future(running.desk.read(Ask())) for _ in range(count)]) == (
+                    [ended] * count
+                )
+            assert running.seen == 20
+
     # ---- bulkhead ----
 
     async def test_no_more_calls_than_the_limit_are_under_way_and_those_over_the_queue_are_refused(
@@ -567,7 +576,8 @@ class PolicySuite:
             assert said == [f"{address} of {running.channel.target} is left out for 60 s: 5 calls in a row failed"]
 
     async def test_one_that_is_well_again_comes_back_with_a_single_call(self) -> None:
-        ejection = Ejection(base_time=0.1, max_time=0.1)
+        # The call that tries it waits here until the others were answered; that is not to count as slow.
+        ejection = Ejection(base_time=0.1, max_time=0.1, slow_floor=60.0)
         async with self.running(3, ejection, Balance(by="round_robin")) as running:
             running.first.mode = "internal"
             while len(running.first.seen) < 5:

@@ -352,7 +352,7 @@ def generated() -> Callable[[str], Any]:
 
 
 @pytest.mark.parametrize("message", [Parcel, Everything])
-@settings(max_examples=60, derandomize=True, database=None, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=60, derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data())
 def test_generated_classes_read_and_write_the_same_messages(message: type[Message], data: st.DataObject) -> None:
     theirs = generated()(f"parcels.v1.{message.__name__}")

@@ -150,7 +150,7 @@ def message_named(module: ModuleType, full_name: str) -> type[Message]:
 
 
 @pytest.mark.parametrize(("sample", "full_name"), all_messages())
-@settings(max_examples=15, derandomize=True, database=None, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=15, derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data())
 def test_messages_are_the_same_to_generated_classes(
     sample: str, full_name: str, modules: dict[str, ModuleType], data: st.DataObject

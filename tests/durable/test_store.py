@@ -266,7 +266,7 @@ async def test_a_transaction_is_not_kept_from_its_turn_by_those_that_keep_coming
 # ---- the inbox -------------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     deliveries=st.lists(
         st.tuples(st.integers(0, 5), st.sampled_from(["block", "run"]), st.sampled_from(["ok", "raises", "cancelled"])),

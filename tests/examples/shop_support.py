@@ -258,6 +258,11 @@ class RunningShop:
         return self.up.wait(30)
 
 
+ROOMY = {"POLYWIRE__SHEDDING__LIMIT": "1000", "POLYWIRE__SHEDDING__ADAPTIVE": "false"}
+"""For shops that are killed with a crowd in them: a whole shop on two cores has too many calls at times, and would turn
+some away, which is another matter."""
+
+
 @contextmanager
 def running_shop(data: Path, *arguments: str, **environ: str) -> Iterator[RunningShop]:
     """`polywire up` with these *arguments*, its gateway on a free port and its databases in *data*.

@@ -15,7 +15,7 @@ from typing import Literal, TypeVar
 from tests.faults.parrot_service import ANSWERS, Line, Parrot, ParrotService
 from tests.faults.proxy_support import Proxy, proxied
 
-from polywire import Breaker, CallDefaults, Server, calling
+from polywire import Breaker, CallDefaults, Server, Shedding, calling
 from polywire.channel import Channel, Endpoints
 from polywire.client import client_for
 from polywire.discovery import StaticResolver
@@ -42,6 +42,8 @@ KINDS: tuple[Kind, ...] = ("say", "repeat", "gather", "converse")
 WHOLE = os.environ.get("POLYWIRE_FAULTS") == "whole"
 """`make faults`: every ending at every byte, which takes minutes."""
 EACH_CALL = CallDefaults(retry=Retry(attempts=1), policies=(Breaker(enabled=False),))
+ROOMY = Shedding(limit=1000, adaptive=False)
+"""Places for all callers, however slow they make the one loop that all share; calls that keep theirs run it out."""
 QUICK = Limits(keepalive_interval=0.2, keepalive_timeout=0.2)
 """Peers that are gone are noticed within seconds."""
 
@@ -98,6 +100,9 @@ class Stage:
                 f"{self.server._listener.connections} connections are left"
             ),
         )
+        limiter = self.server.services.limiter
+        assert limiter is not None
+        assert (limiter.in_flight, limiter.streams) == (0, 0), "places of calls that are over are kept"
 
 
 async def until(holds: Callable[[], bool], otherwise: Callable[[], str]) -> None:
@@ -112,10 +117,11 @@ async def until(holds: Callable[[], bool], otherwise: Callable[[], str]) -> None
 
 @contextlib.asynccontextmanager
 async def staged(*, limits: Limits = QUICK) -> AsyncIterator[Stage]:
-    """A parrot. At the end nothing may be left of it and its callers: no handler, no connection, no task, no file."""
+    """A parrot. At the end nothing may be left of it and its callers: no handler, no place, no connection, no task, no
+    file."""
     tasks, sockets = asyncio.all_tasks(), open_sockets()
     service = ParrotService()
-    server = Server([service], limits=limits)
+    server = Server([service], limits=limits, shedding=ROOMY)
     target = await server.start("127.0.0.1:0")
     stage = Stage(service, server, target)
     try:

@@ -444,6 +444,26 @@ BUGS = {
         f"{SHEDDING}:test_a_cancelled_call_gives_its_place_back",
         ("grpc", "hold"),
     ),
+    "a caller whose request waited to be read is taken for one who changed its mind": Bug(
+        "polywire.services:_out_of_time",
+        "(call.deadline - started)",
+        "(call.deadline - arrived)",
+        f"{SHEDDING}:test_a_caller_who_cancels_just_before_the_deadline_stops_at_it",
+        (1.5, 0.75, 0.75, "cut short"),
+    ),
+    "a caller who had gone when the call was read tells nothing": Bug(
+        f"{SERVICES}._leave",
+        "arrived < call.deadline and _out_of_time(call, arrived, started, now)",
+        "arrived < call.deadline <= now",
+        f"{SHEDDING}:test_a_caller_who_had_gone_when_the_call_was_read_stopped_at_its_deadline_if_that_was_near",
+        (1.4, ("cut short", 1.4)),
+    ),
+    "what waited to be read is asked for while many are under way": Bug(
+        f"{SERVICES}.take_place",
+        "if backlog.turned:",
+        "if backlog.turned and limiter.in_flight > 4:",
+        f"{SHEDDING}:test_the_first_call_after_a_busy_turn_has_waited_for_it_though_no_other_is_under_way",
+    ),
     "a stream that is cancelled keeps its place": Bug(
         f"{SERVICES}._leave",
         "self._opened(handler, call)",

@@ -13,6 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from polywire import Breaker
 from polywire.channel import CallDefaults, Channel, Endpoints
 from polywire.client import client_for
 from polywire.context import Call, current
@@ -228,7 +229,12 @@ async def our_server(
 
 @asynccontextmanager
 async def our_client(
-    address: str, *, retries: int = 0, on_wire: Callable[[GrpcWire], None] | None = None, **options: Any
+    address: str,
+    *,
+    retries: int = 0,
+    breaker: bool = True,
+    on_wire: Callable[[GrpcWire], None] | None = None,
+    **options: Any,
 ) -> AsyncIterator[Rig]:
     def open_wire(at: str) -> GrpcWire:
         wire = GrpcWire(Pool(at), **options)
@@ -237,7 +243,8 @@ async def our_client(
         return wire
 
     endpoints = Endpoints(StaticResolver([address]), open_wire)
-    channel = Channel("rig", endpoints, defaults=CallDefaults(retry=Retry(attempts=retries + 1)))
+    defaults = CallDefaults(retry=Retry(attempts=retries + 1), policies=(Breaker(enabled=breaker),))
+    channel = Channel("rig", endpoints, defaults=defaults)
     try:
         yield client_for(Rig, channel)
     finally:

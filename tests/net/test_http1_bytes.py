@@ -66,7 +66,7 @@ def receive(pieces: list[bytes]) -> Seen:
     return seen
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(st.lists(st.integers(0, len(CONVERSATION)), max_size=60))
 def test_requests_cut_anywhere_are_the_same_requests(places: list[int]) -> None:
     seen, sent = serve(cut(CONVERSATION, places))
@@ -81,7 +81,7 @@ def test_requests_that_come_byte_by_byte_are_the_same_requests() -> None:
     assert serve([bytes([code]) for code in CONVERSATION])[0] == serve([CONVERSATION])[0]
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(st.sampled_from(RESPONSES), st.lists(st.integers(0, 200), max_size=30))
 def test_responses_cut_anywhere_are_the_same_responses(response: bytes, places: list[int]) -> None:
     whole, pieces = receive([response]), receive(cut(response, places))
@@ -211,7 +211,7 @@ def test_mutated_responses_never_raise() -> None:
             assert (seen.trailers is None) != (seen.error is None)
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(st.lists(st.binary(max_size=300), max_size=10))
 def test_any_bytes_never_raise(pieces: list[bytes]) -> None:
     http = InMemory()
@@ -240,7 +240,7 @@ class Judge:
         self.complete += 1
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(st.lists(st.binary(max_size=50), max_size=6), st.booleans())
 def test_httptools_reads_what_we_write(pieces: list[bytes], trailers: bool) -> None:
     http = InMemory(Recorder(None))

@@ -65,7 +65,7 @@ def block_of(first: bytes, lines: list[bytes]) -> bytes:
     return b"\r\n".join([first, *lines, b"", b""])
 
 
-@settings(deadline=None, max_examples=500)
+@settings(max_examples=500)
 @given(st.lists(st.tuples(FIRST_LINES, LINES), min_size=1, max_size=12))
 def test_what_was_read_before_does_not_change_how_a_request_is_read(heads: list[tuple[bytes, list[bytes]]]) -> None:
     experienced = HeadReader(LIMITS)
@@ -74,7 +74,7 @@ def test_what_was_read_before_does_not_change_how_a_request_is_read(heads: list[
         assert read_request(experienced, block) == read_request(HeadReader(LIMITS), block)
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(
     st.lists(st.tuples(st.sampled_from([b"HTTP/1.1 200 OK", b"HTTP/1.0 200 OK", b"HTTP/1.1 204 "]), LINES), max_size=12)
 )

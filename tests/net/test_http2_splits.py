@@ -111,7 +111,7 @@ def at_client(reads: list[bytes], count: int) -> tuple[list[Any], bool, int]:
     return [call.events for call in calls], engine.finished, len(engine.streams)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.lists(exchanges, min_size=1, max_size=5), st.lists(st.integers(0, 1 << 16), max_size=30))
 def test_requests_cut_anywhere_are_the_same_requests(plan: list[dict[str, Any]], places: list[int]) -> None:
     data = PREFACE + frame(SETTINGS, 0, 0, pack_setting(4, 100_000)) + conversation(plan, REQUEST.fields)
@@ -121,7 +121,7 @@ def test_requests_cut_anywhere_are_the_same_requests(plan: list[dict[str, Any]],
     assert at_server(cut(data, places)) == whole
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.lists(exchanges, min_size=1, max_size=5), st.lists(st.integers(0, 1 << 16), max_size=30))
 def test_responses_cut_anywhere_are_the_same_responses(plan: list[dict[str, Any]], places: list[int]) -> None:
     data = frame(SETTINGS, 0, 0) + conversation(plan, ((b":status", b"200"), (b"content-type", b"a/b")))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 from polywire.policy.deadline import SLOTS_PER_SECOND, Deadlines
 from polywire.testing import ManualClock
 
@@ -36,7 +39,7 @@ async def test_a_discarded_alarm_does_not_ring_and_leaves_nothing_behind() -> No
     bell, other = Bell(clock), Bell(clock)
     slot = deadlines.add(clock.monotonic() + 1, bell)
     deadlines.add(clock.monotonic() + 1, other)
-    deadlines.discard(slot, bell)
+    slot.discard(bell)
     assert len(deadlines) == 1
     await clock.advance(2)
     assert (len(bell.rang), len(other.rang), len(deadlines)) == (0, 1, 0)
@@ -80,3 +83,50 @@ async def test_closing_silences_everything() -> None:
     await clock.advance(2)
     assert bell.rang == []
     assert clock.sleeping == 0
+
+
+async def test_alarms_of_one_moment_may_take_each_other_back_while_they_ring() -> None:
+    clock = ManualClock()
+    deadlines = Deadlines(clock)
+    rang: list[str] = []
+
+    class Twin:
+        def __init__(self, name: str) -> None:
+            self.name = name
+            self.slot = deadlines.add(clock.monotonic() + 1, self)
+
+        def expire(self) -> None:
+            rang.append(self.name)
+            for twin in twins:
+                twin.slot.discard(twin)
+
+    twins = [Twin("first"), Twin("second")]
+    later = Bell(clock)
+    deadlines.add(clock.monotonic() + 2, later)
+    await clock.advance(3)
+    assert sorted(rang) == ["first", "second"]
+    assert len(later.rang) == 1
+    for twin in twins:
+        twin.slot.discard(twin)
+
+
+async def test_what_has_gone_off_is_not_left_to_the_garbage_collector() -> None:
+    clock = ManualClock()
+    deadlines = Deadlines(clock)
+
+    class Holder:
+        def __init__(self) -> None:
+            self.slot = deadlines.add(clock.monotonic() + 1, self)
+
+        def expire(self) -> None:
+            """It keeps its slot."""
+
+    holder = Holder()
+    seen = weakref.ref(holder)
+    gc.disable()
+    try:
+        await clock.advance(2)
+        del holder
+        assert seen() is None
+    finally:
+        gc.enable()

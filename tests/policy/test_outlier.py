@@ -154,8 +154,10 @@ class Model:
             else:
                 one.times = max(0, one.times - 1)
         self.usual = self.together([one for one in seen if not one.out]).usual()
-        for one in seen:
-            if len(one.interval) >= self.policy.minimum_calls:
+        counts = [len(one.interval) for one in seen]
+        least = self.policy.minimum_calls
+        for one, count in zip(seen, counts, strict=True):
+            if count >= 5 * least or (count >= least and sum(counts) - count >= least):
                 one.interval = []
 
     def is_worse(self, one: Seen, others: list[Seen]) -> bool:
@@ -327,6 +329,23 @@ def test_an_endpoint_with_few_calls_is_found_slow_in_time() -> None:
     calls = in_a_pool(lambda now: TROUBLES["slow"], rate=10.0, seconds=60.0)
     later = [call for call in calls if call[0] >= 15.0]
     assert sum(call[3] >= 0.1 for call in later) < 0.03 * len(later)
+
+
+def test_two_that_are_called_in_turn_and_seldom_are_compared() -> None:
+    """One has enough calls to be compared before the other has; that is no reason to begin anew with it."""
+    one, endpoints = outliers(slow_floor=0.02), pool(2)
+    one.rotation(endpoints, 0.0)
+    for now in range(1, 20):
+        succeed(one, endpoints[now % 2], float(now), seconds=0.5 if now % 2 else 0.01)
+    assert names(one.rotation(endpoints, 19.0)) == "0"
+
+
+def test_what_an_endpoint_did_long_ago_is_forgotten_though_the_others_are_never_called() -> None:
+    one, endpoints = outliers(slow_floor=0.02), pool(2)
+    one.rotation(endpoints, 0.0)
+    for now in range(1, 101):
+        succeed(one, endpoints[0], float(now))
+    assert one.health[endpoints[0]].calls < 25
 
 
 def test_quick_answers_are_never_slow() -> None:

@@ -15,7 +15,7 @@ from polywire.wire.framing import Frames, framed, whole_frame
     st.lists(st.tuples(st.integers(0, 255), st.binary(max_size=200)), max_size=8),
     st.lists(st.integers(1, 60), min_size=1, max_size=50),
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_any_split_of_a_body_gives_the_same_frames(messages: list[tuple[int, bytes]], cuts: list[int]) -> None:
     body = b"".join(framed(payload, flags) for flags, payload in messages)
     frames = Frames(limit=200)

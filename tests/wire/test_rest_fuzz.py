@@ -154,7 +154,7 @@ async def answered(version: str, head: Head, tail: tuple[Field, ...], pieces: li
     return stream.status
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=600)
 @given(
     version=st.sampled_from(("1.1", "2")),
     method=st.sampled_from(("GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS", "TRACE", "FOO")),

@@ -60,48 +60,52 @@ def command(
     if reload and in_process:
         raise SetupError("--reload starts processes anew, and --in-process has only one. Leave one of the two out.")
     system = load(file, profile=profile)
-    path = os.path.abspath(system.file)
     output = LineOutput(format=log_format)
-    status = 0
-
-    def then(shutdown: Shutdown) -> None:
-        if once_ready is not None:
-            tasks.add(asyncio.get_running_loop().create_task(run_command(once_ready, shutdown)))
-
-    async def run_command(line: str, shutdown: Shutdown) -> None:
-        nonlocal status
-        try:
-            environ = {**os.environ, environment.FILE: path}
-            process = await asyncio.create_subprocess_shell(line, env=environ)
-            status = await process.wait()
-        finally:
-            shutdown.ask()
-
-    tasks: set[asyncio.Task[None]] = set()
+    announce = output if log_format == "text" else None
+    colour = log_format == "text" and sys.stdout.isatty()
+    after = _Once(once_ready, system.file)
     with prepared(system, only=None if only is None else only.split(","), in_process=in_process) as made:
-        announce = output if log_format == "text" else None
-        colour = log_format == "text" and sys.stdout.isatty()
         if in_process:
             relay = Relay(output, list(made.apps), format=log_format, colour=colour)
-            run(up_in_process(made, relay, format=log_format, announce=announce, then=then, began=began))
-            return status
+            run(up_in_process(made, relay, format=log_format, announce=announce, then=after, began=began))
+            return after.status
         with shared_ports(made, reload=reload) as ports:
             relay = Relay(output, list(instances_of(made, ports)), format=log_format, colour=colour)
             # A fork has the code of all services, and so could not tell which is its own.
             forks = can_fork() and not fresh and not reload
-            forked = fork_services(made, ports, format=log_format) if forks else {}
-            # The standard loop: this process only waits and relays, and its children are what counts.
-            asyncio.run(
-                up(
-                    made,
-                    ports,
-                    relay,
-                    format=log_format,
-                    announce=announce,
-                    then=then,
-                    began=began,
-                    forked=forked,
-                    reload=system if reload else None,
-                )
+            running = up(
+                made,
+                ports,
+                relay,
+                format=log_format,
+                announce=announce,
+                then=after,
+                began=began,
+                forked=fork_services(made, ports, format=log_format) if forks else {},
+                reload=system if reload else None,
             )
-    return status
+            # The standard loop: this process only waits and relays, and its children are what counts.
+            asyncio.run(running)
+    return after.status
+
+
+class _Once:
+    """What `--once-ready` asks for: a shell command, whose end is that of the system, and its status too."""
+
+    def __init__(self, line: str | None, file: str) -> None:
+        self.status = 0
+        self._line = line
+        self._file = os.path.abspath(file)
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def __call__(self, shutdown: Shutdown) -> None:
+        if self._line is not None:
+            self._tasks.add(asyncio.get_running_loop().create_task(self._run(self._line, shutdown)))
+
+    async def _run(self, line: str, shutdown: Shutdown) -> None:
+        try:
+            environ = {**os.environ, environment.FILE: self._file}
+            process = await asyncio.create_subprocess_shell(line, env=environ)
+            self.status = await process.wait()
+        finally:
+            shutdown.ask()

@@ -99,10 +99,13 @@ class CircuitBreaker:
     def succeeded(self, permit: int, now: float, seconds: float) -> None:
         """The call of *permit* was answered after *seconds*."""
         if permit == self.shared:
-            if seconds < self._slow_after:
-                self._window.good(now)
-            else:
+            window = self._window
+            if seconds >= self._slow_after:
                 self._count(now, failed=False, slow=True)
+            elif now < window.ends:
+                window.calls += 1  # as `good` would, for nearly every call
+            else:
+                window.good(now)
         else:
             self._trial_ended(permit, now, failed=False, slow=seconds >= self._slow_after)
 

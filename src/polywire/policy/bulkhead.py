@@ -163,14 +163,14 @@ async def entered(
             turn.set_result(None)
 
     waiter = compartment.line_up(method, now(), deadline, wake)
-    slot = 0 if deadline is None else alarms.add(deadline, waiter)
+    slot = None if deadline is None else alarms.add(deadline, waiter)
     try:
         await turn
     except BaseException:
         compartment.give_up(waiter, now())
         raise
     finally:
-        if slot:
-            alarms.discard(slot, waiter)
+        if slot is not None:
+            slot.discard(waiter)
     if waiter.error is not None:
         raise waiter.error

@@ -7,13 +7,17 @@ from typing import Protocol
 
 from polywire.clock import SYSTEM_CLOCK, Clock, Timer
 
-SLOTS_PER_SECOND = 256
+SLOTS_PER_SECOND = 256.0
 """The alarm's precision: it is never early, and late by at most one slot (4 ms)."""
 
 
 class Expiring(Protocol):
     def expire(self) -> None:
         """The deadline has come. Must not raise."""
+
+
+Slot = set[Expiring]
+"""Alarms that are due together. Whoever set one takes it back by `slot.discard(item)`, also after it has gone off."""
 
 
 class Deadlines:
@@ -25,29 +29,28 @@ class Deadlines:
 
     def __init__(self, clock: Clock = SYSTEM_CLOCK) -> None:
         self._clock = clock
-        self._slots: dict[int, set[Expiring]] = {}
+        self._slots: dict[int, Slot] = {}
         self._order: list[int] = []
         self._timer: Timer | None = None
         self._armed = 0
 
-    def add(self, deadline: float, item: Expiring) -> int:
-        """Call `item.expire()` at *deadline* on the clock's monotonic scale. Returns the slot for `discard`."""
+    def add(self, deadline: float, item: Expiring) -> Slot:
+        """Call `item.expire()` at *deadline* on the clock's monotonic scale, unless it is taken out of the slot that is
+        returned by then."""
         slot = int(deadline * SLOTS_PER_SECOND) + 1
-        items = self._slots.get(slot)
-        if items is None:
-            self._slots[slot] = {item}
-            heapq.heappush(self._order, slot)
-            if self._timer is None or slot < self._armed:
-                self._arm(slot)
-        else:
-            items.add(item)
-        return slot
+        try:
+            items = self._slots[slot]
+        except KeyError:
+            items = self._new_slot(slot)
+        items.add(item)
+        return items
 
-    def discard(self, slot: int, item: Expiring) -> None:
-        """Take an alarm back; nothing happens if it has gone off."""
-        items = self._slots.get(slot)
-        if items is not None:
-            items.discard(item)
+    def _new_slot(self, slot: int) -> Slot:
+        items = self._slots[slot] = set()
+        heapq.heappush(self._order, slot)
+        if self._timer is None or slot < self._armed:
+            self._arm(slot)
+        return items
 
     def __len__(self) -> int:
         return sum(len(items) for items in self._slots.values())
@@ -71,8 +74,10 @@ class Deadlines:
         now = self._clock.monotonic() * SLOTS_PER_SECOND
         while self._order and self._order[0] <= now:
             # An item may add or discard others while it expires, so the slot is taken out whole first.
-            for item in self._slots.pop(heapq.heappop(self._order)):
+            slot = self._slots.pop(heapq.heappop(self._order))
+            for item in tuple(slot):
                 item.expire()
+            slot.clear()  # whoever is in it may have it as well
         while self._order and not self._slots[self._order[0]]:
             del self._slots[heapq.heappop(self._order)]
         if self._order and self._timer is None:

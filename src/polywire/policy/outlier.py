@@ -15,6 +15,8 @@ E = TypeVar("E", bound=Candidate)
 
 TRIAL_TIME = 30.0
 """Seconds after which a trial that has not ended is taken for failed."""
+STALE = 5
+"""So many times the calls that it takes to compare an endpoint are kept of it while the others have too few."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -212,9 +214,17 @@ class Outliers(Generic[E]):
             else:
                 health.times = max(0, health.times - 1)
         self._usual = self._mean([health for health in seen if not health.out])
-        for health in seen:
-            if health.calls >= self.policy.minimum_calls:
-                health.clear()
+        calls = sum(health.calls for health in seen)
+        for health in [health for health in seen if self._has_told(health, calls - health.calls)]:
+            health.clear()
+
+    def _has_told(self, health: Health[E], others: int) -> bool:
+        """Whether its calls were enough to be compared with the *others'*, or are too old to wait for theirs.
+
+        Were it forgotten as soon as it has enough itself, two that are called in turn might never have enough at once.
+        """
+        least = self.policy.minimum_calls
+        return health.calls >= least and (others >= least or health.calls >= STALE * least)
 
     def _fails_alone(self, health: Health[E]) -> bool:
         """Whether its failures in a row are its own: meanwhile others were answered, or at least did not fail too."""

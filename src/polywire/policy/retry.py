@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from polywire.contract.retry import FOR_CALLS, Backoff, Retry
 from polywire.errors import Aborted, CallError, DeadlineExceeded, ResourceExhausted, Unavailable
 
@@ -38,33 +40,34 @@ class RetryBudget:
         self._minimum = minimum
         self._calls = [0] * self.WINDOW
         self._retries = [0] * self.WINDOW
+        """Of each second of the window, by its last digit; calls of the current second are in `_called`."""
+        self._called = 0
         self._second = 0
-        self._slot = 0
-        """Of the second that calls are counted in."""
+        self._ends = -math.inf
+        """When the current second is over."""
 
     def called(self, now: float) -> None:
         """Count a call (not its retries) at *now*, on any monotonic scale in seconds."""
-        if not 0 <= now - self._second < 1:
+        if now >= self._ends:
             self._move_to(int(now))
-        self._calls[self._slot] += 1
+        self._called += 1
 
     def take(self, now: float) -> bool:
         """Take leave for one retry. False where the budget is used up."""
-        second = int(now)
-        if second != self._second:
-            self._move_to(second)
-        allowed = self._share * sum(self._calls) + self._minimum * self.WINDOW
+        if now >= self._ends:
+            self._move_to(int(now))
+        allowed = self._share * (sum(self._calls) + self._called) + self._minimum * self.WINDOW
         if sum(self._retries) + 1 > allowed:
             return False
-        self._retries[second % self.WINDOW] += 1
+        self._retries[self._second % self.WINDOW] += 1
         return True
 
     def _move_to(self, second: int) -> None:
-        """Forget the seconds that left the window."""
-        passed = second - self._second
-        for offset in range(1, min(abs(passed), self.WINDOW) + 1):
-            slot = (self._second + offset) % self.WINDOW if passed > 0 else (second + offset) % self.WINDOW
-            self._calls[slot] = 0
-            self._retries[slot] = 0
+        """Count in this *second* from now on, and forget those that left the window."""
+        self._calls[self._second % self.WINDOW] = self._called
+        for passed in range(1, min(second - self._second, self.WINDOW) + 1):
+            slot = (self._second + passed) % self.WINDOW
+            self._calls[slot] = self._retries[slot] = 0
+        self._called = 0
         self._second = second
-        self._slot = second % self.WINDOW
+        self._ends = second + 1.0

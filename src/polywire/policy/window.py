@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from typing import NamedTuple, Protocol
 
@@ -13,6 +14,10 @@ class Tally(NamedTuple):
 
 
 class Window(Protocol):
+    ends: float
+    """Until then a call that was good may be counted by adding one to `calls`."""
+    calls: int
+
     def good(self, now: float) -> None:
         """Count a call that was neither."""
 
@@ -29,17 +34,17 @@ class TimeWindow:
     def __init__(self, seconds: float) -> None:
         self._rate = self.SLICES / seconds
         self._slice = 0
-        self._ends = 0.0
-        """When the slice that calls are counted in is over."""
-        self._calls = 0
+        self.ends = 0.0
+        """When the slice is over that calls are counted in."""
+        self.calls = 0
         self._failures = 0
         self._slow = 0
         self._earlier: deque[tuple[int, int, int, int]] = deque(maxlen=self.SLICES - 1)
 
     def good(self, now: float) -> None:
-        if now >= self._ends:
+        if now >= self.ends:
             self._turn(now)
-        self._calls += 1
+        self.calls += 1
 
     def add(self, now: float, failed: bool, slow: bool) -> None:
         self.good(now)
@@ -48,7 +53,7 @@ class TimeWindow:
 
     def tally(self, now: float) -> Tally:
         self._turn(now)
-        calls, failures, slow = self._calls, self._failures, self._slow
+        calls, failures, slow = self.calls, self._failures, self._slow
         oldest = self._slice - self.SLICES + 1
         for at, more_calls, more_failures, more_slow in self._earlier:
             if at >= oldest:
@@ -61,22 +66,23 @@ class TimeWindow:
         """Begin the slice of *now*. Where that is earlier than the last one, as calls end in any order, it goes on."""
         slice_ = int(now * self._rate)
         if slice_ > self._slice:
-            if self._calls:
-                self._earlier.append((self._slice, self._calls, self._failures, self._slow))
+            if self.calls:
+                self._earlier.append((self._slice, self.calls, self._failures, self._slow))
             self._slice = slice_
-            self._ends = (slice_ + 1) / self._rate
-            self._calls = self._failures = self._slow = 0
+            self.ends = (slice_ + 1) / self._rate
+            self.calls = self._failures = self._slow = 0
 
 
 class CountWindow:
     """The last *size* calls, however long ago they were."""
 
     def __init__(self, size: int) -> None:
+        self.ends = -math.inf
         self._size = size
         self._ring = bytearray(size)
         """Of each call: 1 where it failed, 2 where it was slow, 3 where both."""
         self._next = 0
-        self._calls = 0
+        self.calls = 0
         self._failures = 0
         self._slow = 0
 
@@ -89,7 +95,7 @@ class CountWindow:
         self._slow += slow
 
     def tally(self, now: float) -> Tally:
-        return Tally(self._calls, self._failures, self._slow)
+        return Tally(self.calls, self._failures, self._slow)
 
     def _put(self, mark: int) -> None:
         old = self._ring[self._next]
@@ -100,5 +106,5 @@ class CountWindow:
         if old:
             self._failures -= old & 1
             self._slow -= old >> 1
-        if self._calls < self._size:
-            self._calls += 1
+        if self.calls < self._size:
+            self.calls += 1

@@ -23,5 +23,7 @@ class Counters:
 
     def count(self, code: str, seconds: float) -> None:
         self.seconds += seconds
-        codes = self.codes
-        codes[code] = codes.get(code, 0) + 1
+        try:
+            self.codes[code] += 1
+        except KeyError:
+            self.codes[code] = 1

@@ -19,7 +19,7 @@ from polywire.policy.faults import Fault
 from polywire.server import Certificates
 from polywire.services import Services
 from polywire.system.app import App, Key
-from polywire.system.assembly import Made, assemble, implemented
+from polywire.system.assembly import Assembly, Made, assemble, implemented
 from polywire.system.consuming import BUS, part_of, stores_among
 from polywire.system.fault_keys import check_calls, check_services
 from polywire.system.faults import Faults
@@ -199,18 +199,7 @@ async def system(
         wiring.here[FAKES] = make(FAKES, Made(services=list(dict.fromkeys(fakes.values())), resources=[]))
     async with memory_bus(clock) as bus:
         senders = {name: bus.sender(name) for name in (*assemblies, OUTSIDE)}
-        around = {name: assembly.app.client_interceptors for name, assembly in assemblies.items()}
-        wirings = {
-            name: replaced(
-                wiring,
-                sender=sender,
-                interceptors=around.get(name, ()),
-                caller=name,
-                faults=Faults(name, clock=clock),
-                _channels={},
-            )
-            for name, sender in senders.items()
-        }
+        wirings = {name: _wiring_of(name, wiring, assemblies.get(name), sender) for name, sender in senders.items()}
         await bus.declare([part_of(assembly) for assembly in assemblies.values()])
         await bus.declare([part_of_fakes(fakes)])
         with_bus = {name: {**given, BUS: Bus(senders[name])} for name in assemblies}
@@ -224,6 +213,18 @@ async def system(
                 for dispatcher in reversed(dispatchers):
                     await dispatcher.finish(0.0)
                 await made._close()
+
+
+def _wiring_of(name: str, wiring: Wiring, assembly: Assembly | None, sender: Sender) -> Wiring:
+    """The wiring of one caller: an app, or whoever calls from outside of them."""
+    return replaced(
+        wiring,
+        sender=sender,
+        interceptors=() if assembly is None else assembly.app.client_interceptors,
+        caller=name,
+        faults=Faults(name, clock=wiring.clock),
+        _channels={},
+    )
 
 
 def _sorted(replace: Mapping[Any, object]) -> tuple[dict[type[Contract], object], dict[Key, Any]]:

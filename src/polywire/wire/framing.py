@@ -16,10 +16,16 @@ _unpack_prefix = struct.Struct(">BI").unpack_from
 Frame = tuple[int, bytes]
 """Flags and payload."""
 
+_SHORT = 4096
+_PREFIXES = [_pack_prefix(0, size) for size in range(_SHORT)]
+"""Of short messages that are not compressed, by size; packing one costs more than the rest of the frame."""
+
 
 def framed(payload: bytes, flags: int = 0) -> bytes:
     """*payload* with its prefix."""
-    return _pack_prefix(flags, len(payload)) + payload
+    size = len(payload)
+    prefix = _PREFIXES[size] if size < _SHORT and not flags else _pack_prefix(flags, size)
+    return prefix + payload
 
 
 def whole_frame(body: bytes) -> Frame | None:

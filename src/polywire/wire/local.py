@@ -99,7 +99,7 @@ class LocalWire:
         )
         answer = _Answer(work, call, outgoing)
         self._running.add(answer.future)
-        slot = 0 if outgoing.deadline is None else self.deadlines.add(outgoing.deadline, answer)
+        slot = None if outgoing.deadline is None else self.deadlines.add(outgoing.deadline, answer)
         self.in_flight += 1
         try:
             body = _within(await answer.future, self.limit)
@@ -114,8 +114,8 @@ class LocalWire:
             self.in_flight -= 1
             self._wake_drain()
             self._running.discard(answer.future)
-            if slot:
-                self.deadlines.discard(slot, answer)
+            if slot is not None:
+                slot.discard(answer)
             outgoing.headers = _leading(call)
             outgoing.trailers = _trailing(call)
 
@@ -307,7 +307,8 @@ class _LocalStream:
         task = _start(_serve(dispatcher, handler, call, self._requests, self._answers))
         task.add_done_callback(partial(_finished, outgoing.rpc, self._requests, self._answers))
         task.add_done_callback(wire.stream_over)
-        self._slot = 0 if outgoing.deadline is None else wire.deadlines.add(outgoing.deadline, _Alarm(self))
+        if outgoing.deadline is not None:
+            wire.deadlines.add(outgoing.deadline, _Alarm(self))
 
     async def send(self, message: Message | None) -> None:
         try:

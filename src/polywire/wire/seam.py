@@ -61,14 +61,14 @@ _OWNED_PREFIXES = ("grpc-", "connect-", ":")
 class Outgoing:
     """One attempt of one call, as a client hands it to a wire; the wire fills in what came beside the answer."""
 
-    # One is made for every call, so what most calls lack is a default of the class and costs nothing to set.
-    attempt: int = 1
-    authorization: str | None = None
+    # One is made for every call. What hardly a call has nor asks for is a default of the class, which costs nothing to
+    # set; to read, it costs more than what the instance has.
+    authorization: str | None
     """The whole value of the `authorization` header, or None."""
-    principal: str | None = None
-    traceparent: str | None = None
+    principal: str | None
+    traceparent: str | None
     tracestate: str | None = None
-    baggage: str | None = None
+    baggage: str | None
     headers: Metadata | None = None
     """Set by the wire: metadata before the answer."""
     trailers: Metadata | None = None
@@ -97,6 +97,8 @@ class Outgoing:
         """Seconds left when the attempt starts; what is put on the wire."""
         self.request_id = request_id
         self.metadata = metadata
+        self.attempt = 1
+        self.authorization = self.principal = self.traceparent = self.baggage = None
 
 
 class ClientStream(Protocol):
@@ -254,17 +256,24 @@ class Dispatcher(Protocol):
         """The caller has gone: cancel the handler, as Cancelled and not as a failure."""
 
 
-def start_task(
-    loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, None], call: Call | None = None
-) -> asyncio.Task[None]:
-    """Run the coroutine of *call* as its task, on Python 3.12 and newer at once up to its first suspension."""
-    if sys.version_info >= (3, 12):
-        task = asyncio.Task(coroutine, loop=loop, eager_start=True)
-    else:
+if sys.version_info >= (3, 12):
+
+    def start_task(
+        loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, None], call: Call | None = None
+    ) -> asyncio.Task[None]:
+        """Run the coroutine of *call* as its task, at once up to its first suspension."""
+        return asyncio.Task(coroutine, loop=loop, eager_start=True)
+
+else:
+
+    def start_task(
+        loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, None], call: Call | None = None
+    ) -> asyncio.Task[None]:
+        """Run the coroutine of *call* as its task."""
         task = loop.create_task(coroutine)
         if call is not None:
             call._task = task
-    return task
+        return task
 
 
 def is_metadata(name: str) -> bool:
@@ -350,6 +359,8 @@ def request_id_from(value: bytes | None) -> str:
     """A request id that came from outside, or an empty string where it is missing, too long or not printable."""
     if value is None or not 0 < len(value) <= MAX_REQUEST_ID:
         return ""
+    if value.isalnum():  # as ours are: ASCII, of bytes
+        return value.decode("latin-1")
     text = value.decode("latin-1")
     return text if text.isascii() and text.isprintable() and " " not in text else ""
 

@@ -79,7 +79,8 @@ class Http2Client(Http2Connection):
         self.streams[sid] = stream
         size = len(body)
         if (
-            not 0 < size <= DEFAULT_FRAME_SIZE
+            not size
+            or size > DEFAULT_FRAME_SIZE
             or size > self.send_window
             or size > stream.send_window
             or self.paused

@@ -143,7 +143,8 @@ class Http2Connection(Upkeep):
         """Handle all complete frames in *data*; returns where the first incomplete one starts."""
         pos = 0
         available = len(data)
-        while available - pos >= FRAME_HEADER_SIZE:
+        last = available - FRAME_HEADER_SIZE
+        while pos <= last:
             word, flags, sid = unpack_header(data, pos)
             size = word >> 8
             if size > DEFAULT_FRAME_SIZE:

@@ -11,6 +11,7 @@ from polywire.context import NO_METADATA, Metadata
 from polywire.contract import Rpc
 from polywire.errors import CallError, Cancelled, Internal, InvalidArgument
 from polywire.net.stream import Field, Head, Stream, StreamClosed
+from polywire.policy.deadline import Slot
 from polywire.wire.compression import ACCEPTED, GZIP
 from polywire.wire.framing import Frames
 from polywire.wire.grpc.messages import SingleBody, plain
@@ -53,7 +54,7 @@ class Endpoint(Protocol):
         """Whether the deadline is still to come."""
         ...
 
-    def finished(self, slot: int, receiver: Any) -> None:
+    def finished(self, slot: Slot | None, receiver: Any) -> None:
         """A streaming call is over."""
 
 
@@ -198,7 +199,7 @@ class StreamedAnswers:
         self._limit = limit
         self._decode = decode
         self._head: AnswerHead | None = None
-        self.slot = 0
+        self.slot: Slot | None = None
         """Of the deadline's alarm."""
         self.over = False
         """Nothing will come or go any more."""

@@ -13,7 +13,7 @@ from polywire.contract import Message, Rpc
 from polywire.errors import CallError, Cancelled, Internal, InvalidArgument
 from polywire.net.pool import Pool
 from polywire.net.stream import ClientConnection, StreamClosed
-from polywire.policy.deadline import Deadlines
+from polywire.policy.deadline import Deadlines, Slot
 from polywire.wire.compression import compress
 from polywire.wire.framing import COMPRESSED, framed
 from polywire.wire.grpc.answer import Answer, StreamedAnswers, unreadable
@@ -65,14 +65,12 @@ class GrpcWire:
         return self._pool.retry_at is None and not self._closed
 
     def encode(self, rpc: Rpc, request: Message | None) -> bytes:
-        return self._framed(self._codec(rpc)[0](request))
+        payload = (self._codecs.get(rpc) or self._codec(rpc))[0](request)
+        return self._framed(payload) if self._compress else framed(payload)
 
     def _codec(self, rpc: Rpc) -> tuple[Callable[[Any], bytes], Callable[[bytes], Any]]:
         """How to encode requests and decode answers of *rpc*."""
-        codec = self._codecs.get(rpc)
-        if codec is None:
-            codec = codec_for(rpc.request, "proto").encode, codec_for(rpc.response, "proto").decode
-            self._codecs[rpc] = codec
+        codec = self._codecs[rpc] = codec_for(rpc.request, "proto").encode, codec_for(rpc.response, "proto").decode
         return codec
 
     def _framed(self, payload: bytes) -> bytes:
@@ -84,7 +82,7 @@ class GrpcWire:
         loop = self._loop
         if loop is None:
             loop = self._loop = asyncio.get_running_loop()
-        slot = 0
+        slot: Slot | None = None
         self.in_flight += 1
         try:
             headers, tail = self._headers.of(outgoing)
@@ -102,12 +100,12 @@ class GrpcWire:
                 answer.abandon()
                 raise
             finally:
-                if slot:
-                    self._deadlines.discard(slot, answer)
+                if slot is not None:
+                    slot.discard(answer)
                 # Stream and receiver hold each other; without this every call would be left to the garbage collector.
                 del answer.stream
             try:
-                return self._codec(outgoing.rpc)[1](body)
+                return (self._codecs.get(outgoing.rpc) or self._codec(outgoing.rpc))[1](body)
             except InvalidArgument as error:
                 raise unreadable(outgoing.rpc, error) from error
         finally:
@@ -115,7 +113,7 @@ class GrpcWire:
 
     async def stream(self, outgoing: Outgoing, *, wait_for_ready: bool = False) -> GrpcStream:
         headers, tail = self._headers.of(outgoing)
-        encode, decode = self._codec(outgoing.rpc)
+        encode, decode = self._codecs.get(outgoing.rpc) or self._codec(outgoing.rpc)
         self.in_flight += 1
         try:
             connection = self._pool.ready() or await self._connection(outgoing, wait_for_ready)
@@ -146,11 +144,11 @@ class GrpcWire:
         """Whether the deadline of *outgoing* is still to come."""
         return outgoing.deadline is None or self._clock.monotonic() < outgoing.deadline
 
-    def finished(self, slot: int, receiver: StreamedAnswers) -> None:
+    def finished(self, slot: Slot | None, receiver: StreamedAnswers) -> None:
         """A streaming call is over."""
         self.in_flight -= 1
-        if slot:
-            self._deadlines.discard(slot, receiver)
+        if slot is not None:
+            slot.discard(receiver)
 
     async def drain(self) -> None:
         self._closed = True

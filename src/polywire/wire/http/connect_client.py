@@ -14,6 +14,7 @@ from polywire.contract import Kind, Message, Rpc
 from polywire.errors import CallError, Cancelled, Internal, InvalidArgument
 from polywire.net.pool import Pool
 from polywire.net.stream import Field, Head, Headers, Stream, StreamClosed
+from polywire.policy.deadline import Slot
 from polywire.wire.compression import compress
 from polywire.wire.framing import COMPRESSED, Frames, framed
 from polywire.wire.http import connect_protocol as connect
@@ -213,7 +214,7 @@ class _Answers:
         self._coding = b"identity"
         self._plain = b""
         """The body of an answer that is no stream: an error of the service, or of something before it."""
-        self.slot = 0
+        self.slot: Slot | None = None
         """Of the deadline's alarm."""
         self.over = False
         """Nothing will come or go any more."""
@@ -319,8 +320,8 @@ class _Answers:
         else:
             self.messages.fail(error)
         self._calls.in_flight -= 1
-        if self.slot:
-            self._calls.deadlines.discard(self.slot, self)
+        if self.slot is not None:
+            self.slot.discard(self)
 
 
 _NO_ERROR = 0x0

@@ -11,7 +11,7 @@ from polywire.context import NO_METADATA, Metadata
 from polywire.errors import CallError, Cancelled, ResourceExhausted
 from polywire.net.pool import Pool
 from polywire.net.stream import ClientConnection, Field, Head, Stream, StreamClosed
-from polywire.policy.deadline import Deadlines
+from polywire.policy.deadline import Deadlines, Slot
 from polywire.wire.http.connect_protocol import TRAILER
 from polywire.wire.seam import (
     PREVIOUS_ATTEMPTS,
@@ -197,7 +197,7 @@ class Calls:
         loop = self._loop
         if loop is None:
             loop = self._loop = asyncio.get_running_loop()
-        slot = 0
+        slot: Slot | None = None
         self.in_flight += 1
         try:
             connection = self.pool.ready() or await self.connection(outgoing, wait_for_ready)
@@ -214,8 +214,8 @@ class Calls:
                 reply.abandon()
                 raise
             finally:
-                if slot:
-                    self.deadlines.discard(slot, reply)
+                if slot is not None:
+                    slot.discard(reply)
                 # Stream and receiver hold each other; without this every call would be left to the garbage collector.
                 del reply.stream
             return reply
