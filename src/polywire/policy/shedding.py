@@ -410,7 +410,10 @@ class Limiter:
         self._stop()
 
     def _eased(self, now: float, took: float) -> bool:
-        """Bring the limit down a little where the last walk has shown that this helps, to what it has shown at most."""
+        """Bring the limit down a little where the last walk has shown that this helps, to what it has shown at most.
+
+        Returns whether it could; where nothing is known, or calls are too slow for that, a walk has to find out.
+        """
         edge = self._slow_from()
         # By the root of what would be right for a queue alone: quick calls differ from window to window by chance.
         limit = self._limit * math.sqrt(edge / took)
