@@ -44,10 +44,12 @@ types:
 	$(VENV)/bin/pyright --pythonpath $(VENV)/bin/python
 
 # The rooms that need neither other processes nor other people's servers. (`make test` runs the others: breaking changes
-# compare with buf, and what is tried out on every wire with every policy or fault waits a lot.)
+# compare with buf, what is tried out on every wire with every policy or fault waits a lot, and so do further spellings of
+# Connect, of which one is tried out here, too.)
 quick:
 	$(VENV)/bin/python -m pytest -q -n 2 -m 'not slow' --ignore-glob='tests/contract/test_breaking*' \
-		--ignore=tests/conformance/test_policies_on_wires.py --ignore=tests/wire/test_faults_wires.py tests/unit \
+		--ignore=tests/conformance/test_policies_on_wires.py --ignore=tests/wire/test_faults_wires.py \
+		--ignore=tests/wire/test_connect_conformance.py --ignore=tests/wire/test_rest_fuzz.py tests/unit \
 		tests/policy tests/conformance tests/telemetry tests/contract tests/wire tests/system/test_app.py \
 		tests/system/test_system_file.py tests/examples/test_shop_services.py
 

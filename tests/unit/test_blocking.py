@@ -78,6 +78,7 @@ async def test_what_waits_in_a_thread_is_not(caplog: pytest.LogCaptureFixture) -
     assert reports(caplog) == []
 
 
+@pytest.mark.slow
 async def test_one_place_is_reported_once_a_minute_and_another_at_once(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
