@@ -212,7 +212,7 @@ async def test_connections_beyond_the_limit_are_closed_at_once() -> None:
 
 
 async def test_a_slow_client_is_cut_off_while_others_are_served() -> None:
-    async with serving(Recorder(), limits=Limits(header_timeout=0.2)) as (_, address):
+    async with serving(Recorder(), limits=Limits(header_timeout=0.6)) as (_, address):
         slow = [await connect(address) for _ in range(20)]
         for number, (_, writer) in enumerate(slow):
             # Some did not even get as far as telling which HTTP they speak.
